@@ -1,0 +1,35 @@
+# Every target sets up what it needs by itself, in a virtual environment of this folder.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+
+.PHONY: train test lint format bench clean
+
+train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
+	$(BIN)/python train.py $(ARGS)
+
+test: $(READY)             ## run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)             ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)           ## put style and formatting right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:                     ## remove the environment
+	rm -rf .venv
+
+# Without an NVIDIA driver the small CPU build is taken where pip's configured indexes offer one, else the usual build,
+# which runs on a CPU too.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "alignlab needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	@echo "installing torch $(TORCH) and the rest of constraints.txt into .venv (a few minutes the first time)"
+	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q "torch==$(TORCH)"; \
+	else $(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "torch==$(TORCH)"; fi
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $(READY)

@@ -1,0 +1,214 @@
+"""What flows through the house: rows of data, token rows, batches, and what a loss returns.
+
+Legend of axes, used in every docstring of the repository:
+
+    B  sequences or prompts in the micro-batch      T  tokens of a (flat or padded) row
+    G  completions per prompt                       N  supervised tokens of the micro-batch
+    K  rejected completions per prompt              S  sequences (completions) of the micro-batch
+    V  vocabulary                                   [] a scalar
+
+A *tree* is a prompt followed by its completions: each completion attends to its prompt and to itself. SFT has one
+completion per tree, a preference 1 + K (the chosen first), GRPO G, a text block none of the prompt.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Message = Mapping[str, Any]
+"""A chat message: ``role`` and ``content``, and what the template knows beside them (``tool_calls``,
+``reasoning_content``, ``name``). ``supervised: False`` takes an assistant turn out of the loss."""
+
+
+# --- rows: what a format makes of a record, before any tokenizer ------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What every kind of row carries.
+
+    Args:
+        origin: Where the row stands, ``file.jsonl:12`` (lines count from 1), for error messages.
+        columns: Further columns of the record, JSON values, kept for rewards and metrics (``answer``, ``margin``, …).
+    """
+
+    origin: str
+    columns: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(Row):
+    """Plain text to pretrain on."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Row):
+    """A dialogue to imitate; its assistant turns are supervised."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference(Row):
+    """One chosen completion against one or more rejected ones; ``scores`` (chosen first) where the data ranks them."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[tuple[Message, ...], ...]
+    scores: tuple[float, ...] | None = None
+    tools: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpaired(Row):
+    """A completion with a verdict: desirable or not."""
+
+    prompt: tuple[Message, ...]
+    completion: tuple[Message, ...]
+    desirable: bool
+    tools: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Row):
+    """A prompt to complete; its ``columns`` feed the rewards."""
+
+    prompt: tuple[Message, ...]
+    tools: tuple[Any, ...] | None = None
+
+
+# --- token rows: what the planner and the collator see ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One row after tokenisation: its trees laid end to end.
+
+    Args:
+        tokens: Token ids of all trees, each a prompt followed by its completions.
+        supervised: Per token, whether it is a target of the loss.
+        trees: Per tree the lengths ``(prompt, completion, completion, …)``; the prompt may be 0. The lengths of all
+            trees sum to ``len(tokens)``.
+        origin: Where the row came from.
+        numbers: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses.
+    """
+
+    tokens: list[int]
+    supervised: list[bool]
+    trees: list[list[int]]
+    origin: str
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+
+# --- batches: what a method sees --------------------------------------------------------------------------------------
+
+
+@dataclass
+class MicroBatch:
+    """What goes through the model at once, in the flat or in the padded layout; the fields mean the same in both.
+
+    Args:
+        inputs: Keyword arguments of the decoder's forward: ``input_ids [B, T]`` (flat: B = 1), ``position_ids``, and
+            either ``forest`` (flat) or ``attention_mask`` (padded).
+        predictor: Position, in ``input_ids`` flattened, whose hidden state predicts the label. Shape ``[N]``.
+        labels: Supervised token ids. Shape ``[N]``.
+        owner: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
+        tree: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
+        numbers: Numeric columns per sequence, each of shape ``[S]``.
+        num_tokens: Real tokens, prompts counted once, padding not counted.
+        counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
+    """
+
+    inputs: dict[str, Any]
+    predictor: Tensor
+    labels: Tensor
+    owner: Tensor
+    tree: Tensor
+    numbers: dict[str, Tensor]
+    num_tokens: int
+    counted: int = 1
+
+    @property
+    def num_sequences(self) -> int:
+        """S, the number of completions."""
+        return self.tree.numel()
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """Sizes of one optimizer step over all micro-batches and all ranks: what the reducer divides by.
+
+    Args:
+        supervised_tokens: Targets of the loss.
+        sequences: Completions.
+        trees: Prompts (pairs, groups, documents).
+        tokens: Tokens that pass through the model.
+        rows: Rows of data.
+    """
+
+    supervised_tokens: int
+    sequences: int
+    trees: int
+    tokens: int
+    rows: int
+
+
+@dataclass
+class StepBatch:
+    """One optimizer step of this rank.
+
+    Args:
+        micro_batches: What goes through the model one after the other.
+        totals: Sizes of the step over all ranks.
+        epoch: Passes over the training rows once this step is done.
+    """
+
+    micro_batches: list[MicroBatch]
+    totals: StepTotals
+    epoch: float
+
+    def to(self, device, non_blocking: bool = False) -> "StepBatch":
+        """The same step with its tensors on another device."""
+        batches = [move(batch, device, non_blocking) for batch in self.micro_batches]
+        return StepBatch(batches, self.totals, self.epoch)
+
+
+def move(value: Any, device, non_blocking: bool = False) -> Any:
+    """A copy of a batch, or of any nesting of dicts and tensors in it, on another device."""
+    if isinstance(value, MicroBatch):
+        fields = {name: move(part, device, non_blocking) for name, part in vars(value).items()}
+        return MicroBatch(**fields)
+    if isinstance(value, dict):
+        return {name: move(part, device, non_blocking) for name, part in value.items()}
+    return value.to(device, non_blocking=non_blocking) if hasattr(value, "to") else value
+
+
+# --- what a loss returns ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A sum and its weight, so that means are taken once, over the whole optimizer step and all ranks."""
+
+    sum: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """A loss as a sum and a weight, never as a mean.
+
+    Args:
+        sum: Weighted sum of the loss over the micro-batch; carries the gradient. Shape ``[]``.
+        weight: Sum of the weights, in the unit the method declares in ``weighs``. Shape ``[]``.
+        metrics: Further quantities by logged name (see ``metrics.py``), detached.
+    """
+
+    sum: Tensor
+    weight: Tensor
+    metrics: Mapping[str, Ratio] = field(default_factory=dict)

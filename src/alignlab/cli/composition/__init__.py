@@ -1,0 +1,1 @@
+"""Hydra as the command line sees it: composing, and saying what is wrong with what was typed."""

@@ -1,0 +1,126 @@
+"""From words on a command line to a composed config, by Hydra, with the named runs on its search path."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from alignlab.cli.composition.refusals import explain, let_keys_be_new
+
+PACKAGE = Path(__file__).resolve().parents[2]
+ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
+"""Folder of ``conf``, ``experiments`` and ``sweeps``: the package where it was installed, else the repository."""
+
+ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""What a command line or a file of options at fault raises."""
+
+
+class NamedRuns(FileConfigSource):
+    """The groups ``experiments`` and ``sweeps`` beside ``conf``, and nothing else of that folder."""
+
+    GROUPS = ("experiments", "sweeps")
+
+    @staticmethod
+    def scheme() -> str:
+        """What search paths of this kind start with."""
+        return "alignlab"
+
+    def is_group(self, config_path: str) -> bool:
+        """Whether the path is a group."""
+        return config_path.split("/")[0] in ("", *self.GROUPS) and super().is_group(config_path)
+
+    def is_config(self, config_path: str) -> bool:
+        """Whether the path is an option."""
+        return config_path.split("/")[0] in self.GROUPS and super().is_config(config_path)
+
+
+class SearchPath(SearchPathPlugin):
+    """Puts the named runs, and a run to repeat, on Hydra's search path, whatever the working directory."""
+
+    run_to_repeat: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append them; Hydra calls this before it composes."""
+        search_path.append("alignlab", f"{NamedRuns.scheme()}://{ROOT}")
+        if self.run_to_repeat is not None:
+            search_path.append("alignlab", f"file://{self.run_to_repeat}")
+
+
+for plugin in (NamedRuns, SearchPath):
+    Plugins.instance().register(plugin)
+
+
+def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: str | None = None) -> DictConfig:
+    """Compose a config as the command line would, without running anything.
+
+    Args:
+        words: ``group=option`` and ``key=value``.
+        config_name: A root in ``conf``.
+        config_dir: A further folder of options.
+
+    Raises:
+        InputError: A word or a file of options is at fault.
+    """
+    with _vocabulary(words, config_name, config_dir) as (words, groups):
+        try:
+            return hydra.compose(config_name, let_keys_be_new(words, groups))
+        except ERRORS as error:
+            raise explain(error, words, groups) from error
+
+
+def prepare(words: Sequence[str], config_name: str, config_dir: str | None = None) -> list[str]:
+    """Overrides as Hydra's own command line shall get them: see ``let_keys_be_new``."""
+    with _vocabulary(words, config_name, config_dir) as (_, groups):
+        return let_keys_be_new(words, groups)
+
+
+def refusal(error: Exception, words: Sequence[str], config_name: str, config_dir: str | None = None) -> Exception:
+    """What to tell the user where Hydra's command line failed: see ``explain``."""
+    with _vocabulary(words, config_name, config_dir) as (words, groups):
+        return explain(error, words, groups)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The groups on the search path; a ``Vocabulary``.
+
+    Args:
+        loader: Hydra's.
+        config_name: Root config.
+        folders: Override that names further folders, if any.
+    """
+
+    loader: ConfigLoader
+    config_name: str
+    folders: list[str]
+
+    def groups(self, parent: str = "") -> list[str]:
+        """Groups inside a group, or at the root."""
+        return self.loader.get_group_options(parent, ObjectType.GROUP, self.config_name, self.folders)
+
+    def options(self, group: str) -> list[str]:
+        """Options of a group."""
+        return self.loader.get_group_options(group, ObjectType.CONFIG, self.config_name, self.folders)
+
+
+@contextmanager
+def _vocabulary(words: Sequence[str], config_name: str, config_dir: str | None) -> Iterator[tuple[list[str], Groups]]:
+    """Hydra set up; the words with the further folder among them, and the groups that there are."""
+    if config_dir is not None:
+        words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
+    folders = [word for word in words if word.startswith("hydra.searchpath=")]
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield list(words), Groups(GlobalHydra.instance().config_loader(), config_name, folders)

@@ -1,0 +1,138 @@
+"""Why a command line does not compose, in words that name what exists."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import yaml
+from hydra.conf import HydraConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.errors import InputError, InputErrors, nearest
+from alignlab.schema.names import suggest
+
+
+class Vocabulary(Protocol):
+    """The groups on the search path."""
+
+    def groups(self, parent: str = "") -> list[str]:
+        """Groups inside a group, or at the root."""
+        ...
+
+    def options(self, group: str) -> list[str]:
+        """Options of a group."""
+        ...
+
+
+BESIDES = {
+    "model": "For any other model: model.path=FOLDER_OR_HUB_ID",
+    "data": "For a file: data=jsonl data.path=FILE",
+    "method": "For a method of your own: method._target_=package.Class",
+}
+"""What to type where a group has no option by the name."""
+
+
+HYDRA = OmegaConf.structured(HydraConf)
+"""Hydra's own settings."""
+
+
+def let_keys_be_new(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Let every ``key=value`` through to the schema, which knows more keys than the files spell out.
+
+    Args:
+        words: Overrides as typed.
+        vocabulary: The groups that there are.
+    """
+    return [f"++{word}" if _is_key(parse(word), vocabulary) else word for word in words]
+
+
+def explain(error: Exception, words: Sequence[str], vocabulary: Vocabulary) -> InputError:
+    """The refusal for what Hydra would not compose: every word at fault, else what Hydra says of the files.
+
+    Args:
+        error: What Hydra, OmegaConf or the YAML reader raised.
+        words: Overrides as typed.
+        vocabulary: The groups that there are.
+    """
+    faults = [fault for word in words for fault in _faults(word, vocabulary)]
+    if faults:
+        return faults[0] if len(faults) == 1 else InputErrors(faults)
+    return _of_file(error, vocabulary)
+
+
+def parse(word: str) -> Override | None:
+    """An override, or None where the word is none."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _is_key(override: Override | None, vocabulary: Vocabulary) -> bool:
+    if override is None or override.type.name != "CHANGE" or override.is_hydra_override() or override.package:
+        return False
+    return isinstance(override.value(), dict) or not _is_group(override.key_or_group, vocabulary)
+
+
+def _is_group(key: str, vocabulary: Vocabulary) -> bool:
+    parent, _, name = key.rpartition("/")
+    return name in vocabulary.groups(parent)
+
+
+def _faults(word: str, vocabulary: Vocabulary) -> Iterator[InputError]:
+    override = parse(word)
+    if override is None:
+        why = "it is neither group=option nor key=value" if "=" not in word else "its value cannot be read"
+        instead = f"Type {word}=VALUE" if "=" not in word else f"Quote it: {word.replace('=', '=' + chr(39), 1)}'"
+        yield InputError(word, why, instead)
+        return
+    key = override.key_or_group
+    if _is_group(key, vocabulary):
+        unknown = [choice for choice in _choices(override) if choice not in vocabulary.options(key)]
+        yield from (_no_option(key, choice, vocabulary) for choice in unknown)
+    elif override.is_hydra_override() and not _is_hydra_key(key.split(".")[1:], HYDRA):
+        yield InputError(word, "Hydra has no such setting", suggest(key, _dotted_keys("hydra", HYDRA)))
+
+
+def _is_hydra_key(parts: list[str], node: DictConfig) -> bool:
+    """Whether Hydra has the setting; plugins bring settings of their own where Hydra leaves the type open."""
+    if not parts or not OmegaConf.is_dict(node) or OmegaConf.get_type(node) is dict:
+        return True
+    return parts[0] in node and _is_hydra_key(parts[1:], node._get_node(parts[0]))
+
+
+def _dotted_keys(path: str, node: DictConfig) -> list[str]:
+    children = [(f"{path}.{key}", node._get_node(key)) for key in node]
+    inner = [_dotted_keys(key, child) for key, child in children if OmegaConf.is_dict(child) and not child._is_missing()]
+    return [key for key, _ in children] + [key for keys in inner for key in keys]
+
+
+def _choices(override: Override) -> list[str]:
+    if override.is_delete() or isinstance(override.value(), dict):
+        return []
+    if override.is_discrete_sweep():
+        return list(override.sweep_string_iterator())
+    value: Any = override.value()
+    return [str(choice) for choice in (value if isinstance(value, list) else [value]) if choice is not None]
+
+
+def _no_option(group: str, choice: str, vocabulary: Vocabulary) -> InputError:
+    elsewhere = [parent for parent in vocabulary.groups() if choice in vocabulary.options(parent)]
+    instead = " or ".join(f"Type {parent}={choice}" for parent in elsewhere) or nearest(choice, vocabulary.options(group))
+    further = f". {BESIDES[group]}" if group in BESIDES else ""
+    return InputError(f"{group}={choice}", f"{group} has no option '{choice}'", instead + further)
+
+
+def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:
+    """What is wrong in a file of options."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        return InputError(place, f"it is no valid YAML: {error.problem}", "Check colons, quotes and indentation there")
+    where, _, what = str(error).partition(": ") if str(error).startswith("In '") else ("the options", "", str(error))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return InputError(where, f"{error.missing_cfg_file}.yaml is nowhere", nearest(choice, vocabulary.options(group)))
+    text = " ".join(f"{what} {error.__cause__ or ''}".replace("\n", " ").split())
+    return InputError(where, text, "python train.py --help lists groups and keys")

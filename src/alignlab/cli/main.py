@@ -1,0 +1,51 @@
+"""``alignlab VERB …``: every module beside this one is a verb, with ``main(words) -> exit code``.
+
+Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 anything else (a traceback); 143 stopped
+by SIGTERM after a checkpoint.
+"""
+
+import importlib
+import logging
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from alignlab import cli
+from alignlab.cli.composition.command import refuse
+from alignlab.errors import InputError, nearest
+
+VERBS = sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg and module.name != "main")
+
+# bitsandbytes warns when it is imported of a speed-up that it did not find.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        words: The command line after ``alignlab``; that of the process by default.
+
+    Returns:
+        Exit code.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(_help())
+            return 0
+        if words[0] not in VERBS:
+            raise InputError(f"alignlab {words[0]}", "there is no such verb", nearest(words[0], VERBS))
+        return importlib.import_module(f"alignlab.cli.{words[0]}").main(words[1:])
+    except InputError as error:
+        return refuse(error, debug="debug=true" in words)
+
+
+def _help() -> str:
+    purposes = {verb: importlib.import_module(f"alignlab.cli.{verb}").__doc__.splitlines()[0] for verb in VERBS}
+    lines = [f"  alignlab {verb:<9} {purpose}" for verb, purpose in purposes.items()]
+    return "\n".join(["alignlab VERB [group=option] [key=value]", "", *lines, "", "More: alignlab VERB --help"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

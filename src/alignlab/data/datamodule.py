@@ -1,0 +1,133 @@
+"""The one data module of all methods: a source's rows, made the method's kind, tokenised, planned and collated."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Annotated
+
+import lightning
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.batches import Prompt, Row, TokenRow
+from alignlab.data.cache import TokenTable, build_table, tokenize_stream
+from alignlab.data.plan import PlanSettings
+from alignlab.data.rows import convert
+from alignlab.data.split import Part, Source, split_rows
+from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
+from alignlab.data.tokenize import TokenSettings
+from alignlab.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadSettings:
+    """How data is split, kept and brought to the model.
+
+    Args:
+        validation_size: Share (below 1) or number of training rows held out where the source has no validation part.
+        packing: Flat micro-batches without padding; else padded ones.
+        streaming: Read and tokenise while training instead of before; rows are shuffled within a buffer only.
+        num_workers: 1 collates ahead in another process.
+        tokenize_workers: Processes that tokenise; ``None`` chooses.
+        cache_dir: Where token tables are kept; ``None`` for the user's cache folder.
+        fresh: Tokenise again even where a table is cached.
+    """
+
+    validation_size: Annotated[float, Field(gt=0)] | None
+    packing: bool
+    streaming: bool
+    num_workers: Annotated[int, Field(ge=0, le=1)]
+    tokenize_workers: Annotated[int, Field(ge=0)] | None
+    cache_dir: str | None
+    fresh: bool
+
+
+class DataModule(lightning.LightningDataModule):
+    """Rows of a source as planned optimizer steps.
+
+    Args:
+        source: Where rows come from.
+        kind: The kind of row that the method eats.
+        tokenizer: With its chat template.
+        tokens: How rows become tokens.
+        plan: How rows become steps.
+        load: How data is split, kept and brought to the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        kind: type[Row],
+        tokenizer: PreTrainedTokenizerBase,
+        tokens: TokenSettings,
+        plan: PlanSettings,
+        load: LoadSettings,
+    ):
+        super().__init__()
+        self.source, self.kind, self.tokenizer = source, kind, tokenizer
+        self.tokens, self.plan, self.load = tokens, plan, load
+        self.train = None if load.streaming else self._table("train")
+        self.validation = self._table("validation")
+        self.num_steps = self.num_epoch_steps
+
+    @property
+    def num_epoch_steps(self) -> int | None:
+        """Optimizer steps in an epoch; ``None`` where a stream does not tell."""
+        return None if self.train is None else num_epoch_steps(len(self.train), self.plan)
+
+    def rows(self, part: Part) -> Iterator[Row]:
+        """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
+        return split_rows(self.source, part, self.load.validation_size, self.plan.seed)
+
+    def validation_prompts(self, limit: int) -> list[Prompt]:
+        """Held-out rows that have an ``answer`` column, as prompts, ``limit`` at most."""
+        answered = (row for row in self.rows("validation") if "answer" in row.columns)
+        return [convert(row, Prompt) for row in islice(answered, limit)]
+
+    def train_dataloader(self) -> StepLoader:
+        """All steps of the run, over all epochs; goes on where a checkpoint left off."""
+        if self.train is None:
+            return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps)
+        return self._loader(partial(table_steps, self.train, self.plan), self.num_steps)
+
+    def val_dataloader(self) -> StepLoader | list:
+        """The held-out rows once, in their order."""
+        if self.validation is None:
+            return []
+        plan = replace(self.plan, order="as_is")
+        return self._loader(partial(table_steps, self.validation, plan), num_epoch_steps(len(self.validation), plan))
+
+    def _loader(self, steps: Callable[..., Iterator[PlannedRows]], num_steps: int) -> StepLoader:
+        return StepLoader(
+            partial(steps, *self._rank()),
+            num_steps=num_steps,
+            packing=self.load.packing,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            num_workers=self.load.num_workers,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _table(self, part: Part) -> TokenTable | None:
+        """The token table of a part, from the cache where nothing that decides it has changed."""
+        held_out = f"{part} {self.load.validation_size} {self.plan.seed}"
+        table = build_table(
+            (convert(row, self.kind) for row in self.rows(part)),
+            source_fingerprint=f"{self.source.fingerprint()} {held_out}",
+            tokenizer=self.tokenizer,
+            settings=self.tokens,
+            kind=self.kind,
+            workers=self.load.tokenize_workers,
+            cache_dir=self.load.cache_dir,
+            fresh=self.load.fresh,
+        )
+        if part == "train" and len(table) == 0:
+            raise InputError(f"training on {self.source}", f"no row is left: {table.counts}", "Give it more data")
+        return table if len(table) else None
+
+    def _stream(self) -> Iterator[TokenRow]:
+        rows = (convert(row, self.kind) for row in self.rows("train"))
+        return tokenize_stream(rows, self.tokenizer, self.tokens, self.kind)

@@ -1,0 +1,140 @@
+"""Formats: from a record to a row, by the format's name or by the columns that the record has.
+
+``auto`` takes, for each record by itself, the first format of ``FORMATS`` that fits it; so one file may mix them.
+
+| the record | what happens |
+|---|---|
+| columns that no format takes | kept in ``Row.columns`` |
+| no format fits; a value that is neither an object nor a bare list of messages | refused |
+| a bare text, under ``data.format=text`` | a document |
+| a key that stands twice in one object | refused: one of the values would be lost without a word |
+| filled ``images``, ``videos`` or ``audios`` | refused: only text can be trained on |
+
+What each format accepts and refuses stands in ``messages``, ``prompts``, ``demonstrations`` and ``preferences``.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from alignlab.batches import Row
+from alignlab.data.files.record import MEND, Record, is_dialogue
+from alignlab.data.formats.demonstrations import completion, dialogue, prompt, text
+from alignlab.data.formats.fields import BadRow, type_name
+from alignlab.data.formats.preferences import preference, ranked, unpaired
+from alignlab.errors import InputError, nearest
+
+MEDIA = ("images", "videos", "audios")
+
+
+class Format(NamedTuple):
+    """A way to read a record.
+
+    Args:
+        read: Makes the row; takes its fields out of the record, the rest becomes the row's columns.
+        fits: Whether a record looks like this format; decides under ``auto``.
+    """
+
+    read: Callable[[dict[str, Any], str], Row]
+    fits: Callable[[Mapping[str, Any]], bool]
+
+
+def _has_any(*names: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda record: any(name in record for name in names)
+
+
+def _pair(prompt_name: str, completion_name: str) -> Format:
+    read = partial(completion, prompt=prompt_name, completion=completion_name)
+    return Format(read, lambda record: prompt_name in record and completion_name in record)
+
+
+def _is_ranked(record: Mapping[str, Any]) -> bool:
+    output = record.get("output")
+    return "completions" in record or ("instruction" in record and isinstance(output, list) and len(output) > 1)
+
+
+def _has_verdict(record: Mapping[str, Any]) -> bool:
+    label = record.get("label")
+    verdict = isinstance(label, bool) or str(label).lower() in ("true", "false")
+    return verdict and _has_any("messages", "conversations", "completion", "response", "output")(record)
+
+
+# In the order of detection: the more telling columns first.
+FORMATS: dict[str, Format] = {
+    "preference": Format(preference, _has_any("chosen", "rejected", "chosen_messages", "rejected_messages")),
+    "ranked": Format(ranked, _is_ranked),
+    "unpaired": Format(unpaired, _has_verdict),
+    "messages": Format(dialogue, _has_any("messages")),
+    "sharegpt": Format(dialogue, _has_any("conversations", "conversation")),
+    "alpaca": Format(partial(completion, prompt="instruction", completion="output"), _has_any("instruction")),
+    "prompt_completion": _pair("prompt", "completion"),
+    "prompt_response": _pair("prompt", "response"),
+    "question_answer": _pair("question", "answer"),
+    "query_response": _pair("query", "response"),
+    "input_output": _pair("input", "output"),
+    "text": Format(text, _has_any("text")),
+    "prompt": Format(prompt, _has_any("prompt")),
+}
+
+
+def check_format(name: str) -> None:
+    """Refuse a name that is neither ``auto`` nor a format.
+
+    Raises:
+        InputError: With the nearest name.
+    """
+    if name != "auto" and name not in FORMATS:
+        raise InputError(f"data.format={name}", "there is no such format", nearest(name, ["auto", *FORMATS]))
+
+
+def to_row(record: Record, format: str, columns: Mapping[str, str]) -> Row:
+    """Make a row of a record.
+
+    Args:
+        record: The record, as a file or a data set gives it.
+        format: ``auto`` or a key of ``FORMATS``.
+        columns: Canonical column name → the record's own name for it.
+
+    Raises:
+        InputError: The record cannot be read; names file, line and field.
+    """
+    if record.fault:
+        raise record.fault
+    try:
+        fields = _fields(record, format, columns)
+        name = _detect(fields) if format == "auto" else format
+        return FORMATS[name].read(fields, record.origin)
+    except BadRow as bad:
+        absent = [name for name in columns.values() if isinstance(record.value, dict) and name not in record.value]
+        why = bad.why + "".join(f"; there is no column {name!r} as data.columns says" for name in absent)
+        raise InputError(record.origin, why, bad.instead or MEND) from bad
+
+
+def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str, Any]:
+    value = record.value
+    if isinstance(value, str) and format == "text":
+        value = {"text": value}
+    if is_dialogue(value):
+        value = {"messages": value}
+    if not isinstance(value, dict):
+        instead = "Type data.format=text if each bare text is a document" if isinstance(value, str) else None
+        raise BadRow(f"the row is {type_name(value)} where an object with named columns is needed", instead)
+    if record.repeated:
+        raise BadRow(f"field {record.repeated[0]!r} stands twice in one object")
+    theirs = set(columns.values())
+    fields = {key: item for key, item in value.items() if key not in theirs}
+    fields |= {ours: value[name] for ours, name in columns.items() if name in value}
+    if media := [name for name in MEDIA if fields.get(name)]:
+        raise BadRow(f"field {media[0]!r} is filled, and only text can be trained on")
+    return fields
+
+
+def _detect(fields: Mapping[str, Any]) -> str:
+    for name, format in FORMATS.items():
+        if format.fits(fields):
+            return name
+    known = ("prompt", "completion", "question", "answer", "instruction", "output", "messages", "text", "chosen")
+    alike = {name: key for key in fields for name in known if key.strip().lower() == name}
+    renamed = ", ".join(f"{ours}: {theirs!r}" for ours, theirs in (alike or {"prompt": "A", "completion": "B"}).items())
+    shown = ", ".join(map(repr, list(fields)[:8])) or "none at all"
+    raise BadRow(f"no format fits its columns ({shown})", f"Say which is which, e.g. data.columns={{{renamed}}}")

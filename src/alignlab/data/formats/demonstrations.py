@@ -1,0 +1,52 @@
+"""Formats of dialogues and of single completions: Text, Demonstration and Prompt rows.
+
+A demonstration must begin with a prompt, end with an assistant message, and have one in the loss. The ``answer`` of
+``question``/``answer`` also stays among the columns, because rewards compare with it.
+"""
+
+from typing import Any
+
+from alignlab.batches import Demonstration, Prompt, Text
+from alignlab.data.formats.fields import BadRow, filled_text, pop, pop_tools
+from alignlab.data.formats.messages import Dialogue, as_turns, check_order
+from alignlab.data.formats.prompts import pop_dialogue, pop_prompt
+
+KEPT = ("answer",)
+
+
+def text(record: dict[str, Any], origin: str) -> Text:
+    """``text``: one document."""
+    return Text(text=filled_text(pop(record, "text"), "text"), origin=origin, columns=record)
+
+
+def dialogue(record: dict[str, Any], origin: str) -> Demonstration:
+    """``messages``, ``conversations`` or a bare list of messages."""
+    return _demonstration(pop_dialogue(record), "messages", record, origin)
+
+
+def completion(record: dict[str, Any], origin: str, *, prompt: str, completion: str) -> Demonstration:
+    """A prompt and its completion under two given names."""
+    before = pop_prompt(record, prompt)
+    after = pop(record, completion)
+    kept = {completion: after} if completion in KEPT else {}
+    turns = as_turns(after, completion, "assistant")
+    return _demonstration(before + turns, completion, record, origin, **kept)
+
+
+def prompt(record: dict[str, Any], origin: str) -> Prompt:
+    """``prompt`` (or another name of it) alone; everything else stays among the columns."""
+    before = pop_prompt(record)
+    check_order(before, "prompt")
+    if before[-1]["role"] not in ("user", "tool"):
+        raise BadRow(f"field 'prompt' ends with role {before[-1]['role']!r}: nothing is asked")
+    return Prompt(prompt=tuple(before), tools=pop_tools(record), origin=origin, columns=record)
+
+
+def _demonstration(messages: Dialogue, field: str, record: dict[str, Any], origin: str, **kept) -> Demonstration:
+    check_order(messages, field)
+    if messages[-1]["role"] != "assistant":
+        raise BadRow(f"field {field!r} ends with role {messages[-1]['role']!r}: nothing to learn follows")
+    if not any(message.get("supervised", True) for message in messages if message["role"] == "assistant"):
+        raise BadRow(f"field {field!r} has no assistant message in the loss")
+    tools = pop_tools(record)
+    return Demonstration(messages=tuple(messages), tools=tools, origin=origin, columns=record | kept)

@@ -1,0 +1,83 @@
+"""Fields of a record: taken out one by one, so that what no format takes stays behind as the row's columns."""
+
+import json
+from typing import Any
+
+JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
+
+
+class BadRow(Exception):
+    """A record that no row can be made of.
+
+    Args:
+        why: What is wrong, naming the field.
+        instead: What to type instead; None where the record has to be mended.
+    """
+
+    def __init__(self, why: str, instead: str | None = None):
+        self.why, self.instead = why, instead
+        super().__init__(why)
+
+
+def type_name(value: Any) -> str:
+    """A JSON type in words: ``a number``, ``a list``, ``null``."""
+    return "null" if value is None else JSON_TYPES.get(type(value), f"a {type(value).__name__}")
+
+
+def filled_text(value: Any, field: str) -> str:
+    """A text that holds more than blanks.
+
+    Raises:
+        BadRow: It is no text, or blank.
+    """
+    if not isinstance(value, str):
+        raise BadRow(f"field {field!r} is {type_name(value)} where a text is needed")
+    if not value.strip():
+        raise BadRow(f"field {field!r} is empty")
+    return value
+
+
+def pop(record: dict[str, Any], field: str) -> Any:
+    """Take a field that must be there.
+
+    Raises:
+        BadRow: It is not.
+    """
+    if field not in record:
+        raise BadRow(f"field {field!r} is missing", f"Add it, or name its column: data.columns={{{field}: COLUMN}}")
+    return record.pop(field)
+
+
+def pop_optional_text(record: dict[str, Any], field: str) -> str | None:
+    """Take a text that may be absent, null or blank, all of which mean None."""
+    value = record.pop(field, None)
+    blank = value is None or (isinstance(value, str) and not value.strip())
+    return None if blank else filled_text(value, field)
+
+
+def from_json_text(value: Any, field: str) -> Any:
+    """Parse a text that holds a JSON list or object; anything else passes unchanged.
+
+    Raises:
+        BadRow: It looks like JSON and is none.
+    """
+    if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise BadRow(f"field {field!r} is no valid JSON ({error})") from error
+
+
+def pop_tools(record: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Take ``tools`` (a list, or its JSON text) in the form that chat templates expect.
+
+    Raises:
+        BadRow: It is no list of objects.
+    """
+    tools = from_json_text(record.pop("tools", None), "tools")
+    if tools is None or tools == "" or tools == []:
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRow(f"field 'tools' is {type_name(tools)} where a list of objects is needed")
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)

@@ -1,0 +1,141 @@
+"""Formats of comparisons: Preference (pairs, groups, ranked lists) and Unpaired rows.
+
+| in the record | accepted as |
+|---|---|
+| ``chosen``, ``rejected``: texts, messages or lists of messages | a pair |
+| ``rejected``: a list of texts, of dialogues, or of single assistant messages | a group, one rejected or more |
+| ``chosen_messages``, ``rejected_messages``, or ``chosen`` and ``rejected`` that begin with the prompt | the longest \
+common beginning is the prompt |
+| ``completions`` (or ``output``): a list, best first, or in any order with ``scores`` | best against the others |
+| ``scores`` beside ``chosen`` and ``rejected`` | one per completion, the chosen first |
+| a boolean ``label`` beside a dialogue or a completion | desirable or not |
+| equal rejected completions; a rejected one that begins the chosen, or differs by a blank | kept as they are |
+| missing or empty prompt or completion; no rejected; the chosen among the rejected; different prompts; a chosen with \
+a lower score; a tie for the best | refused |
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from alignlab.batches import Preference, Unpaired
+from alignlab.data.formats.fields import BadRow, from_json_text, pop, pop_tools, type_name
+from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
+from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
+
+VERDICTS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def preference(record: dict[str, Any], origin: str) -> Preference:
+    """``chosen`` against ``rejected``, with the prompt beside or inside them."""
+    suffix = "_messages" if "chosen_messages" in record or "rejected_messages" in record else ""
+    chosen, rejected = (pop(record, f"{name}{suffix}") for name in ("chosen", "rejected"))
+    answers = [as_turns(chosen, "chosen", "assistant"), *_candidates(rejected, "rejected")]
+    scores = _numbers(record.pop("scores", None), len(answers))
+    if scores and scores[0] < max(scores[1:]):
+        raise BadRow("field 'scores' gives a rejected completion more than the chosen one, which comes first")
+    return _compare(record, origin, answers, scores)
+
+
+def ranked(record: dict[str, Any], origin: str) -> Preference:
+    """``completions`` from the best to the worst, or in any order with ``scores``."""
+    name = "completions" if "completions" in record else "output"
+    answers = _candidates(pop(record, name), name)
+    scores = _numbers(record.pop("scores", None), len(answers))
+    if len(answers) < 2:
+        raise BadRow(f"field {name!r} holds one completion where a ranking needs two or more")
+    if scores:
+        order = sorted(range(len(answers)), key=lambda index: -scores[index])
+        answers, scores = [answers[i] for i in order], tuple(scores[i] for i in order)
+        if scores[0] == scores[1]:
+            raise BadRow("field 'scores' has a tie for the best completion")
+    return _compare(record, origin, answers, scores)
+
+
+def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
+    """A dialogue, or a prompt and a completion, with a boolean ``label``."""
+    label = pop(record, "label")
+    verdict = VERDICTS.get(str(label).lower())
+    if verdict is None:
+        raise BadRow(f"field 'label' is {label!r} where true or false is needed")
+    if any(name in record for name in DIALOGUES):
+        messages = pop_dialogue(record)
+    else:
+        name = next((n for n in ("completion", "response", "output", "answer") if n in record), "completion")
+        messages = pop_prompt(record) + as_turns(pop(record, name), name, "assistant")
+    prompt, completion = split(messages)
+    _check(prompt, completion, "messages")
+    tools = pop_tools(record)
+    prompt, completion = _bare(prompt), _bare(completion)
+    return Unpaired(prompt=prompt, completion=completion, desirable=verdict, tools=tools, origin=origin, columns=record)
+
+
+def _candidates(value: Any, field: str) -> list[Dialogue]:
+    """One completion, or several: texts, dialogues, or assistant messages side by side."""
+    value = from_json_text(value, field)
+    if not isinstance(value, list):
+        return [as_turns(value, field, "assistant")]
+    if not value:
+        raise BadRow(f"field {field!r} is an empty list")
+    if all(isinstance(item, dict) for item in value):
+        dialogue = as_messages(value, field)
+        alike = all(message["role"] == "assistant" for message in dialogue)
+        return [[message] for message in dialogue] if alike else [dialogue]
+    return [as_turns(item, f"{field}[{index}]", "assistant") for index, item in enumerate(value)]
+
+
+def _compare(record: dict[str, Any], origin: str, answers: list[Dialogue], scores) -> Preference:
+    inside = answers[0][0]["role"] != "assistant"
+    lead = with_system(record, []) if inside else []
+    beside = not inside or any(name in record for name in (*DIALOGUES, *QUESTIONS))
+    given = pop_prompt(record) if beside else []
+    dialogues = [_bare((lead if inside else given) + answer) for answer in answers]
+    prompt = _common_beginning(dialogues) if inside else _bare(given)
+    if not prompt:
+        raise BadRow("field 'rejected' answers another prompt than 'chosen'")
+    if inside and given and given[-1]["content"] not in [message["content"] for message in prompt]:
+        raise BadRow("field 'prompt' differs from the prompt inside 'chosen'")
+    chosen, *rejected = (dialogue[len(prompt) :] for dialogue in dialogues)
+    if chosen in rejected:
+        raise BadRow("field 'rejected' holds the chosen completion")
+    for field, answer in [("chosen", chosen), *((f"rejected[{i}]", item) for i, item in enumerate(rejected))]:
+        _check(prompt, answer, field)
+    tools = pop_tools(record)
+    return Preference(
+        prompt=prompt,
+        chosen=chosen,
+        rejected=tuple(rejected),
+        scores=scores,
+        tools=tools,
+        origin=origin,
+        columns=record,
+    )
+
+
+def _common_beginning(dialogues: Sequence[Sequence[dict[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    alike = takewhile(lambda messages: all(m == messages[0] for m in messages), zip(*dialogues, strict=False))
+    return tuple(messages[0] for messages in alike)
+
+
+def _bare(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Messages without loss flags, which say nothing where whole completions are compared."""
+    return tuple({key: value for key, value in message.items() if key != "supervised"} for message in messages)
+
+
+def _check(prompt: Sequence[dict[str, Any]], answer: Sequence[dict[str, Any]], field: str) -> None:
+    if not prompt or prompt[-1]["role"] not in ("user", "tool"):
+        raise BadRow("the prompt does not end with a user message")
+    if not answer or answer[-1]["role"] != "assistant":
+        raise BadRow(f"field {field!r} does not end with an assistant message after the prompt")
+    check_order([*prompt, *answer], field)
+
+
+def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
+    if scores is None:
+        return None
+    scores = from_json_text(scores, "scores")
+    if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
+        raise BadRow(f"field 'scores' is {type_name(scores)} where a list of numbers is needed")
+    if len(scores) != count:
+        raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
+    return tuple(map(float, scores))

@@ -1,0 +1,86 @@
+"""What stands before the completion: system text, history, a prompt or a whole dialogue, under the names data sets use.
+
+| field | becomes |
+|---|---|
+| ``prompt``, ``question``, ``query``, ``input``: a text | a user message |
+| ``prompt``: a list of messages | these messages |
+| ``instruction`` and, where it is filled, ``input`` | one user message, the two joined by a line break |
+| ``messages``, ``conversations``, ``conversation`` | a dialogue |
+| ``system`` | a system message at the start; null or empty means none |
+| ``history``: pairs of user and assistant texts | messages before the prompt; null or empty means none |
+"""
+
+from typing import Any
+
+from alignlab.data.formats.fields import BadRow, filled_text, from_json_text, pop, pop_optional_text, type_name
+from alignlab.data.formats.messages import Dialogue, as_messages, as_turns
+
+DIALOGUES = ("messages", "conversations", "conversation")
+QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+
+
+def pop_dialogue(record: dict[str, Any]) -> Dialogue:
+    """Take the dialogue of a record, with its system text in front.
+
+    Raises:
+        BadRow: There is none, there are two, or it cannot be read.
+    """
+    names = [name for name in DIALOGUES if name in record]
+    if len(names) > 1:
+        instead = f"Name the one to read: data.columns={{messages: {names[0]}}} after removing the other"
+        raise BadRow(f"fields {' and '.join(map(repr, names))} both hold a dialogue", instead)
+    name = names[0] if names else "messages"
+    return with_system(record, as_messages(pop(record, name), name))
+
+
+def pop_prompt(record: dict[str, Any], name: str | None = None) -> Dialogue:
+    """Take the prompt of a record, with system text and history in front.
+
+    Args:
+        record: The record, from which all that belongs to the prompt is taken.
+        name: The field of the prompt; None takes the first of the usual ones that the record has.
+
+    Raises:
+        BadRow: There is none, or it cannot be read.
+    """
+    if name is None and any(field in record for field in DIALOGUES):
+        return pop_dialogue(record)
+    name = name or next((field for field in QUESTIONS if field in record), "prompt")
+    value = _instruction(record) if name == "instruction" else pop(record, name)
+    return with_system(record, _history(record) + as_turns(value, name, "user"))
+
+
+def with_system(record: dict[str, Any], dialogue: Dialogue) -> Dialogue:
+    """Put the record's system text, if it has one, before a dialogue.
+
+    Raises:
+        BadRow: The dialogue has another system message of its own.
+    """
+    text = pop_optional_text(record, "system")
+    first = dialogue[0] if dialogue else {"role": None}
+    if text is None or first == {"role": "system", "content": text}:
+        return dialogue
+    if first["role"] == "system":
+        raise BadRow("field 'system' differs from the system message of the dialogue")
+    return [{"role": "system", "content": text}, *dialogue]
+
+
+def _instruction(record: dict[str, Any]) -> str:
+    more = pop_optional_text(record, "input")
+    instruction = pop(record, "instruction")
+    if more is None:
+        return filled_text(instruction, "instruction")
+    return more if instruction == "" else f"{filled_text(instruction, 'instruction')}\n{more}"
+
+
+def _history(record: dict[str, Any]) -> Dialogue:
+    pairs = from_json_text(record.pop("history", None), "history") or []
+    if not isinstance(pairs, list):
+        raise BadRow(f"field 'history' is {type_name(pairs)} where a list of pairs is needed")
+    turns = []
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise BadRow(f"field 'history[{index}]' is no pair of a user and an assistant text")
+        for role, text in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": filled_text(text, f"history[{index}]")})
+    return turns

@@ -1,0 +1,208 @@
+"""What all methods share: one training step of planned micro-batches, one reducer, one way to log.
+
+A new method is a subclass that names the kind of row it eats and writes ``compute_loss``:
+
+    class SFT(Method):
+        eats = Demonstration
+
+        def compute_loss(self, batch: MicroBatch) -> LossOutput:
+            scores = token_scores(self.policy, batch)
+            return nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import lightning
+import torch
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from torch import Tensor, nn
+
+from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
+from alignlab.errors import InputError
+from alignlab.metrics import check_names
+from alignlab.models.adapters import zero_gradients
+from alignlab.models.scoring import verify
+from alignlab.training.reduction import RunningRatios, num_ranks, step_loss
+from alignlab.training.throughput import mfu
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a method is made of besides its own hyper-parameters.
+
+    Args:
+        make_policy: Builds the model that is trained; called once, where the strategy wants models to be made.
+        make_optimizer: Parameter groups → optimizer.
+        make_scheduler: ``(optimizer, num_training_steps=…)`` → schedule, stepped once per optimizer step.
+        gradient_clip_val: Largest global gradient norm; ``None`` does not clip.
+        packing: Whether batches come in the flat layout.
+    """
+
+    make_policy: Callable[[], nn.Module]
+    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    make_scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler]
+    gradient_clip_val: float | None
+    packing: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training has come; saved in checkpoints, the axis of every curve."""
+
+    step: int = 0
+    epoch: float = 0.0
+    samples: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+
+    def after(self, totals: StepTotals, epoch: float) -> "Progress":
+        """The progress once a step of these sizes is done."""
+        return Progress(
+            self.step + 1,
+            epoch,
+            self.samples + totals.rows,
+            self.tokens + totals.tokens,
+            self.supervised_tokens + totals.supervised_tokens,
+        )
+
+
+class Method(lightning.LightningModule):
+    """Base of all methods.
+
+    Args:
+        parts: Factories of the policy, its optimizer and its schedule.
+    """
+
+    eats: ClassVar[type[Row]]
+    """The kind of row that ``compute_loss`` understands."""
+
+    def __init__(self, *, parts: Parts):
+        super().__init__()
+        self.automatic_optimization = False
+        self.parts = parts
+        self.policy: nn.Module | None = None
+        self.progress = Progress()
+        self.validation = RunningRatios()
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """The objective on one micro-batch: the only thing that a method must write."""
+        raise NotImplementedError(f"{type(self).__name__} has no compute_loss(batch) -> LossOutput")
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Weight of the whole step, in the unit of ``LossOutput.weight``; supervised tokens unless overridden."""
+        return totals.supervised_tokens
+
+    # --- what Lightning calls -----------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build the policy, in train mode; may be called again and does nothing then."""
+        if self.policy is None:
+            self.policy = self.parts.make_policy().train()
+
+    def configure_optimizers(self):
+        """One optimizer and its schedule; vectors (norms, biases) are spared weight decay."""
+        parameters = [p for p in self.policy.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.ndim >= 2]},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.parts.make_optimizer([group for group in groups if group["params"]])
+        return [optimizer], [self.parts.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
+
+    def on_fit_start(self) -> None:
+        """Check that the model keeps the documents of a batch apart before it learns from them."""
+        difference = verify(self.policy, self.parts.packing)
+        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
+
+    def training_step(self, step: StepBatch, batch_index: int) -> None:
+        """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
+        assert self.policy.training, "the policy must be in train mode while it is trained"
+        started = time.perf_counter()
+        ratios, optimizer = RunningRatios(), self.optimizers()
+        total_weight = self.total_weight(step.totals)
+        for index, batch in enumerate(step.micro_batches):
+            last = index == len(step.micro_batches) - 1
+            with _block_parallel_sync_behavior(self.trainer.strategy, block=not last):
+                output = self.compute_loss(batch)
+                self.manual_backward(step_loss(output, total_weight, batch.counted))
+            ratios.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
+        if batch_index == 0 and self.progress.step == 0:
+            self._refuse_dead_parameters()
+        lr = optimizer.param_groups[0]["lr"]
+        norms = self._clip(optimizer)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.lr_schedulers().step()
+        self.progress = self.progress.after(step.totals, step.epoch)
+        timing = self._timing(step.totals, time.perf_counter() - started)
+        self._log({**_named(ratios.means(), "train"), **norms, **timing, "train/lr": lr})
+
+    def validation_step(self, step: StepBatch, batch_index: int) -> None:
+        """Gather sums and weights; the means are taken over the whole validation set."""
+        for batch in step.micro_batches:
+            output = self.compute_loss(batch)
+            self.validation.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all held-out rows and ranks."""
+        means = _named(self.validation.means(), "val")
+        if "val/nll" in means:
+            means["val/perplexity"] = means["val/nll"].exp()
+        self._log(means)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the progress, as plain numbers."""
+        checkpoint["progress"] = asdict(self.progress)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the progress."""
+        self.progress = replace(self.progress, **checkpoint["progress"])
+
+    # --- the parts of a step ------------------------------------------------------------------------------------------
+
+    def _clip(self, optimizer) -> dict[str, Tensor]:
+        """Clip the global norm of all trained parameters; returns the norm before and after."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            scaler.unscale_(optimizer.optimizer)
+        gradients = [p for p in self.policy.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in gradients])
+        limit = self.parts.gradient_clip_val
+        if limit is None:
+            return {"train/grad_norm": norm}
+        nn.utils.clip_grads_with_norm_(gradients, limit, norm)
+        return {"train/grad_norm": norm, "train/grad_norm_clipped": norm.clamp(max=limit)}
+
+    def _refuse_dead_parameters(self) -> None:
+        """After the first backward, every trainable tensor must have been reached."""
+        dead = zero_gradients(self.policy)
+        if dead:
+            raise InputError(
+                f"training {sum(p.requires_grad for p in self.policy.parameters())} tensors",
+                f"after the first backward pass {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
+                "Freeze them or leave them out of peft.target_modules",
+            )
+
+    def _timing(self, totals: StepTotals, seconds: float) -> dict[str, float]:
+        rate = totals.tokens / seconds
+        size = sum(p.numel() for p in self.policy.parameters())
+        utilisation = mfu(size, rate, num_ranks())
+        timing = {"train/tokens_per_second": rate, "train/step_seconds": seconds}
+        return timing if utilisation is None else {**timing, "train/mfu": utilisation}
+
+    def _log(self, values: Mapping[str, Tensor | float]) -> None:
+        """Log under known names only, with the progress beside them as their axis."""
+        check_names(values)
+        progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
+        self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})
+
+
+def _named(means: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
+    """``loss`` becomes ``train/loss``; ``rewards/chosen`` keeps its name in training and is ``val/…`` in validation."""
+    return {name if "/" in name and stage == "train" else f"{stage}/{name}": mean for name, mean in means.items()}

@@ -1,0 +1,68 @@
+"""Evaluation by generation: the share of held-out problems that the policy solves."""
+
+import logging
+from typing import Annotated
+
+import lightning
+import torch
+from pydantic import Field
+
+from alignlab.batches import Ratio
+from alignlab.data.datamodule import DataModule
+from alignlab.data.templates import choose_template, stop_tokens
+from alignlab.data.tokenize import tokenize
+from alignlab.methods.base import Method
+from alignlab.rewards.exact_answer import exact_answer
+from alignlab.rollout.generate import complete
+from alignlab.training.reduction import RunningRatios, num_ranks
+
+log = logging.getLogger(__name__)
+
+
+class ExactMatch(lightning.Callback):
+    """Logs ``val/exact_match`` with every validation, where held-out rows have an ``answer`` column.
+
+    Args:
+        num_prompts: Held-out prompts to complete, at most.
+        max_completion_tokens: Most tokens of a completion.
+        batch_size: Prompts completed at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prompts: Annotated[int, Field(ge=0)],
+        max_completion_tokens: Annotated[int, Field(ge=1)],
+        batch_size: Annotated[int, Field(ge=1)],
+    ):
+        self.num_prompts = num_prompts
+        self.max_completion_tokens = max_completion_tokens
+        self.batch_size = batch_size
+        self.prompts: list[tuple[list[int], str]] | None = None
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
+        """Complete the prompts greedily, each rank its share, and log the share of right answers."""
+        data: DataModule = trainer.datamodule
+        if self.prompts is None:
+            self.prompts = self._prompts(data)
+        if not self.prompts:
+            return
+        share = self.prompts[trainer.global_rank :: num_ranks()]
+        tokenizer = data.tokenizer
+        completions = complete(
+            method.policy,
+            [prompt for prompt, _ in share],
+            max_completion_tokens=self.max_completion_tokens,
+            stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, data.tokens.chat_template))),
+            pad_token_id=tokenizer.pad_token_id,
+            batch_size=self.batch_size,
+        )
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        hits = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
+        ratios = RunningRatios()
+        ratios.add({"exact_match": Ratio(*torch.tensor([hits, len(share)], device=method.device, dtype=torch.float64))})
+        method.log("val/exact_match", ratios.means()["exact_match"].float())
+
+    def _prompts(self, data: DataModule) -> list[tuple[list[int], str]]:
+        rows = data.validation_prompts(self.num_prompts)
+        return [(tokenize(row, data.tokenizer, data.tokens).tokens, str(row.columns["answer"])) for row in rows]

@@ -1,0 +1,18 @@
+"""Pretraining: predict every token of plain text."""
+
+from alignlab.batches import LossOutput, MicroBatch, Text
+from alignlab.losses.sft import nll, token_metrics
+from alignlab.methods.base import Method
+from alignlab.models.scoring import token_scores
+
+
+class Pretrain(Method):
+    """Minimise the negative log-likelihood of all tokens that have a predecessor in their document."""
+
+    eats = Text
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Token mean of the negative log-likelihood."""
+        scores = token_scores(self.policy, batch)
+        output = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
+        return LossOutput(output.sum, output.weight, token_metrics(*scores))

@@ -1,0 +1,54 @@
+"""Supervised fine-tuning: imitate the assistant's turns of a dialogue."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from alignlab.batches import Demonstration, LossOutput, MicroBatch, StepTotals
+from alignlab.losses.sft import Reduction, token_metrics
+from alignlab.methods.base import Method
+from alignlab.models.neftune import add_embedding_noise
+from alignlab.models.scoring import token_scores
+
+
+class SFT(Method):
+    """Minimise a loss of the supervised tokens.
+
+    Args:
+        loss: ``(token_logps, owner, num_sequences, *, reduction)`` → ``LossOutput``; one of ``losses.sft``.
+        reduction: ``token`` weighs every supervised token of the step alike, ``sequence`` every dialogue.
+        neftune_alpha: Scale of uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); 0 for none.
+        parts: See ``Method``.
+    """
+
+    eats = Demonstration
+
+    def __init__(
+        self,
+        *,
+        loss: Callable[..., LossOutput],
+        reduction: Reduction,
+        neftune_alpha: Annotated[float, Field(ge=0)],
+        **parts,
+    ):
+        super().__init__(**parts)
+        self.loss = loss
+        self.reduction = reduction
+        self.neftune_alpha = neftune_alpha
+
+    def configure_model(self) -> None:
+        """Build the policy, with noise on its embeddings where asked."""
+        if self.policy is None:
+            super().configure_model()
+            add_embedding_noise(self.policy, self.neftune_alpha)
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Loss of the supervised tokens, summed over tokens or over the means of sequences."""
+        scores = token_scores(self.policy, batch)
+        output = self.loss(scores.logps, batch.owner, batch.num_sequences, reduction=self.reduction)
+        return LossOutput(output.sum, output.weight, token_metrics(*scores))
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Supervised tokens or sequences of the step, as the reduction has it."""
+        return totals.supervised_tokens if self.reduction == "token" else totals.sequences

@@ -1,0 +1,49 @@
+"""Every logged name, with its unit and its meaning in one line. A name that is not here is refused when logged."""
+
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A logged quantity.
+
+    Args:
+        unit: Unit of the value; ``1`` for a pure number.
+        meaning: One line, as shown in the docs and in dashboards.
+    """
+
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "progress/step": Metric("optimizer steps", "steps done; the axis of every curve"),
+    "progress/epoch": Metric("epochs", "passes over the training rows, fractional"),
+    "progress/samples": Metric("rows", "training rows consumed, all ranks"),
+    "progress/tokens": Metric("tokens", "tokens passed through the model in training, all ranks"),
+    "progress/supervised_tokens": Metric("tokens", "targets of the loss so far, all ranks"),
+    "train/loss": Metric("nats", "the objective of this optimizer step, over all micro-batches and ranks"),
+    "train/nll": Metric("nats per token", "negative log-likelihood of the supervised tokens"),
+    "train/token_accuracy": Metric("fraction", "supervised tokens whose most likely prediction is right"),
+    "train/grad_norm": Metric("1", "global norm of the gradient before clipping"),
+    "train/grad_norm_clipped": Metric("1", "global norm of the gradient after clipping"),
+    "train/lr": Metric("1", "learning rate of the first parameter group in this step"),
+    "train/tokens_per_second": Metric("tokens/s", "tokens passed through the model per second, all ranks"),
+    "train/step_seconds": Metric("s", "wall time of this optimizer step"),
+    "train/mfu": Metric("fraction", "model FLOPs utilisation: 6 N tokens/s over the device's peak, where it is known"),
+    "val/loss": Metric("nats", "the objective on held-out rows"),
+    "val/nll": Metric("nats per token", "negative log-likelihood of the supervised held-out tokens"),
+    "val/perplexity": Metric("1", "exp(val/nll)"),
+    "val/token_accuracy": Metric("fraction", "supervised held-out tokens whose most likely prediction is right"),
+    "val/exact_match": Metric("fraction", "held-out prompts whose greedy completion gives the right final answer"),
+}
+
+
+def check_names(names) -> None:
+    """Raise ``KeyError`` for a metric name that has no entry.
+
+    Args:
+        names: Logged names; ``<group>/<name>`` as in ``METRICS``.
+    """
+    unknown = sorted(set(names) - METRICS.keys())
+    if unknown:
+        raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; add them to alignlab/metrics.py")

@@ -1,0 +1,217 @@
+"""Results as other tools read them: a Hugging Face folder or a PEFT adapter folder, checked after writing.
+
+1. A folder appears whole or not at all.
+2. What was written is opened again and compared with the live model, tensor by tensor and in its logits.
+3. An adapter is merged into its base in the base's own precision, never into quantised weights.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignlab.errors import InputError
+from alignlab.models import adapters
+from alignlab.models.load import locate, open_weights
+from alignlab.models.scoring import base_model
+
+# Largest difference of a logit that rounding explains, as a share of the largest logit.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+NUM_EXAMPLE_TOKENS = 32
+
+
+class ExportError(RuntimeError):
+    """What lies on the disk is not what was trained."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What ``merge`` wrote.
+
+    Args:
+        folder: A Hugging Face folder.
+        dtype: Number format of the weights, that of the base.
+        num_bytes: Size of all files.
+        max_logit_difference: Between base with adapter in float32 and the merged weights as written, on an example.
+    """
+
+    folder: Path
+    dtype: str
+    num_bytes: int
+    max_logit_difference: float
+
+
+def save(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the weights (of an adapter only the adapter), the tokenizer with its template, and the generation config.
+
+    Args:
+        model: The live model.
+        tokenizer: Its tokenizer.
+        folder: Replaced where it exists.
+        state_dict: Full tensors by name where the model holds only shards of them.
+    """
+    folder = Path(folder).absolute()
+    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(parents=True)
+    # False: the embedding is never resized, and PEFT would ask a hub whether it was.
+    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    model.save_pretrained(str(partial), state_dict=state_dict, **extra)
+    tokenizer.save_pretrained(str(partial))
+    base_model(model).generation_config.save_pretrained(str(partial))
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def verify(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    example_inputs: Mapping[str, Any] | None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> float:
+    """Open a saved folder again and compare it with the live model.
+
+    Args:
+        folder: What ``save`` wrote.
+        model: The live model; its base is read again in the same precision and quantisation.
+        example_inputs: Keyword arguments of the forward; ``None`` compares no logits.
+        state_dict: As given to ``save``.
+
+    Returns:
+        Largest difference of a logit.
+
+    Raises:
+        ExportError: Tensors are missing, superfluous, empty or different, or the logits differ beyond rounding.
+    """
+    try:
+        reopened = reopen(folder, model)
+        stored = _stored_tensors(folder, reopened)
+    except (InputError, OSError, SafetensorError) as error:
+        raise ExportError(f"{folder} does not open again: {error}") from error
+    if isinstance(model, PeftModel):
+        live = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
+    else:
+        live = state_dict or model.state_dict()
+    faults = compare(stored, live)
+    if faults:
+        raise ExportError(f"{folder} differs from the trained model: {'; '.join(faults[:4])}")
+    if example_inputs is None:
+        return 0.0
+    expected = logits(model, example_inputs)
+    limit = TOLERANCE[base_model(model).dtype] * expected.abs().max().item()
+    return _checked(f"{folder} opened again", logits(reopened, example_inputs), expected, limit)
+
+
+def reopen(folder: Path, like: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """Read a saved folder in the precision, quantisation, attention and device of a live model."""
+    live, place = base_model(like), locate(str(folder))
+    remote = type(live).__module__.startswith("transformers_modules")
+    quantization = getattr(live.config, "quantization_config", None)
+    attention = live.config._attn_implementation
+    model = open_weights(place, live.dtype, attention, trust_remote_code=remote, quantization=quantization)
+    model = adapters.reattach(model, place.adapter) if place.adapter else model
+    return model if quantization else model.to(live.device)
+
+
+def _stored_tensors(folder: Path, reopened: nn.Module) -> Mapping[str, Tensor]:
+    """Of an adapter the file itself; full weights may be renamed and split on disk, so they are taken as opened."""
+    if isinstance(reopened, PeftModel):
+        return load_file(Path(folder) / "adapter_model.safetensors")
+    return reopened.state_dict()
+
+
+def compare(stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
+    """What differs between two sets of tensors: names, shapes, dtypes, values; also if there is nothing in them."""
+    faults = [f"{name} is missing" for name in sorted(live.keys() - stored.keys())]
+    faults += [f"{name} is superfluous" for name in sorted(stored.keys() - live.keys())]
+    faults += [] if live else ["there is no tensor in it"]
+    for name in sorted(live.keys() & stored.keys()):
+        ours, theirs = live[name].detach().cpu(), stored[name].cpu()
+        if theirs.numel() == 0 or ours.shape != theirs.shape:
+            faults.append(f"{name} has shape {list(theirs.shape)}, live {list(ours.shape)}")
+        elif ours.dtype != theirs.dtype or not torch.equal(ours, theirs):
+            faults.append(f"{name} has other values")
+    return faults
+
+
+@torch.no_grad()
+def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+    """Logits in eval mode, float32, on the CPU; the mode is put back. Shape ``[B, T, V]``."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    try:
+        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+        return model(**moved).logits.float().cpu()
+    finally:
+        model.train(was_training)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Change the number format of the weights in place; buffers (rotary frequencies) keep their precision."""
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def _checked(what: str, ours: Tensor, theirs: Tensor, limit: float) -> float:
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= limit:  # also for NaN
+        raise ExportError(f"{what}: a logit differs by {difference:.3g}, more than {limit:.3g}")
+    return difference
+
+
+def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = None) -> Merged:
+    """Merge a saved adapter into its base, in float32, rounded once to the precision of the base's files.
+
+    Args:
+        adapter_folder: Adapter or run folder.
+        to: Folder to write; nothing is written where the check fails.
+        max_logit_difference: Largest admitted difference of a logit; ``None`` takes ``TOLERANCE`` of the dtype.
+
+    Raises:
+        InputError: It is no adapter, or one that has no place in the weights (prefix, adaption prompt).
+        ExportError: The merged weights compute something else than base and adapter.
+    """
+    place = locate(str(adapter_folder))
+    asked = f"from={adapter_folder}"
+    if place.adapter is None:
+        raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")
+    base = open_weights(place, "auto", "eager")
+    if getattr(base.config, "quantization_config", None):
+        raise InputError(asked, f"its base {place.weights} exists only quantised", "Point it to the original weights")
+    dtype = base.dtype
+    model = adapters.reattach(cast(base, torch.float32), place.adapter)
+    if not isinstance(model.base_model, BaseTuner):
+        kind = model.active_peft_config.peft_type.value.lower()
+        raise InputError(asked, f"an adapter of kind {kind} is no change of weights", "Use it as it is, on its base")
+    ids = torch.linspace(0, base.config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]
+    before = logits(model, {"input_ids": ids})
+    merged = cast(model.merge_and_unload(safe_merge=True), dtype)
+    # In float32 again, so that the difference is the rounding of the weights, not that of the activations.
+    after = logits(cast(merged, torch.float32), {"input_ids": ids})
+    limit = TOLERANCE[dtype] * before.abs().max().item() if max_logit_difference is None else max_logit_difference
+    difference = _checked("the merged weights", after, before, limit)
+    merged = cast(merged, dtype)
+    save(merged, AutoTokenizer.from_pretrained(place.tokenizer), to)
+    verify(to, merged, {"input_ids": ids})
+    num_bytes = sum(file.stat().st_size for file in Path(to).rglob("*") if file.is_file())
+    return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)

@@ -1,0 +1,250 @@
+"""Pretrained weights and their tokenizer: embedded, in a folder (model, adapter or run), or on a hub.
+
+Weights are never resized: every id of the tokenizer must have a row in the embedding. A pad token outside it, or none,
+is replaced by one inside, and the log says so.
+"""
+
+import json
+import logging
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import httpx
+import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from peft import PeftModel
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from alignlab.errors import InputError
+from alignlab.models import adapters
+from alignlab.models.attention import implementation
+from alignlab.models.scratch import Texts, num_rows, prepare
+
+log = logging.getLogger(__name__)
+
+POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+# Tokens that models keep free for padding, in order of preference; the end of sequence comes after them.
+PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>", "[UNK]")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class Pretrained:
+    """Weights that somebody trained.
+
+    Args:
+        path: As ``locate`` takes it; an adapter folder gives its base with that adapter, to be trained further.
+        dtype: Number format of the (base) weights; ``auto`` is that of the files.
+        attn_implementation: A name of ``attention.IMPLEMENTATIONS``.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        trust_remote_code: Run the code that comes with the weights.
+        revision: Branch, tag or commit on the hub.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        dtype: Dtype,
+        attn_implementation: str,
+        gradient_checkpointing: bool,
+        trust_remote_code: bool,
+        revision: str | None,
+    ):
+        self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
+        self.dtype, self.attn_implementation = dtype, attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+
+    def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer beside the weights, with a pad token that has a row in the embedding.
+
+        Args:
+            texts: Not needed here; ``Scratch`` trains on them.
+
+        Raises:
+            InputError: There is none, or it does not fit the weights.
+        """
+        place = locate(self.path, self.revision)
+        tokenizer = _read(place, AutoTokenizer, place.tokenizer, trust_remote_code=self.trust_remote_code)
+        config = _read(place, AutoConfig, place.weights, trust_remote_code=self.trust_remote_code)
+        return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
+
+    def load_model(self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None) -> PreTrainedModel | PeftModel:
+        """The weights, ready to be trained, with their adapter where the path holds one.
+
+        Args:
+            tokenizer: Decides the stop and pad tokens of generation.
+            quantization: A quantisation config of Transformers for the (base) weights.
+
+        Raises:
+            InputError: Nothing is at the path, or its files do not fill the architecture.
+        """
+        place = locate(self.path, self.revision)
+        attention, trust = implementation(self.attn_implementation), self.trust_remote_code
+        model = open_weights(place, self.dtype, attention, trust_remote_code=trust, quantization=quantization)
+        prepare(model, tokenizer, self.gradient_checkpointing)
+        return adapters.reattach(model, place.adapter) if place.adapter else model
+
+
+class Place(NamedTuple):
+    """What stands behind a ``model.path``.
+
+    Args:
+        asked: As the user typed it.
+        weights: Folder or hub id of the full weights.
+        tokenizer: Folder or hub id of the tokenizer.
+        revision: Revision of the weights on the hub.
+        adapter: Adapter folder that belongs on top of the weights.
+    """
+
+    asked: str
+    weights: str
+    tokenizer: str
+    revision: str | None
+    adapter: str | None
+
+
+def locate(path: str, revision: str | None = None) -> Place:
+    """Find out what a path holds: local folders first, then the hub, which is asked once and without retries.
+
+    Args:
+        path: ``pocket``, a model, adapter or run folder, or a hub id.
+        revision: Branch, tag or commit on the hub.
+
+    Raises:
+        InputError: Nothing is there, and where it was looked for.
+    """
+    folder = POCKET if path == "pocket" else Path(path).expanduser()
+    for candidate in (folder, folder / "model"):  # a run keeps its result in model/
+        if (candidate / "adapter_config.json").is_file():
+            return _locate_adapter(path, candidate.resolve())
+        if (candidate / "config.json").is_file():
+            found = str(candidate.resolve())
+            return Place(path, found, found, None, None)
+    looked = f"no config.json and no adapter_config.json in {folder.resolve()} or its folder model"
+    if folder.exists() or path == "pocket" or not HUB_ID.fullmatch(path):
+        raise InputError(f"model.path={path}", looked, "Name a folder that holds a model, or a hub id")
+    _ask_hub(path, revision, looked)
+    return Place(path, path, path, revision, None)
+
+
+def _locate_adapter(asked: str, folder: Path) -> Place:
+    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = recorded.get("base_model_name_or_path") or ""
+    # The embedded model lies elsewhere on every machine.
+    if not Path(base).exists() and Path(base).parts[-2:] == POCKET.parts[-2:]:
+        base = "pocket"
+    try:
+        below = locate(base, recorded.get("revision"))
+    except InputError as error:
+        raise InputError(
+            f"model.path={asked}",
+            f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
+            f"Write where they lie as base_model_name_or_path into {folder / 'adapter_config.json'}",
+        ) from error
+    tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
+    return Place(asked, below.weights, tokenizer, below.revision, str(folder))
+
+
+def _ask_hub(path: str, revision: str | None, looked: str) -> None:
+    """One question: ``from_pretrained`` by itself would retry for half a minute per file without a network."""
+    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+        return
+    try:
+        HfApi().model_info(path, revision=revision, timeout=10)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise InputError(
+            f"model.path={path}",
+            f"{looked}; not in the hub cache {HF_HUB_CACHE}; from the hub: {str(error).strip().splitlines()[0]}",
+            "Name a folder that holds a model, or model=pocket for the embedded one",
+        ) from error
+
+
+def open_weights(
+    place: Place,
+    dtype: Dtype | torch.dtype,
+    attn_implementation: str,
+    *,
+    trust_remote_code: bool = False,
+    quantization: Any = None,
+) -> PreTrainedModel:
+    """Read the full weights of a place, without its adapter.
+
+    Args:
+        place: See ``locate``.
+        dtype: Number format.
+        attn_implementation: A name registered with Transformers.
+        trust_remote_code: Run the code that comes with the weights.
+        quantization: A quantisation config of Transformers.
+
+    Raises:
+        InputError: The files cannot be read or do not fill the architecture; no layer is left random.
+    """
+    options = {"dtype": dtype, "attn_implementation": attn_implementation, "quantization_config": quantization}
+    # Mismatched shapes are let through here so that all of them are named below.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
+    model, report = _read(place, AutoModelForCausalLM, place.weights, **options)
+    wrong = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if wrong:
+        raise InputError(
+            f"model.path={place.asked}",
+            f"its files lack {len(wrong)} tensors of {type(model).__name__} in its shapes: {', '.join(wrong[:4])}",
+            "Name a folder whose config.json belongs to its weights",
+        )
+    # bitsandbytes on some CPUs repacks 4-bit weights in the first eval forward, which then pass on no gradient.
+    for module in (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")):
+        module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:
+    """``kind.from_pretrained``, whose many ways of failing become one."""
+    revision = place.revision if source == place.weights else None
+    try:
+        return kind.from_pretrained(source, revision=revision, **options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(
+            f"model.path={place.asked}",
+            f"{kind.__name__} cannot read {source}: {reason}",
+            "Name a folder or hub id with a causal language model and its tokenizer",
+        ) from error
+
+
+def fit_to_embedding(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
+    """Settle the pad token such that every id has a row; padding is masked by position, so any token can serve.
+
+    Args:
+        tokenizer: Changed in place.
+        rows: Rows of the embedding.
+
+    Raises:
+        InputError: Another token than the pad token has no row, or no token can serve as pad.
+    """
+    outside = sorted(token for token, index in tokenizer.get_vocab().items() if index >= rows)
+    if outside and outside != [tokenizer.pad_token]:
+        raise InputError(
+            f"a tokenizer of {num_rows(tokenizer)} tokens over an embedding of {rows} rows",
+            f"{', '.join(map(repr, outside[:4]))} would have no row, and weights are not resized unasked",
+            "Use the tokenizer of these weights, or call resize_token_embeddings on the model and save both",
+        )
+    if not outside and tokenizer.pad_token is not None:
+        return tokenizer
+    inside = tokenizer.get_vocab().keys() - outside
+    pad = next((token for token in (*PADS, tokenizer.eos_token) if token in inside), None)
+    if pad is None:
+        raise InputError("a tokenizer without pad token", "it has no end of sequence either", "Set its eos_token")
+    log.info("pad token: %r instead of %r; masks go by position, so it may have another use", pad, tokenizer.pad_token)
+    tokenizer.pad_token = pad
+    if outside:  # forget the token: a text that spells it would give an id without a row
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in outside]
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return tokenizer

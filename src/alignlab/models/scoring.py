@@ -1,0 +1,197 @@
+"""Log-probabilities of supervised tokens: the one function through which every method looks at a model.
+
+Only the positions that predict a supervised token reach the vocabulary head, in chunks, so that logits ``[B, T, V]``
+never exist. The flat and the padded layout differ only in what the decoder is given.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from alignlab.batches import MicroBatch
+from alignlab.errors import InputError
+from alignlab.forest import plant, positions
+from alignlab.models.attention import NO_MASK
+
+# Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
+MAX_LOGITS = 2**26
+
+
+class TokenScores(NamedTuple):
+    """What the model says of the supervised tokens.
+
+    Args:
+        logps: Log-probability of each label, float32 at least, carries the gradient. Shape ``[N]``.
+        hits: Whether the label is the most likely token. Shape ``[N]``, bool.
+    """
+
+    logps: Tensor
+    hits: Tensor
+
+
+def token_scores(model: nn.Module, batch: MicroBatch, max_logits: int = MAX_LOGITS) -> TokenScores:
+    """Score the supervised tokens of a micro-batch.
+
+    Args:
+        model: A causal language model of Transformers, with or without an adapter.
+        batch: Flat or padded.
+        max_logits: Logits held at once, in elements.
+
+    Returns:
+        Scores in the order of ``batch.labels``.
+    """
+    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.predictor]
+    head = vocabulary_head(model)
+    rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
+    if len(hidden) <= rows:
+        return TokenScores(*_score(head, hidden, batch.labels))
+    pieces = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
+    scored = [checkpoint(_score, head, states, labels, use_reentrant=False) for states, labels in pieces]
+    return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)))
+
+
+def _score(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logps = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
+    return logps, logits.detach().argmax(-1) == labels
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The Transformers model inside an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Run the decoder without its vocabulary head. Shape ``[B, T, hidden]``."""
+    decoder = base_model(model).get_decoder()
+    if "forest" in inputs:
+        no_mask = inputs["input_ids"].new_empty(NO_MASK, dtype=torch.bool)
+        return decoder(**inputs, attention_mask=no_mask, use_cache=False).last_hidden_state
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return _behind_virtual_tokens(model, decoder, inputs)
+    return decoder(**inputs, use_cache=False).last_hidden_state
+
+
+def _behind_virtual_tokens(model: PeftModel, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Prefix tuning: trained keys and values stand before every sequence, as a filled cache."""
+    mask = inputs["attention_mask"]
+    prefix = mask.new_ones(len(mask), model.active_peft_config.num_virtual_tokens)
+    cache = model.get_prompt(len(mask))
+    given = {**inputs, "attention_mask": torch.cat([prefix, mask], dim=1)}
+    return decoder(**given, past_key_values=cache, use_cache=True).last_hidden_state
+
+
+def vocabulary_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The map from hidden states to logits, with the scalings that architectures put behind their output matrix."""
+    base = base_model(model)
+    matrix, config = base.get_output_embeddings(), base.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    # Cohere multiplies by logit_scale, Granite divides by logits_scaling.
+    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = matrix(hidden)
+        logits = logits * scale if scale != 1.0 else logits
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    return head
+
+
+@torch.no_grad()
+def verify(model: nn.Module, packing: bool) -> float:
+    """Compare this file with the model's own forward on two short documents and a prompt with two completions.
+
+    A model that mixes tokens by other means than attention (state spaces, convolutions), or scales its logits in a
+    way unknown here, is caught before it trains on other documents' tokens.
+
+    Args:
+        model: The policy, in any mode; it is compared in eval mode and left as it was.
+        packing: Whether it will see flat batches; a padded batch is compared otherwise.
+
+    Returns:
+        Largest absolute difference of a log-probability, in nats.
+
+    Raises:
+        InputError: The difference is beyond what the dtype explains.
+    """
+    trees = [[0, 5], [2, 4], [4, 3, 5]] if packing else [[0, 8]]
+    config, was_training = base_model(model).config.get_text_config(), model.training
+    device = next(model.parameters()).device
+    tokens = torch.arange(7, 7 + 13 * sum(map(sum, trees)), 13, device=device)[None] % config.vocab_size
+    model.eval()
+    try:
+        ours = token_scores(model, _probe(tokens, trees, packing)).logps
+        theirs = torch.cat([_plain_logps(model, path, skip) for path, skip in _paths(tokens[0], trees)])
+        difference = (ours - theirs).abs().max().item()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise _unfit(model, packing, f"it does not run there ({error})") from error
+    finally:
+        model.train(was_training)
+    if not difference <= _tolerance(model):
+        raise _unfit(model, packing, f"its log-probabilities differ by {difference:.3g} nats from its own forward")
+    return difference
+
+
+def _unfit(model: nn.Module, packing: bool, reason: str) -> InputError:
+    return InputError(
+        f"{type(base_model(model)).__name__} with data.packing={str(packing).lower()}",
+        f"{reason}; the flat layout needs a decoder that mixes tokens by attention alone"
+        if packing
+        else f"{reason}; its logits are scaled in a way that is not known here",
+        "Type data.packing=false" if packing else "Use another architecture",
+    )
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Nats by which two orders of the same sums may differ."""
+    config = base_model(model).config
+    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return 0.5 if narrow or getattr(config, "quantization_config", None) else 2e-3
+
+
+def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
+    device, predictor, labels, start = tokens.device, [], [], 0
+    for prompt, *completions in trees:
+        before = start + prompt
+        for length in completions:
+            for place in range(before, before + length):
+                source = start + prompt - 1 if place == before else place - 1
+                if source >= start:
+                    predictor.append(source)
+                    labels.append(place)
+            before += length
+        start = before
+    layout = {"forest": plant(trees).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
+    inputs = {"input_ids": tokens, "position_ids": positions(trees).to(device)[None], **layout}
+    places, nothing = torch.tensor(labels, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    return MicroBatch(
+        inputs=inputs,
+        predictor=torch.tensor(predictor, device=device),
+        labels=tokens[0][places],
+        owner=torch.zeros_like(places),
+        tree=nothing,
+        numbers={},
+        num_tokens=tokens.numel(),
+    )
+
+
+def _paths(tokens: Tensor, trees: list[list[int]]):
+    """Each prompt + completion as a sequence of its own, with the tokens that are not supervised in it."""
+    start = 0
+    for prompt, *completions in trees:
+        before = start + prompt
+        for length in completions:
+            yield torch.cat([tokens[start : start + prompt], tokens[before : before + length]]), max(prompt, 1)
+            before += length
+        start = before
+
+
+def _plain_logps(model: nn.Module, path: Tensor, skip: int) -> Tensor:
+    logps = model(input_ids=path[None], use_cache=False).logits[0].float().log_softmax(-1)
+    return logps[:-1].gather(-1, path[1:, None])[skip - 1 :, 0]

@@ -1,0 +1,249 @@
+"""Random weights of any Transformers architecture, with a tokenizer from elsewhere or trained on the data.
+
+A trained tokenizer is a byte-level BPE (arXiv 1508.07909 on bytes): no unknown token, decoding gives back the text,
+digits stand one by one. Markers of the chat template are single tokens, and the pad token is never the end of sequence.
+"""
+
+import itertools
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from jinja2 import TemplateError
+from pydantic import Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from alignlab.errors import InputError, nearest, raise_all
+from alignlab.models.attention import implementation
+
+log = logging.getLogger(__name__)
+
+Texts = Callable[[], Iterable[str]]
+"""Gives the training texts, anew at every call."""
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
+MIN_FREQUENCY = 2  # a pair seen once is not worth a token
+
+# Keys of older config files that Transformers still converts.
+LEGACY_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
+
+
+class Scratch:
+    """Untrained weights.
+
+    Args:
+        config: ``model_type`` and any keys of its Transformers config. The vocabulary size is that of the tokenizer;
+            ``vocab_size`` may ask for more rows, for instance a round number.
+        tokenizer: A tokenizer folder or hub id, or ``train``.
+        vocabulary_size: Tokens of a trained tokenizer, at most.
+        chat_template: For a trained tokenizer: a Jinja file, ``pocket`` (the embedded one), or ``null`` for the ChatML
+            markers without a template, which the data's fallback then supplies.
+        seed: Decides the weights.
+        dtype: Number format of the weights.
+        attn_implementation: A name of ``attention.IMPLEMENTATIONS``.
+        gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: dict[str, Any],
+        tokenizer: str,
+        vocabulary_size: Annotated[int, Field(ge=300)],
+        chat_template: str | None,
+        seed: Annotated[int, Field(ge=0)],
+        dtype: Literal["float32", "bfloat16", "float16"],
+        attn_implementation: str,
+        gradient_checkpointing: bool,
+    ):
+        self.config, self.tokenizer, self.vocabulary_size = dict(config), tokenizer, vocabulary_size
+        self.chat_template, self.seed, self.dtype = chat_template, seed, dtype
+        self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
+
+    def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
+        """The tokenizer named, or one trained on the texts.
+
+        Args:
+            texts: Gives the texts to train on.
+
+        Raises:
+            InputError: There is no such tokenizer, or nothing to train it on.
+        """
+        if self.tokenizer == "train":
+            return train_tokenizer(texts() if texts else (), self.vocabulary_size, _template(self.chat_template))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        except (OSError, ValueError) as error:
+            why = f"no tokenizer could be read there: {str(error).strip().splitlines()[0]}"
+            raise InputError(f"model.tokenizer={self.tokenizer}", why, "Name its folder, or type train") from error
+        if tokenizer.pad_token is None:
+            log.info("pad token: the end of sequence %r; masks go by position", tokenizer.eos_token)
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def load_model(self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None) -> PreTrainedModel:
+        """The architecture with random weights, the same ones for the same seed, whatever was drawn before.
+
+        Args:
+            tokenizer: Decides the vocabulary size and the stop and pad tokens.
+            quantization: Must be ``None``; random weights are there to be trained.
+
+        Raises:
+            InputError: The config is not one of a causal language model.
+        """
+        if quantization is not None:
+            raise InputError("model=scratch with quantised weights", "they could not be trained", "Type peft=none")
+        config, attention = make_config(self.config, tokenizer), implementation(self.attn_implementation)
+        with torch.random.fork_rng(devices=[]):
+            torch.random.default_generator.manual_seed(self.seed)
+            dtype = getattr(torch, self.dtype)
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        prepare(model, tokenizer, self.gradient_checkpointing)
+        return model
+
+
+def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
+    """A Transformers config whose vocabulary and special tokens are those of the tokenizer.
+
+    Raises:
+        InputError: An unknown architecture or key, a value that the architecture refuses, or a vocabulary too small.
+    """
+    kind = keys.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        why = "Transformers has no causal language model of that name"
+        options = "Type llama, qwen3, …" if kind is None else nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise InputError(f"model.config.model_type={kind}", why, options)
+    architecture, rows = CONFIG_MAPPING[kind], num_rows(tokenizer)
+    known = architecture().to_dict().keys() | architecture.attribute_map.keys() | LEGACY_KEYS
+    faults = [
+        InputError(f"model.config.{key}", f"{architecture.__name__} has no such key", nearest(key, known))
+        for key in sorted(keys.keys() - known)
+    ]
+    if keys.get("vocab_size", rows) < rows:
+        asked = f"model.config.vocab_size={keys['vocab_size']}"
+        faults.append(InputError(asked, f"the tokenizer has {rows} tokens", "Leave it out, or ask for more"))
+    raise_all(faults)
+    # No pad token here: Embedding(padding_idx) would start that row at zero, and pad may be the end of sequence.
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
+    values = {"vocab_size": rows, **keys, **special}
+    try:
+        return architecture(**{key: value for key, value in values.items() if key != "model_type"})
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise InputError(f"model.config of model_type={kind}", reason, "Change the value named") from error
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | None) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE; the same texts give the same tokenizer.
+
+    Args:
+        texts: At least one that is not empty.
+        vocabulary_size: Tokens at most; fewer where the texts have no more pairs that occur twice.
+        template: Chat template as Jinja text, or ``None`` for the ChatML markers.
+
+    Raises:
+        InputError: There is no text.
+    """
+    special = list(dict.fromkeys([BOS, EOS, PAD, *(CHATML_MARKERS if template is None else _markers(template))]))
+    backend = Tokenizer(models.BPE())
+    digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([digits, level]), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    texts = (text for text in texts if text)
+    first = next(texts, None)
+    if first is None:
+        raise InputError("model.tokenizer=train", "the data has no text to train it on", "Name a tokenizer folder")
+    backend.train_from_iterator(itertools.chain([first], texts), trainer)
+    tokenizer = _wrap(backend, template)
+    log.info("tokenizer: trained, %d tokens (at most %d were asked for)", len(tokenizer), vocabulary_size)
+    return tokenizer
+
+
+def _wrap(backend: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
+    names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **names)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def _template(name: str | None) -> str | None:
+    if name is None:
+        return None
+    path = Path(str(files("alignlab"))) / "assets/pocket/chat_template.jinja" if name == "pocket" else Path(name)
+    if not path.is_file():
+        raise InputError(f"model.chat_template={name}", f"there is no file {path.resolve()}", "Name a Jinja file")
+    return path.read_text(encoding="utf-8")
+
+
+def _markers(template: str) -> list[str]:
+    """What the template writes around messages in the form ``<|…|>``, in order of appearance."""
+    roles = ("system", "user", "assistant")
+    messages = [{"role": role, "content": "-"} for role in roles]
+    blank = _wrap(Tokenizer(models.BPE()), template)
+    try:
+        text = blank.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InputError("model.chat_template", f"it refuses a plain dialogue: {error}", "Correct the file") from error
+    return re.findall(r"<\|[^|<>\s]+\|>", text)
+
+
+def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that an embedding needs for the tokenizer: its largest id and one."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient_checkpointing: bool) -> None:
+    """Make fresh weights fit for training, and for generation with their tokenizer, in place."""
+    # Embedding(padding_idx) would never train that row, and a pad token may double as the end of sequence.
+    model.get_input_embeddings().padding_idx = None
+    generation = model.generation_config
+    generation.eos_token_id = stop_tokens(tokenizer, generation.eos_token_id)
+    generation.pad_token_id = tokenizer.pad_token_id
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | Sequence[int] | None) -> list[int]:
+    """Ids at which generation stops: every token that may end a turn, or a trained model would talk on.
+
+    Args:
+        tokenizer: Adds its end of sequence, and what its chat template writes behind an assistant's message.
+        declared: What the weights' own generation config says.
+    """
+    known = [declared] if isinstance(declared, int) else list(declared or ())
+    return sorted({*known, tokenizer.eos_token_id, _turn_end(tokenizer)} - {None})
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the first special token behind an assistant's message."""
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "THE ANSWER"}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except TemplateError:  # a template for something other than plain dialogues
+        return None
+    tail = tokenizer(text.rpartition("THE ANSWER")[2], add_special_tokens=False).input_ids
+    return next((index for index in tail if index in tokenizer.added_tokens_decoder), None)

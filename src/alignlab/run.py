@@ -1,0 +1,228 @@
+"""One training run: every object is made here, once, in reading order."""
+
+import logging
+import re
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.build import build, build_all, locate
+from alignlab.data.context import TokenSettings
+from alignlab.data.datamodule import DataModule, LoadSettings
+from alignlab.data.plan import PlanSettings
+from alignlab.data.templates import set_template
+from alignlab.data.texts import row_texts
+from alignlab.errors import InputError
+from alignlab.methods.base import Method, Parts
+from alignlab.models.adapters import attach
+from alignlab.models.export import save, verify
+from alignlab.training import launch
+from alignlab.training.checkpoint import Checkpoint
+from alignlab.training.finish import ValidateAtEnd
+from alignlab.training.log_file import captured
+from alignlab.training.loggers import close_loggers
+from alignlab.training.record import Summary
+from alignlab.training.run_folder import RunFolder, make_run_folder
+from alignlab.training.storage import open_checkpoint
+from alignlab.training.strategies import make_strategy
+
+log = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings")
+Config = dict[str, Any]
+
+
+def fit(cfg: DictConfig) -> Path:
+    """Train as configured, in this process or in one per device.
+
+    Args:
+        cfg: Composed and checked.
+
+    Returns:
+        The run's folder.
+    """
+    config: Config = OmegaConf.to_container(cfg, resolve=True)
+    method = name_of(config["method"]["_target_"])
+    folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    config["run_dir"] = str(folder.path)
+    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(config)))
+    num_processes = launch.num_local_processes(config["trainer"]["devices"], config["trainer"]["accelerator"])
+    if num_processes > 1 and not launch.is_launched():
+        checkpoint = folder.checkpoint and str(folder.checkpoint.folder)
+        launch.launch(train_rank, str(folder.path), checkpoint, num_processes=num_processes)
+    else:
+        train(config, folder)
+    return folder.path
+
+
+def train_rank(run_dir: str, checkpoint: str | None) -> None:
+    """Train as one rank of a job whose folder and config are already there.
+
+    Args:
+        run_dir: The run's folder.
+        checkpoint: Folder of the checkpoint to continue from.
+    """
+    folder = RunFolder(Path(run_dir), checkpoint and open_checkpoint(Path(checkpoint)))
+    train(OmegaConf.to_container(OmegaConf.load(folder.config)), folder)
+
+
+def train(config: Config, folder: RunFolder) -> None:
+    """Make model, data, method and trainer; train; write the result and check what was written."""
+    lightning.seed_everything(config["seed"], verbose=False)
+    with captured(folder.log):
+        source = build(config["data"]["source"])
+        model = make_model_source(config)
+        tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
+        set_template(tokenizer, config["data"]["chat_template"])
+        data = make_data(config, source, tokenizer)
+        method = make_method(config, model, tokenizer)
+        trainer, summary = make_trainer(config, folder, data)
+        checkpoint = folder.checkpoint and folder.checkpoint.state
+        try:
+            trainer.fit(method, datamodule=data, ckpt_path=checkpoint)
+            if trainer.is_global_zero:
+                write_model(method, tokenizer, folder)
+        finally:
+            finish(trainer, summary, folder)
+
+
+# --- the parts, in the order in which they are made -------------------------------------------------------------------
+
+
+def make_model_source(config: Config) -> Any:
+    """Where weights and tokenizer come from: ``init_from`` where it is given, else ``model.path`` or scratch."""
+    node = config["model"]
+    if config["init_from"] is not None:
+        known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
+        node = {**PRETRAINED, **known, "path": config["init_from"]}
+    return build(node, **({"seed": config["seed"]} if "config" in node else {}))
+
+
+PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
+INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "trust_remote_code")
+
+
+def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
+    """The data module, its rows tokenised, and the number of optimizer steps settled."""
+    node = {**config["data"], "seed": config["seed"]}
+    data = DataModule(
+        source=source,
+        kind=locate(config["method"]["_target_"]).eats,
+        tokenizer=tokenizer,
+        tokens=pick(TokenSettings, node),
+        plan=pick(PlanSettings, node),
+        load=pick(LoadSettings, node),
+    )
+    data.num_steps = num_steps(data.num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
+    return data
+
+
+def pick(kind: type[Settings], node: Config) -> Settings:
+    """The fields of a settings dataclass out of a flat node."""
+    return kind(**pick_keys(node, *(field.name for field in fields(kind))))
+
+
+def pick_keys(node: Config, *keys: str) -> Config:
+    """Some entries of a node."""
+    return {key: node[key] for key in keys}
+
+
+def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | None) -> int:
+    """Optimizer steps of the run: the smaller of what steps and epochs allow.
+
+    Args:
+        num_epoch_steps: Steps in an epoch, ``None`` for a stream.
+        max_steps: -1 for no limit.
+        max_epochs: -1 or ``None`` for no limit.
+
+    Raises:
+        InputError: Nothing limits the run.
+    """
+    limits = [max_steps] if max_steps >= 0 else []
+    if num_epoch_steps is not None and max_epochs is not None and max_epochs >= 0:
+        limits.append(num_epoch_steps * max_epochs)
+    if not limits:
+        why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
+        raise InputError(f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}", why, "Type trainer.max_steps=N")
+    return min(limits)
+
+
+def make_method(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> Method:
+    """The method over factories of its policy, optimizer and schedule."""
+    parts = Parts(
+        make_policy=partial(make_policy, config, model, tokenizer),
+        make_optimizer=build(config["optimizer"]),
+        make_scheduler=build(config["scheduler"]),
+        gradient_clip_val=config["trainer"]["gradient_clip_val"],
+        packing=config["data"]["packing"],
+    )
+    return build(config["method"], parts=parts)
+
+
+def make_policy(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+    """The model that is trained, with its adapter."""
+    peft = dict(config["peft"] or {})
+    quantization = build(peft.pop("quantization", None))
+    policy = model.load_model(tokenizer, quantization)
+    return attach(policy, build(peft)) if peft else policy
+
+
+def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
+    """Lightning's trainer with our callbacks and the chosen loggers, and the summary that it fills."""
+    facts = {
+        "method": name_of(config["method"]["_target_"]),
+        "model": config["init_from"] or config["model"].get("path", "scratch"),
+        "strategy": config["strategy"]["name"],
+        "peft": (config["peft"] or {}).get("peft_type"),
+        "seed": config["seed"],
+    }
+    summary = Summary(path=folder.summary, facts=facts)
+    checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
+    loggers = {"csv": CSV, **config["logger"]}
+    node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
+    trainer = build(
+        {**node, "max_steps": data.num_steps, "max_epochs": -1},
+        strategy=make_strategy(**config["strategy"]),
+        callbacks=[*build_all(config["callbacks"]).values(), ValidateAtEnd(), summary, checkpoint],
+        logger=list(build_all(loggers, run_folder=folder).values()),
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    return trainer, summary
+
+
+CSV = {"_target_": "alignlab.training.loggers.csv"}
+"""``metrics.csv`` is always written."""
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------------
+
+
+def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
+    """Write ``model/`` and compare what was written with the live model."""
+    save(method.policy, tokenizer, folder.model)
+    example = {"input_ids": method.policy.dummy_inputs["input_ids"]} if hasattr(method.policy, "dummy_inputs") else None
+    difference = verify(folder.model, method.policy, example)
+    log.info("%s reopened: logits differ by %.2g at most", folder.model, difference)
+
+
+def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> None:
+    """Hand the results to the trackers and end their runs."""
+    done = summary.status == "done"
+    close_loggers(trainer.loggers, summary=summary.summary(), artifacts=[folder.config, folder.model], succeeded=done)
+
+
+def name_of(target: str) -> str:
+    """The word for a method: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
+
+    Args:
+        target: Dotted path of a class.
+    """
+    name = target.split(".")[-1]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -1,0 +1,72 @@
+"""Is every key of a composed config real, and every value of its type and in its range?"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from alignlab.errors import InputError, raise_all
+from alignlab.schema.root import SECTIONS, Hints
+from alignlab.schema.targets import check_nodes
+from alignlab.schema.values import NOT_GIVEN, Findings, check_names, check_value
+
+def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, Any]:
+    """Check a composed config, whatever its parts came from (options, experiment files, the command line).
+
+    Args:
+        cfg: Composed config; ``run_dir`` may still be null.
+        sections: Sections by dotted key, the root under ``""``.
+
+    Returns:
+        The config with its interpolations resolved, as plain containers.
+
+    Raises:
+        InputError: Keys that do not exist, each with the nearest that does; missing values; wrong types; values out of
+            range; targets that cannot be imported. All together.
+    """
+    findings = Findings()
+    plain = _plain(cfg, findings)
+    for path, hints in sections.items():
+        values = plain.get(path, {}) if path else plain
+        if isinstance(values, dict):
+            _check_section(path, values, hints, findings)
+    for key, tree in plain.items():
+        check_nodes(key, tree, findings)
+    raise_all(findings.all())
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
+    """The config resolved, with stand-ins for what only the run will know or the user has not given."""
+    cfg = cfg.copy()
+    OmegaConf.set_struct(cfg, False)
+    for key in _missing("", OmegaConf.to_container(cfg, resolve=False)):
+        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
+        OmegaConf.update(cfg, key, NOT_GIVEN)
+    if cfg.get("run_dir", "") is None:
+        cfg.run_dir = "runs"
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationResolutionError as error:
+        raise InputError(str(error.full_key), str(error.msg).splitlines()[0], "Correct its ${…}") from error
+
+
+def _missing(path: str, tree: Any) -> Iterator[str]:
+    """Dotted keys that stand as ``???``: to be given by whoever picks the option."""
+    if tree == "???":
+        yield path
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        yield from _missing(f"{path}.{key}" if path else key, value)
+
+
+def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
+    source = values.get("source", {}) if path == "data" else {}
+    passed_on = {key for key, value in values.items() if key in source and source[key] == value}
+    check_names(path, values, hints.keys() | passed_on, findings)
+    for key, hint in hints.items():
+        dotted = f"{path}.{key}" if path else key
+        if key in values:
+            check_value(dotted, values[key], hint, findings)
+        else:
+            findings.errors.append(InputError(dotted, "it is missing", f"Type {dotted}=VALUE"))

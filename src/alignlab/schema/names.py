@@ -1,0 +1,70 @@
+"""The nearest real name for one that does not exist."""
+
+import difflib
+from collections.abc import Iterable
+
+ELSEWHERE = {
+    "learning_rate": "optimizer.lr",
+    "batch_size": "data.batch_size_per_device",
+    "micro_batch_size": "data.batch_size_per_device",
+    "train_batch_size": "data.global_batch_size",
+    "per_device_train_batch_size": "data.batch_size_per_device",
+    "accumulate_grad_batches": "data.global_batch_size",
+    "gradient_accumulation_steps": "data.global_batch_size",
+    "epochs": "trainer.max_epochs",
+    "num_train_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "max_length": "data.max_tokens_per_sequence",
+    "max_seq_length": "data.max_tokens_per_sequence",
+    "cutoff_len": "data.max_tokens_per_sequence",
+    "model_name_or_path": "model.path",
+    "model_name": "model.path",
+    "dataset": "data.path",
+    "output_dir": "run_dir",
+    "resume_from_checkpoint": "resume",
+    "lora_rank": "peft.r",
+    "rank": "peft.r",
+    "alpha": "peft.lora_alpha",
+    "bf16": "trainer.precision",
+    "fp16": "trainer.precision",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "warmup_ratio": "scheduler.warmup_steps",
+    "save_steps": "checkpoint.every_n_steps",
+    "report_to": "logger",
+}
+"""What other tools call it: our key."""
+
+MOST = 24
+"""Names that are listed when none is near."""
+
+
+def suggest(key: str, known: Iterable[str]) -> str:
+    """One sentence that leads from a key that does not exist to one that does.
+
+    Args:
+        key: Dotted, as typed.
+        known: Every dotted key that exists.
+    """
+    known = sorted(set(known))
+    parent, _, last = key.rpartition(".")
+    siblings = [name for name in known if name.rpartition(".")[0] == parent]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    found = (
+        difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
+        or same[:3]
+        or [name for name in known if name == ELSEWHERE.get(last)]
+        or ([] if parent and siblings else _alike(key, last, known))
+    )
+    if found:
+        return f"Did you mean {' or '.join(map(repr, found))}?"
+    place = parent if siblings else ""
+    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == place]
+    if len(names) > MOST:
+        return f"Among the names in {place} are: {', '.join(difflib.get_close_matches(last, names, n=8, cutoff=0))}"
+    return f"The names {f'in {place}' if place else 'at the root'} are: {', '.join(names)}"
+
+
+def _alike(key: str, last: str, known: list[str]) -> list[str]:
+    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return whole or [by_last[name] for name in difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)]

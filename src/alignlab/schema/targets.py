@@ -1,0 +1,144 @@
+"""A node with ``_target_`` against the signature of what it names: the names, types and ranges of its arguments."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from alignlab.build import locate
+from alignlab.errors import InputError
+from alignlab.schema.values import Findings, check_names, check_value
+
+CONTROL = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+"""Hydra's own keys in a node."""
+
+PARTS = {"peft": {"quantization"}}
+"""Nodes that stand inside another one for the house's use, not as an argument of its target."""
+
+FORWARDS = {
+    "transformers.BitsAndBytesConfig": None,
+    "lightning.pytorch.loggers.WandbLogger": "wandb.init",
+    "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+}
+"""Where the ``**kwargs`` of a target go: on to another callable, or nowhere (None). With others any name goes."""
+
+GIVEN_BY_RUN = set("parts params optimizer num_training_steps strategy logger callbacks default_root_dir".split())
+"""Arguments that are not for the config to give: live objects, and what groups of their own are for."""
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+RANGES: dict[str, Any] = {
+    "lr": Positive,
+    "weight_decay": Annotated[float, Field(ge=0)],
+    "momentum": Share,
+    "betas": tuple[Share, Share],
+    "r": Count,
+    "lora_alpha": Positive,
+    "lora_dropout": Share,
+    "num_virtual_tokens": Count,
+    "adapter_len": Count,
+    "adapter_layers": Count,
+    "devices": Count | Literal[-1] | str | list[int],
+    "num_nodes": Count,
+    "max_steps": Annotated[int, Field(ge=-1)],
+    "max_epochs": Annotated[int, Field(ge=-1)] | None,
+    "gradient_clip_val": Positive | None,
+    "log_every_n_steps": Count,
+    "patience": Annotated[int, Field(ge=0)],
+}
+"""Types with ranges, by argument, for classes that are not ours and whose annotations give none."""
+
+
+def check_nodes(path: str, tree: Any, findings: Findings) -> None:
+    """Check every node with ``_target_`` in a plain tree.
+
+    Args:
+        path: Dotted key of the tree.
+        tree: Plain containers and leaves.
+        findings: What is added to.
+    """
+    if isinstance(tree, list):
+        tree = {str(index): value for index, value in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        return
+    if "_target_" in tree:
+        _check_arguments(path, tree, findings)
+    for key, value in tree.items():
+        check_nodes(f"{path}.{key}", value, findings)
+
+
+def _check_arguments(path: str, node: Mapping[str, Any], findings: Findings) -> None:
+    name = node["_target_"]
+    try:
+        target = locate(name)
+    except InputError as error:
+        findings.errors.append(InputError(f"{path}.{error.asked}", error.why, error.instead))
+        return
+    arguments = {key: value for key, value in node.items() if key not in CONTROL | PARTS.get(path, set())}
+    check_names(path, arguments, _names(name, target), findings)
+    for function in reversed(_chain(target)):
+        for key in arguments.keys() & _parameters(function).keys():
+            value = arguments[key]
+            if value != _parameters(function)[key].default and not _holds_target(value):
+                check_value(f"{path}.{key}", value, _hint(name, function, key), findings)
+
+
+def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
+    """Names that a target takes; None: any."""
+    functions = _chain(target)
+    named = {key for function in functions for key, p in _parameters(function).items() if p.kind not in VARIADIC}
+    if not _is_open(functions[-1]):
+        return named - GIVEN_BY_RUN
+    if name not in FORWARDS:
+        return None
+    return named | (_parameters(locate(FORWARDS[name])).keys() if FORWARDS[name] else set())
+
+
+def _chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """Where keyword arguments end up: the function; of a class, its constructor, and those that it passes them on to."""
+    if not inspect.isclass(target):
+        return [target]
+    functions = [kind.__init__ for kind in target.__mro__[:-1] if "__init__" in vars(kind)] or [target.__init__]
+    closed = next((index for index, function in enumerate(functions) if not _is_open(function)), len(functions))
+    return functions[: closed + 1]
+
+
+def _is_open(function: Callable[..., Any]) -> bool:
+    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(function).values())
+
+
+@functools.cache
+def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    try:
+        return {key: value for key, value in inspect.signature(function).parameters.items() if key != "self"}
+    except ValueError:  # some functions written in C tell nothing
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+
+
+def _hint(name: str, function: Callable[..., Any], key: str) -> Any:
+    if not name.startswith("alignlab.") and key in RANGES:
+        return RANGES[key]
+    return _hints(function).get(key, Any)
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations of the arguments; none where they cannot be evaluated."""
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _holds_target(value: Any) -> bool:
+    """Whether objects are made within the value: their own nodes are checked instead of its type."""
+    if isinstance(value, Mapping):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))

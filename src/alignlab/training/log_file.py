@@ -1,0 +1,85 @@
+"""train.log: what was printed and logged, without colours and without the passing frames of a progress bar."""
+
+import contextlib
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+LOGGERS = ("", "lightning", "lightning.pytorch", "lightning.fabric", "transformers")
+"""Loggers that keep their records to themselves, beside the root."""
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@contextlib.contextmanager
+def captured(path: Path) -> Iterator[None]:
+    """Copy everything printed and logged inside the block to the end of a file as well.
+
+    Args:
+        path: The log file; its folder exists.
+    """
+    with path.open("a", encoding="utf-8", buffering=1) as file, _handler(file):
+        outputs = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
+        try:
+            yield
+        finally:
+            for copied in (sys.stdout, sys.stderr):
+                if isinstance(copied, Copied):
+                    copied.finish()
+            sys.stdout, sys.stderr = outputs
+
+
+class Copied:
+    """A text stream that also writes its finished lines to a file.
+
+    Args:
+        terminal: The stream proper; write here what should not be in the file.
+        file: Where the lines go too.
+    """
+
+    def __init__(self, terminal: TextIO, file: TextIO):
+        self.terminal, self.file, self._line = terminal, file, ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.terminal, name)
+
+    def write(self, text: str) -> int:
+        """Pass the text on; keep the last state of a line that a carriage return wrote over."""
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            self.file.write(CONTROL.sub("", line).rstrip("\r").rpartition("\r")[2] + "\n")
+        return self.terminal.write(text)
+
+    def writelines(self, lines) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def finish(self) -> None:
+        """Write a last line that has no end."""
+        if self._line:
+            self.write("\n")
+
+
+def terminal(stream: TextIO) -> TextIO:
+    """The stream without its copy in the log, for what only a person at a terminal should see."""
+    return stream.terminal if isinstance(stream, Copied) else stream
+
+
+@contextlib.contextmanager
+def _handler(file: TextIO) -> Iterator[None]:
+    handler = logging.StreamHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    # A record that reaches two of the loggers on its way up would stand in the file twice.
+    loggers = [logger for logger in map(logging.getLogger, LOGGERS) if not logger.propagate or logger.name == "root"]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)

@@ -1,0 +1,117 @@
+"""Learning rate schedules over optimizer steps, from Transformers: ``fn(optimizer, *, num_training_steps, …)``.
+
+Each rises linearly from 0 in the first ``warmup_steps`` (the schedules count from 0, so the very first step of a
+warm-up has a rate of 0). ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, from 1 on optimizer steps.
+"""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import optimization
+
+from alignlab.errors import InputError
+
+Steps = Annotated[int | float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def constant(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps) -> LRScheduler:
+    """Warm-up, then the same rate to the end."""
+    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
+    return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
+
+
+def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
+    """Warm-up, then a straight line down to ``min_lr_ratio`` of the rate."""
+    return polynomial(
+        optimizer,
+        num_training_steps=num_training_steps,
+        warmup_steps=warmup_steps,
+        min_lr_ratio=min_lr_ratio,
+        power=1.0,
+    )
+
+
+def cosine(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
+    """Warm-up, then half a cosine down to ``min_lr_ratio`` of the rate (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+    return optimization.get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        num_steps("warmup_steps", warmup_steps, num_training_steps),
+        num_training_steps,
+        min_lr_rate=min_lr_ratio,
+    )
+
+
+def wsd(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    warmup_steps: Steps,
+    decay_steps: Steps,
+    min_lr_ratio: Share,
+    decay_type: Literal["linear", "cosine", "1-sqrt"],
+) -> LRScheduler:
+    """Warm-up, a stable stretch, then a decay in the last ``decay_steps`` (Hu et al. 2024, arXiv 2404.06395)."""
+    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
+    decay = num_steps("decay_steps", decay_steps, num_training_steps)
+    if warmup + decay > num_training_steps:
+        asked = f"scheduler.warmup_steps={warmup} scheduler.decay_steps={decay}"
+        raise InputError(asked, f"the run has {num_training_steps} optimizer steps in all", "Shorten one of them")
+    return optimization.get_wsd_schedule(
+        optimizer,
+        warmup,
+        decay,
+        num_training_steps,
+        decay_type=decay_type,
+        min_lr_ratio=min_lr_ratio,
+    )
+
+
+def inverse_sqrt(
+    optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, timescale_steps: int | None
+) -> LRScheduler:
+    """Warm-up, then the inverse square root of the step over ``timescale_steps`` (None: the warm-up's length)."""
+    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
+    return optimization.get_inverse_sqrt_schedule(optimizer, warmup, timescale_steps)
+
+
+def polynomial(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    warmup_steps: Steps,
+    min_lr_ratio: Share,
+    power: Annotated[float, Field(gt=0)],
+) -> LRScheduler:
+    """Warm-up, then ``(1 − progress)^power`` down to ``min_lr_ratio`` of the rate."""
+    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
+    rate = optimizer.defaults["lr"]
+    if min_lr_ratio == 1:  # the library refuses an end that is not below the start
+        return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
+    return optimization.get_polynomial_decay_schedule_with_warmup(
+        optimizer, warmup, num_training_steps, lr_end=rate * min_lr_ratio, power=power
+    )
+
+
+def num_steps(name: str, asked: int | float, num_training_steps: int) -> int:
+    """Optimizer steps for a number of steps (1 and above) or a share of the run (below 1), rounded up.
+
+    Args:
+        name: Key of the setting, for the error.
+        asked: Steps or share, at least 0.
+        num_training_steps: Optimizer steps of the whole run.
+
+    Raises:
+        InputError: It is a fraction above 1, or more than the run has.
+    """
+    if asked > 1 and asked != int(asked):
+        instead = "Give whole optimizer steps, or a share of the run below 1"
+        raise InputError(f"scheduler.{name}={asked}", "it is neither a number of steps nor a share", instead)
+    steps = math.ceil(asked * num_training_steps) if asked < 1 else int(asked)
+    if steps > num_training_steps:
+        why = f"the run has {num_training_steps} optimizer steps in all"
+        raise InputError(f"scheduler.{name}={asked}", why, f"Give at most {num_training_steps}, or a share below 1")
+    return steps

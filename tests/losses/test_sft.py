@@ -1,0 +1,88 @@
+import json
+
+import pytest
+import torch
+
+from alignlab.batches import StepTotals
+from alignlab.losses.sft import dft, nll, token_metrics
+from alignlab.training.reduction import RunningRatios, step_loss
+
+# Two sequences: log-probabilities -1, -2, -3 and -4.
+LOGPS = torch.tensor([-1.0, -2.0, -3.0, -4.0], dtype=torch.float64)
+OWNER = torch.tensor([0, 0, 0, 1])
+
+
+def test_token_mean_worked_by_hand():
+    """(1 + 2 + 3 + 4) / 4 = 2.5."""
+    output = nll(LOGPS, OWNER, 2, reduction="token")
+    assert (output.sum.item(), output.weight.item()) == (10.0, 4.0)
+
+
+def test_sequence_mean_worked_by_hand():
+    """((1 + 2 + 3) / 3 + 4 / 1) / 2 = 3."""
+    output = nll(LOGPS, OWNER, 2, reduction="sequence")
+    assert (output.sum.item(), output.weight.item()) == (6.0, 2.0)
+
+
+def test_dft_weighs_by_probability_without_gradient():
+    """Loss p·(-log p); its gradient with respect to log p is -p, not -p·(1 + log p)."""
+    logps = LOGPS.clone().requires_grad_()
+    output = dft(logps, OWNER, 2, reduction="token")
+    output.sum.backward()
+    torch.testing.assert_close(output.sum, (LOGPS.exp() * -LOGPS).sum())
+    torch.testing.assert_close(logps.grad, -LOGPS.exp())
+
+
+@pytest.mark.parametrize("loss", [nll, dft])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_gradients(loss, reduction):
+    logps = LOGPS.clone().requires_grad_()
+    if loss is nll:
+        assert torch.autograd.gradcheck(lambda x: loss(x, OWNER, 2, reduction=reduction).sum, logps)
+    loss(logps, OWNER, 2, reduction=reduction).sum.backward()
+    assert (logps.grad < 0).all(), "a likelier token must lower the loss"
+
+
+def test_metrics_worked_by_hand():
+    ratios = RunningRatios()
+    ratios.add(token_metrics(LOGPS, torch.tensor([True, False, True, True])))
+    means = ratios.means()
+    assert means["nll"].item() == 2.5
+    assert means["token_accuracy"].item() == 0.75
+    assert ratios.means() == {}
+
+
+def test_fillers_add_neither_sum_nor_weight():
+    output = nll(LOGPS, OWNER, 2, reduction="token")
+    assert step_loss(output, 8.0, counted=0).item() == 0
+    ratios = RunningRatios()
+    ratios.add(token_metrics(LOGPS, LOGPS < 0), counted=0)
+    assert ratios.means() == {}
+
+
+@pytest.mark.parametrize("cut", [[4], [1, 3], [1, 1, 1, 1]])
+def test_the_reducer_does_not_see_how_a_step_is_cut(cut):
+    logps = LOGPS.clone().requires_grad_()
+    totals = StepTotals(supervised_tokens=4, sequences=2, trees=2, tokens=6, rows=2)
+    for part, owner in zip(logps.split(cut), OWNER.split(cut), strict=True):
+        step_loss(nll(part, owner, 2, reduction="token"), totals.supervised_tokens, counted=1).backward()
+    torch.testing.assert_close(logps.grad, torch.full_like(LOGPS, -0.25))
+
+
+LOSSES = {"nll": nll, "dft": dft}
+REDUCTION = {"reduction": "token"}
+
+
+def test_golden_values(shared):
+    """The peer's fused head keeps float32 statistics, so its values agree to about 5e-6 only."""
+    golden = json.loads((shared / "golden" / "trl.json").read_text())
+    cases = [case for case in golden["cases"] if case["family"] == "sft_real"]
+    assert len(cases) == 12
+    for case in cases:
+        inputs = golden["inputs"][case["inputs"]]
+        labels = torch.tensor(inputs["labels"])[:, 1:]
+        logps = torch.tensor(case["expected"]["per_token_logps"], dtype=torch.float64)[labels != -100]
+        owner = torch.nonzero(labels != -100)[:, 0]
+        output = LOSSES[case["config"]["loss_type"]](logps, owner, len(labels), **REDUCTION)
+        weight = case["config"]["num_items_in_batch"] or output.weight
+        assert (output.sum / weight).item() == pytest.approx(case["expected"]["loss"], rel=case["tol"]), case["id"]

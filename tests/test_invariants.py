@@ -1,0 +1,117 @@
+"""What must hold for every method: the result does not depend on how the work is cut."""
+
+import os
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_accumulation_invariance(name, optimizer):
+    """1 x 8, 2 x 4, 8 x 1 micro-batches: the same losses, norms and weights, ragged rows and a short last window."""
+    lr = {torch.optim.SGD: 0.5, torch.optim.AdamW: 1e-3}[optimizer]
+    runs = {}
+    for size in (8, 4, 1):
+        method = make_method(name, optimizer=optimizer, lr=lr, clip=1.0)
+        runs[size] = fit(method, make_loader(make_rows(), size))
+    weights, steps = runs[8]
+    assert len(steps) == 4
+    for size in (4, 1):
+        others, other_steps = runs[size]
+        assert (others - weights).norm() < 1e-6 * weights.norm(), f"{size} rows at a time"
+        for one, other in zip(steps, other_steps, strict=True):
+            for metric in ("train/loss", "train/grad_norm", "train/nll"):
+                assert other[metric] == pytest.approx(one[metric], rel=1e-5)
+
+
+def test_the_first_gradient_is_that_of_the_plain_mean():
+    """SGD's first update equals a slow, obvious float64 mean over all targets of the first step."""
+    rows, lr = make_rows(), 0.5
+    loader = make_loader(rows, 2, num_steps=1, order="as_is")
+    method = make_method("sft", lr=lr)
+    weights, _ = fit(method, loader)
+    policy = make_method("sft").parts.make_policy().double()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for row in rows[:8]:
+        logps = policy(input_ids=torch.tensor([row.tokens])).logits[0].log_softmax(-1)
+        for place in range(1, len(row.tokens)):
+            if row.supervised[place]:
+                total = total - logps[place - 1, row.tokens[place]]
+                count += 1
+    (total / count).backward()
+    expected = torch.cat([(p - lr * p.grad).flatten() for p in policy.parameters()])
+    assert (weights.double() - expected).norm() < 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ragged_last_window(name):
+    """The short window of an epoch is divided by its own weight: its loss is that of its rows alone."""
+    rows = make_rows()
+    _, steps = fit(make_method(name, lr=0.0), make_loader(rows, 2, num_steps=2, order="as_is"))
+    _, alone = fit(make_method(name, lr=0.0), make_loader(type(rows)(rows[8:]), 5, num_steps=1, order="as_is"))
+    assert steps[1]["train/loss"] == pytest.approx(alone[0]["train/loss"], rel=1e-6)
+    assert steps[1]["progress/samples"] == 13
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_packed_equals_padded(name):
+    flat, _ = fit(make_method(name), make_loader(make_rows(), 4))
+    padded, _ = fit(make_method(name, packing=False), make_loader(make_rows(), 4, packing=False))
+    assert (flat - padded).norm() < 1e-6 * flat.norm()
+
+
+def test_collating_ahead_changes_nothing():
+    here, _ = fit(make_method("sft"), make_loader(make_rows(), 4))
+    ahead, _ = fit(make_method("sft"), make_loader(make_rows(), 4, workers=1))
+    assert torch.equal(here, ahead)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_norms_are_logged_before_and_after_clipping(clip):
+    _, steps = fit(make_method("sft", clip=clip), make_loader(make_rows(), 4, num_steps=1))
+    assert steps[0]["train/grad_norm"] > 0.05
+    if clip:
+        assert steps[0]["train/grad_norm_clipped"] == pytest.approx(clip, rel=1e-4)
+
+
+def test_clipping_is_that_of_the_whole_step():
+    """With SGD the clipped update has exactly the length lr · clip."""
+    before = torch.cat([p.flatten() for p in make_method("sft").parts.make_policy().parameters()])
+    after, _ = fit(make_method("sft", lr=1.0, clip=0.05), make_loader(make_rows(), 1, num_steps=1))
+    assert (after - before).norm().item() == pytest.approx(0.05, rel=1e-3)
+
+
+def _train_rank(rank, num_ranks, port, folder):
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks), LOCAL_WORLD_SIZE=str(num_ranks), TORCHELASTIC_RUN_ID="test", GROUP_RANK="0",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    for name in METHODS:
+        loader = make_loader(make_rows(), 2, rank=rank, num_ranks=num_ranks)
+        result = fit(make_method(name, clip=1.0), loader, strategy="ddp", devices=num_ranks)
+        torch.save(result, f"{folder}/{name}-{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, free_port):
+    """Every method trained by one pair of processes: folder of what each rank came to."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    mp.spawn(_train_rank, args=(2, free_port, str(folder)), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_world_size_invariance(name, two_ranks):
+    """Two processes give the weights and metrics of one, with a last window that leaves a rank short of rows."""
+    alone, steps = fit(make_method(name, clip=1.0), make_loader(make_rows(), 2))
+    for rank in range(2):
+        weights, rank_steps = torch.load(two_ranks / f"{name}-{rank}.pt")
+        assert (weights - alone).norm() < 1e-6 * alone.norm()
+        for one, other in zip(steps, rank_steps, strict=True):
+            for metric in ("train/loss", "train/grad_norm", "train/token_accuracy", "progress/tokens"):
+                assert other[metric] == pytest.approx(one[metric], rel=1e-5)

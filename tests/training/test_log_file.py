@@ -1,0 +1,31 @@
+"""train.log holds what was printed and logged, once, and without control codes."""
+
+import logging
+import sys
+
+from alignlab.training.log_file import captured, terminal
+
+
+def test_prints_and_records_are_copied_and_streams_put_back(tmp_path, capsys):
+    before = sys.stdout
+    with captured(tmp_path / "train.log"):
+        print("hello")
+        print("\x1b[1mbold\x1b[0m", file=sys.stderr)
+        print("10 %\r20 %\r30 %")
+        print("for the terminal only", file=terminal(sys.stdout))
+        logging.getLogger("alignlab.somewhere").warning("dropped 3 rows")
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").warning("once")
+        print("no end", end="")
+    assert sys.stdout is before
+    text = (tmp_path / "train.log").read_text()
+    lines = text.splitlines()
+    assert [line for line in lines if ": " not in line] == ["hello", "bold", "30 %", "no end"]
+    assert sum("dropped 3 rows" in line for line in lines) == sum(": once" in line for line in lines) == 1
+    assert "for the terminal only" in capsys.readouterr().out
+
+
+def test_a_resumed_run_adds_to_its_log(tmp_path):
+    for word in ("first", "second"):
+        with captured(tmp_path / "train.log"):
+            print(word)
+    assert (tmp_path / "train.log").read_text() == "first\nsecond\n"
