@@ -19,12 +19,15 @@ from omegaconf import OmegaConf
 
 from alignlab.errors import InputError, nearest
 
-REFUSED = frozenset(
-    "_pickle asyncio builtins code codeop concurrent ctypes dill cloudpickle gc hydra importlib inspect io joblib"
-    " marshal multiprocessing nt operator os pdb pickle pkgutil posix pty pydoc runpy shelve shutil signal site socket"
-    " subprocess sys tempfile threading timeit types webbrowser yaml".split()
-)
+# fmt: off
+REFUSED = frozenset({
+    "_pickle", "asyncio", "builtins", "cloudpickle", "code", "codeop", "concurrent", "ctypes", "dill", "gc",
+    "hydra", "importlib", "inspect", "io", "joblib", "marshal", "multiprocessing", "nt", "operator", "os", "pdb",
+    "pickle", "pkgutil", "posix", "pty", "pydoc", "runpy", "shelve", "shutil", "signal", "site", "socket",
+    "subprocess", "sys", "tempfile", "threading", "timeit", "types", "webbrowser", "yaml",
+})
 """Top-level modules whose members are no targets."""
+# fmt: on
 
 
 def build(node: Mapping[str, Any] | None, **extra: Any) -> Any:
@@ -60,8 +63,14 @@ def build(node: Mapping[str, Any] | None, **extra: Any) -> Any:
 
 
 def build_all(nodes: Mapping[str, Mapping[str, Any] | None], **extra: Any) -> dict[str, Any]:
-    """Objects by name of a group whose nodes stand side by side (``logger``, ``callbacks``); None is left out."""
-    return {name: build(node, **extra) for name, node in nodes.items() if node is not None}
+    """Make the objects of a group whose nodes stand side by side (``logger``, ``callbacks``).
+
+    Args:
+        nodes: Nodes by name; None leaves one out.
+        **extra: What no config can hold, for those targets that have an argument by the name.
+    """
+    nodes = {name: node for name, node in nodes.items() if node is not None}
+    return {name: build(node, **_taken(locate(node["_target_"]), extra)) for name, node in nodes.items()}
 
 
 def named_targets(node: Any) -> Iterator[str]:
@@ -128,6 +137,10 @@ def _home(found: Any) -> str:
     return str(name or "").split(".")[0]
 
 
+def _taken(target: Callable[..., Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in extra.items() if name in inspect.signature(target).parameters}
+
+
 def _refuse_missing(name: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     try:
         parameters = inspect.signature(target).parameters.values()
@@ -149,4 +162,5 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _shown(node: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in node.items() if not isinstance(value, Mapping)) or "its defaults"
+    plain = {key: value for key, value in node.items() if not isinstance(value, Mapping)}
+    return ", ".join(f"{key}={value}" for key, value in plain.items()) or "its defaults"

@@ -77,10 +77,6 @@ def _on_cpu(config: Config) -> bool:
     return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
 
 
-def _uses(package: str, *keys: str) -> Callable[[Config], bool]:
-    return lambda config: any(str(config[key]).startswith(package) for key in keys)
-
-
 def _lacks(package: str) -> bool:
     return find_spec(package) is None
 
@@ -99,7 +95,7 @@ ROWS: tuple[Row, ...] = (
         "Type pip install 'alignlab[qlora]', or peft=lora",
     ),
     Row(
-        ("trainer.precision",),
+        ("trainer.precision", "trainer.accelerator"),
         lambda c: str(c["trainer.precision"]) in ("16", "16-mixed") and _on_cpu(c),
         "automatic mixed precision in float16 scales its gradients on CUDA only",
         "Type trainer.precision=bf16-mixed or trainer.precision=32-true",

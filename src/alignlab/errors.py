@@ -15,10 +15,14 @@ class InputError(Exception):
 
     def __init__(self, asked: str, why: str, instead: str):
         self.asked, self.why, self.instead = asked, why, instead
-        super().__init__(f"{asked}: {why.rstrip('.')}. {instead.rstrip('.')}.")
+        super().__init__(f"{asked}: {_sentence(why)} {_sentence(instead)}")
 
     def __reduce__(self):
         return InputError, (self.asked, self.why, self.instead)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
 
 
 class InputErrors(InputError):

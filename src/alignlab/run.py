@@ -4,15 +4,21 @@ import logging
 import re
 from dataclasses import fields
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.build import build, build_all, locate
+from alignlab.cards import StartCard
 from alignlab.data.context import TokenSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
 from alignlab.data.plan import PlanSettings
@@ -22,11 +28,13 @@ from alignlab.errors import InputError
 from alignlab.methods.base import Method, Parts
 from alignlab.models.adapters import attach
 from alignlab.models.export import save, verify
-from alignlab.training import launch
+from alignlab.training import console, launch
+from alignlab.training.card import result_card
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.finish import ValidateAtEnd
 from alignlab.training.log_file import captured
 from alignlab.training.loggers import close_loggers
+from alignlab.training.plots import draw
 from alignlab.training.record import Summary
 from alignlab.training.run_folder import RunFolder, make_run_folder
 from alignlab.training.storage import open_checkpoint
@@ -73,9 +81,12 @@ def train_rank(run_dir: str, checkpoint: str | None) -> None:
 
 
 def train(config: Config, folder: RunFolder) -> None:
-    """Make model, data, method and trainer; train; write the result and check what was written."""
+    """Make model, data, method and trainer; train; write the result, check it, and show what came of it."""
+    console.set_up(config["debug"])
     lightning.seed_everything(config["seed"], verbose=False)
     with captured(folder.log):
+        for note in folder.notes:
+            log.info(note)
         source = build(config["data"]["source"])
         model = make_model_source(config)
         tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
@@ -83,11 +94,10 @@ def train(config: Config, folder: RunFolder) -> None:
         data = make_data(config, source, tokenizer)
         method = make_method(config, model, tokenizer)
         trainer, summary = make_trainer(config, folder, data)
-        checkpoint = folder.checkpoint and folder.checkpoint.state
         try:
-            trainer.fit(method, datamodule=data, ckpt_path=checkpoint)
-            if trainer.is_global_zero:
-                write_model(method, tokenizer, folder)
+            state = folder.checkpoint and folder.checkpoint.state
+            trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
+            write_model(method, tokenizer, folder, summary)
         finally:
             finish(trainer, summary, folder)
 
@@ -149,7 +159,8 @@ def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | Non
         limits.append(num_epoch_steps * max_epochs)
     if not limits:
         why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
-        raise InputError(f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}", why, "Type trainer.max_steps=N")
+        asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
+        raise InputError(asked, why, "Type trainer.max_steps=N")
     return min(limits)
 
 
@@ -170,52 +181,96 @@ def make_policy(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) 
     peft = dict(config["peft"] or {})
     quantization = build(peft.pop("quantization", None))
     policy = model.load_model(tokenizer, quantization)
+    refuse_beyond_context(policy, config["data"]["max_tokens_per_sequence"])
+    if peft and isinstance(policy, PeftModel):
+        return refuse_other_adapter(policy, peft)
     return attach(policy, build(peft)) if peft else policy
+
+
+def refuse_other_adapter(policy: PeftModel, asked: Config) -> PeftModel:
+    """The policy, which already carries the adapter that it is trained with; ``peft`` must not ask for another."""
+    has = policy.active_peft_config.to_dict()
+    other = [f"{key}={value}" for key, value in asked.items() if has.get(key, value) != value and has[key] is not None]
+    if not asked["_target_"].endswith(type(policy.active_peft_config).__name__) or other:
+        why = "the weights come with an adapter of their own, which is trained further with the settings it has"
+        raise InputError(
+            f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
+        )
+    return policy
+
+
+def refuse_beyond_context(policy: nn.Module, max_tokens_per_sequence: int) -> None:
+    """Refuse sequences for which the model has no positions."""
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and max_tokens_per_sequence > limit:
+        raise InputError(
+            f"data.max_tokens_per_sequence={max_tokens_per_sequence}",
+            f"the model has {limit} positions",
+            f"Type data.max_tokens_per_sequence={limit}, and data.truncation= for rows that are longer",
+        )
 
 
 def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
     """Lightning's trainer with our callbacks and the chosen loggers, and the summary that it fills."""
+    method = name_of(config["method"]["_target_"])
+    model = config["init_from"] or config["model"].get("path", "scratch")
     facts = {
-        "method": name_of(config["method"]["_target_"]),
-        "model": config["init_from"] or config["model"].get("path", "scratch"),
+        "method": method,
+        "model": model,
         "strategy": config["strategy"]["name"],
         "peft": (config["peft"] or {}).get("peft_type"),
         "seed": config["seed"],
     }
+    card = StartCard(title=f"{method} · {model}", model=model, folder=folder)
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
-    loggers = {"csv": CSV, **config["logger"]}
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=make_strategy(**config["strategy"]),
-        callbacks=[*build_all(config["callbacks"]).values(), ValidateAtEnd(), summary, checkpoint],
-        logger=list(build_all(loggers, run_folder=folder).values()),
-        enable_progress_bar=False,
+        callbacks=[card, *build_all(config["callbacks"]).values(), ValidateAtEnd(), summary, checkpoint],
+        logger=make_loggers(config, folder),
+        enable_progress_bar="progress" in config["callbacks"],
         use_distributed_sampler=False,
     )
     return trainer, summary
 
 
-CSV = {"_target_": "alignlab.training.loggers.csv"}
-"""``metrics.csv`` is always written."""
+def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
+    """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
+    nodes = {"csv": {"_target_": "alignlab.training.loggers.csv"}, **config["logger"]}
+    loggers = []
+    for node in filter(None, nodes.values()):
+        takes_folder = "run_folder" in signature(locate(node["_target_"])).parameters
+        loggers.append(build(node, **({"run_folder": folder} if takes_folder else {})))
+        loggers[-1].log_hyperparams(config)
+    return loggers
 
 
 # --- afterwards -------------------------------------------------------------------------------------------------------
 
 
-def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder) -> None:
-    """Write ``model/`` and compare what was written with the live model."""
+@rank_zero_only
+def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:
+    """Write ``model/`` and compare what was written with the live model; only then is the run done."""
+    summary.status = "failed"
     save(method.policy, tokenizer, folder.model)
-    example = {"input_ids": method.policy.dummy_inputs["input_ids"]} if hasattr(method.policy, "dummy_inputs") else None
+    example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
     difference = verify(folder.model, method.policy, example)
-    log.info("%s reopened: logits differ by %.2g at most", folder.model, difference)
+    log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
+    summary.status = "done"
 
 
+@rank_zero_only
 def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> None:
-    """Hand the results to the trackers and end their runs."""
-    done = summary.status == "done"
-    close_loggers(trainer.loggers, summary=summary.summary(), artifacts=[folder.config, folder.model], succeeded=done)
+    """Draw the curves, write what came of the run, show it, and end the trackers' runs."""
+    plots = draw(folder.metrics, folder.plots)
+    results = summary.write(summary.status)
+    if summary.status == "done":
+        places = [folder.model, folder.metrics, folder.summary, *plots[:1]]
+        console.show(result_card(results, folder=folder.path, files=places))
+    artifacts = [folder.config, folder.model, *plots]
+    close_loggers(trainer.loggers, summary=results, artifacts=artifacts, succeeded=summary.status == "done")
 
 
 def name_of(target: str) -> str:

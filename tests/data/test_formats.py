@@ -109,6 +109,22 @@ def test_dialogues_in_every_dialect(value, messages):
     assert isinstance(made, Demonstration) and list(made.messages) == messages and made.origin == "f.jsonl:7"
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"prompt": "q", "completion": "a", "chosen": None, "messages": None},
+        {"messages": TALK, "conversations": None, "prompt": None},
+    ],
+)
+def test_null_columns_as_tables_give_them_are_absent(value):
+    assert list(row(value).messages) == TALK
+
+
+def test_completions_that_look_like_json_stay_text():
+    made = row({"prompt": "q", "chosen": '{"a": 1}', "rejected": '["b"]'})
+    assert made.chosen[0]["content"] == '{"a": 1}' and made.rejected[0][0]["content"] == '["b"]'
+
+
 def test_further_columns_are_kept_and_consumed_ones_are_not():
     made = row({"question": "q", "answer": "a", "level": 3, "tags": ["x"], "note": None})
     assert made.columns == {"level": 3, "tags": ["x"], "note": None, "answer": "a"}
@@ -233,6 +249,10 @@ REFUSED = [
     ({"messages": [user("q") | {"weight": 1}, *A]}, "puts a message of role 'user' into the loss"),
     ({"messages": [user([{"type": "image_url"}]), *A]}, "field 'messages[0].content[0]' is of type 'image_url'"),
     ({"messages": [user("q"), {"from": "function_call", "value": "f(x)"}]}, "is a tool call that is no JSON object"),
+    (
+        {"messages": [user("q"), assistant("", tool_calls=[{"name": "f", "arguments": "x"}])]},
+        "tool_calls.arguments' is a",
+    ),
     ({"messages": TALK, "conversations": TALK}, "both hold a dialogue"),
     ({"messages": [system("a"), *TALK], "system": "b"}, "differs from the system message"),
     ({"messages": TALK, "images": ["x.png"]}, "field 'images' is filled"),

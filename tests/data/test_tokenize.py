@@ -144,6 +144,11 @@ def test_supervised_spans_hold_answer_and_end_token_only(tiny):
     assert supervised_text(row, tiny) == ["First<|im_end|>", "Second 这是<|im_end|>"]
 
 
+def test_what_follows_the_last_supervised_token_is_cut_off(tiny):
+    row = tokenize(demonstration(user("Q"), assistant("A"), user("never answered")), tiny, token_settings())
+    assert row == tokenize(demonstration(user("Q"), assistant("A")), tiny, token_settings())
+
+
 @pytest.mark.parametrize(
     ("loss_on", "expected"),
     [
@@ -247,11 +252,12 @@ def test_template_that_rewrites_earlier_turns():
     [
         ("{% for m in messages if m.role != 'system' %}{{ m.content ~ eos_token }}{% endfor %}", MULTI),
         ("{{ raise_exception('System role not supported') }}", MULTI),
-        ("{{ messages[0].content ~ messages[1].content }}", (assistant("I begin"),)),
+        ("{{ messages[0].content ~ messages[1].content.strip() }}", (assistant("I begin"),)),
+        ("{% for m in messages %}{{ m.content + m.count }}{% endfor %}", ({**user("Q"), "count": 1}, assistant("A"))),
         (CHATML, (user("Q"), assistant("A", reasoning_content="lost"))),
         (CHATML, (user("Q"), assistant("", tool_calls=[{"function": {"name": "lost", "arguments": {}}}]))),
     ],
-    ids=["drops the system", "raises", "needs a prompt", "drops reasoning", "drops tool calls"],
+    ids=["drops the system", "raises", "needs a prompt", "adds a number", "drops reasoning", "drops tool calls"],
 )
 def test_template_that_cannot_render_the_row(template, messages):
     with pytest.raises(InputError, match=r"rows\.jsonl:3.*the template .*data\.chat_template=chatml"):

@@ -180,6 +180,11 @@ def test_damaged_adapter_files_are_found(opened, tokenizer, tmp_path, damage):
         export.verify(tmp_path / "model", model, IDS)
 
 
+def test_tensors_that_were_never_gathered_are_found():
+    shard = {"lora_B": torch.empty(0)}
+    assert export.compare(shard, shard) == ["lora_B has shape [0], live [0]"]
+
+
 @pytest.mark.parametrize("damage", ["value", "shape", "missing"])
 def test_damaged_full_weights_are_found(opened, tokenizer, tmp_path, damage):
     model = opened()

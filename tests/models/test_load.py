@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import httpx
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
@@ -97,6 +98,22 @@ def test_a_path_that_holds_nothing_says_where_it_was_looked_for(path, tmp_path, 
         opened(path)
     assert str((tmp_path / path).resolve()) in refusal.value.why
     assert ("hub" in refusal.value.why) == bool(load.HUB_ID.fullmatch(path))
+
+
+@pytest.mark.parametrize(
+    "failure", [httpx.ConnectError("no route"), httpx.ReadTimeout("no route"), OSError("no route")]
+)
+def test_an_unreachable_hub_is_asked_once(failure, monkeypatch):
+    asked = []
+
+    def model_info(self, path, **options):
+        asked.append(path)
+        raise failure
+
+    monkeypatch.setattr(load.HfApi, "model_info", model_info)
+    with pytest.raises(InputError, match="from the hub: no route"):
+        opened("nobody/no-such-model")
+    assert asked == ["nobody/no-such-model"]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):

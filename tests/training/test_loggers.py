@@ -40,7 +40,7 @@ def test_tracker_one_run_per_job_and_resume(tmp_path, nobody, monkeypatch):
         logger.log_metrics({"val/loss": 3.0}, step=6)
         assert run.summary["progress/step"] == 7
         assert run.summary["val/loss"] == 3.0
-        assert "trainer/global_step" not in run.summary.keys() and "epoch" not in run.summary.keys()
+        assert not {"trainer/global_step", "epoch"} & set(dict(run.summary))
         assert run.config["seed"] == 1
         (folder.path / "config.yaml").write_text("seed: 1")
         loggers.close_loggers(

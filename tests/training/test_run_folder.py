@@ -19,7 +19,11 @@ def make(tmp_path):
 
     def make(run_dir=None, resume=None, config=CONFIG):
         folder = make_run_folder(
-            config, method="sft", run_dir=run_dir and str(run_dir), resume=resume and str(resume), root=tmp_path / "runs"
+            config,
+            method="sft",
+            run_dir=run_dir and str(run_dir),
+            resume=resume and str(resume),
+            root=tmp_path / "runs",
         )
         folder._lock.clear()
         return folder
@@ -126,7 +130,7 @@ def test_a_path_without_a_checkpoint_is_refused(make, tmp_path, resume, said):
 def test_a_broken_checkpoint_asked_for_by_name_is_refused(make, tmp_path):
     leave_run(tmp_path / "mine", "failed", 100)
     (tmp_path / "mine" / "checkpoints" / "last" / "state.ckpt").unlink()
-    with pytest.raises(InputError, match="state.ckpt is missing"):
+    with pytest.raises(InputError, match=r"state\.ckpt is missing"):
         make(resume=tmp_path / "mine" / "checkpoints" / "last")
 
 

@@ -87,11 +87,10 @@ def make_trainer(folder, *, callbacks=(), loggers=(), **options):
         accelerator="cpu",
         callbacks=list(callbacks),
         logger=list(loggers),
-        enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=-1,
         log_every_n_steps=1,
-        **options,
+        **{"enable_progress_bar": False, **options},
     )
 
 

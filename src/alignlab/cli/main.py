@@ -14,7 +14,8 @@ from alignlab import cli
 from alignlab.cli.composition.command import refuse
 from alignlab.errors import InputError, nearest
 
-VERBS = sorted(module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg and module.name != "main")
+MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
+VERBS = sorted(name for name in MODULES if name != "main")
 
 # bitsandbytes warns when it is imported of a speed-up that it did not find.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

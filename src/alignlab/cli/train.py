@@ -8,9 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from alignlab.errors import InputError
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
+from alignlab.errors import InputError
 
 
 def main(words: Sequence[str]) -> int:

@@ -1,0 +1,1 @@
+"""Rows: read, converted, tokenised, cached, planned, collated."""

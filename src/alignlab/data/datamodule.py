@@ -1,5 +1,6 @@
 """The one data module of all methods: a source's rows, made the method's kind, tokenised, planned and collated."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from alignlab.data.split import Part, Source, split_rows
 from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
 from alignlab.data.tokenize import TokenSettings
 from alignlab.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,9 +127,18 @@ class DataModule(lightning.LightningDataModule):
             cache_dir=self.load.cache_dir,
             fresh=self.load.fresh,
         )
+        self._tell_dropped(part)
         if part == "train" and len(table) == 0:
             raise InputError(f"training on {self.source}", f"no row is left: {table.counts}", "Give it more data")
         return table if len(table) else None
+
+    def _tell_dropped(self, part: Part) -> None:
+        """Say what the source left out, also where a cached table made reading it unnecessary."""
+        if self.tokens.bad_rows == "drop":
+            for _ in self.rows(part):
+                pass
+            for reason, count in self.source.dropped.items():
+                log.warning("%s: left out %d rows: %s", part, count, reason)
 
     def _stream(self) -> Iterator[TokenRow]:
         rows = (convert(row, self.kind) for row in self.rows("train"))

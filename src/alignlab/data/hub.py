@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import datasets
-
 from alignlab.data.files.record import Record
 from alignlab.errors import InputError
 
@@ -22,6 +20,8 @@ def load(path: str, *, subset: str | None, folder: str | None, split: str, strea
     Raises:
         InputError: There is no such data set, subset or split, or no way to reach it.
     """
+    import datasets  # here, because it takes a second that no other source needs
+
     try:
         return datasets.load_dataset(path, name=subset, data_dir=folder, split=split, streaming=streaming)
     except (OSError, ValueError) as error:

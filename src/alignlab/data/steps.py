@@ -9,6 +9,7 @@ from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from alignlab.batches import StepBatch, TokenRow
@@ -129,7 +130,9 @@ class StepLoader:
         # A pass that has come to its end begins anew; validation goes through the same loader again and again.
         self.next_step %= self.num_steps
         steps = _Steps(self, self.next_step)
-        for step in DataLoader(steps, batch_size=None, num_workers=self.num_workers):
+        # A generator of its own: the global one belongs to the model, and a resumed run must find it as it was.
+        options = {"num_workers": self.num_workers, "generator": torch.Generator()}
+        for step in DataLoader(steps, batch_size=None, **options):
             # Counted when handed out, so that steps which a worker holds ready are not taken for done.
             self.next_step += 1
             yield step

@@ -128,13 +128,16 @@ def render(
         jinja2.TemplateError: The template refuses the dialogue.
     """
     plain = [{k: v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
-    texts, _ = render_jinja_template(
-        conversations=[[{"content": "", **message} for message in plain]],
-        tools=list(tools) if tools else None,
-        chat_template=template.text,
-        add_generation_prompt=add_generation_prompt,
-        **tokenizer.special_tokens_map,
-    )
+    try:
+        texts, _ = render_jinja_template(
+            conversations=[[{"content": "", **message} for message in plain]],
+            tools=list(tools) if tools else None,
+            chat_template=template.text,
+            add_generation_prompt=add_generation_prompt,
+            **tokenizer.special_tokens_map,
+        )
+    except TypeError as error:  # A template that joins or searches what is not text.
+        raise TemplateError(str(error)) from error
     return texts[0]
 
 
@@ -149,7 +152,7 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> froze
     probe = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"}]
     try:
         tail = render(template, tokenizer, probe).rpartition("probe")[2]
-    except (TemplateError, TypeError):
+    except TemplateError:
         return eos
     turn_end = tokenizer.encode(tail, add_special_tokens=False)[:1]
     return eos | (set(turn_end) & set(tokenizer.added_tokens_decoder))

@@ -63,7 +63,7 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     """The token row of a row, however long."""
     try:
         return _TOKENIZERS[type(row)](row, context)
-    except (TemplateError, TypeError) as error:
+    except TemplateError as error:
         why = f"the template refuses the dialogue: {error}"
         raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT) from error
     except UnicodeEncodeError as error:

@@ -1,0 +1,1 @@
+"""Weights: loaded, adapted, scored, exported."""

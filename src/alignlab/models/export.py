@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.load import locate, open_weights
+from alignlab.models.load import Place, locate, open_weights
 from alignlab.models.scoring import base_model
 
 # Largest difference of a logit that rounding explains, as a share of the largest logit.
@@ -192,18 +192,8 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
         ExportError: The merged weights compute something else than base and adapter.
     """
     place = locate(str(adapter_folder))
-    asked = f"from={adapter_folder}"
-    if place.adapter is None:
-        raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")
-    base = open_weights(place, "auto", "eager")
-    if getattr(base.config, "quantization_config", None):
-        raise InputError(asked, f"its base {place.weights} exists only quantised", "Point it to the original weights")
-    dtype = base.dtype
-    model = adapters.reattach(cast(base, torch.float32), place.adapter)
-    if not isinstance(model.base_model, BaseTuner):
-        kind = model.active_peft_config.peft_type.value.lower()
-        raise InputError(asked, f"an adapter of kind {kind} is no change of weights", "Use it as it is, on its base")
-    ids = torch.linspace(0, base.config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]
+    model, dtype = _open_mergeable(place)
+    ids = torch.linspace(0, base_model(model).config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]
     before = logits(model, {"input_ids": ids})
     merged = cast(model.merge_and_unload(safe_merge=True), dtype)
     # In float32 again, so that the difference is the rounding of the weights, not that of the activations.
@@ -215,3 +205,19 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
     verify(to, merged, {"input_ids": ids})
     num_bytes = sum(file.stat().st_size for file in Path(to).rglob("*") if file.is_file())
     return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)
+
+
+def _open_mergeable(place: Place) -> tuple[PeftModel, torch.dtype]:
+    """Base and adapter in float32, and the precision of the base's files."""
+    asked = f"from={place.asked}"
+    if place.adapter is None:
+        raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")
+    base = open_weights(place, "auto", "eager")
+    if getattr(base.config, "quantization_config", None):
+        raise InputError(asked, f"its base {place.weights} exists only quantised", "Point it to the original weights")
+    dtype = base.dtype
+    model = adapters.reattach(cast(base, torch.float32), place.adapter)
+    if not isinstance(model.base_model, BaseTuner):
+        kind = model.active_peft_config.peft_type.value.lower()
+        raise InputError(asked, f"an adapter of kind {kind} is no change of weights", "Use it as it is, on its base")
+    return model, dtype

@@ -78,12 +78,15 @@ def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
 
 
 def _behind_virtual_tokens(model: PeftModel, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Prefix tuning: trained keys and values stand before every sequence, as a filled cache."""
+    """Prefix tuning: trained keys and values stand before every sequence, as a filled cache, and take positions."""
+    num_virtual = model.active_peft_config.num_virtual_tokens
     mask = inputs["attention_mask"]
-    prefix = mask.new_ones(len(mask), model.active_peft_config.num_virtual_tokens)
-    cache = model.get_prompt(len(mask))
-    given = {**inputs, "attention_mask": torch.cat([prefix, mask], dim=1)}
-    return decoder(**given, past_key_values=cache, use_cache=True).last_hidden_state
+    given = {
+        **inputs,
+        "position_ids": inputs["position_ids"] + num_virtual,
+        "attention_mask": torch.cat([mask.new_ones(len(mask), num_virtual), mask], dim=1),
+    }
+    return decoder(**given, past_key_values=model.get_prompt(len(mask)), use_cache=True).last_hidden_state
 
 
 def vocabulary_head(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,1 @@
+"""What a completion is worth: text in, floats out."""

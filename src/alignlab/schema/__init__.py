@@ -6,10 +6,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
-from alignlab.errors import InputError, raise_all
-from alignlab.schema.root import SECTIONS, Hints
+from alignlab.errors import InputError, nearest, raise_all
+from alignlab.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.schema.targets import check_nodes
 from alignlab.schema.values import NOT_GIVEN, Findings, check_names, check_value
+from alignlab.training.strategies import STRATEGIES
+
 
 def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, Any]:
     """Check a composed config, whatever its parts came from (options, experiment files, the command line).
@@ -31,6 +33,7 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
         values = plain.get(path, {}) if path else plain
         if isinstance(values, dict):
             _check_section(path, values, hints, findings)
+    _check_strategy(plain.get("strategy"), findings)
     for key, tree in plain.items():
         check_nodes(key, tree, findings)
     raise_all(findings.all())
@@ -41,10 +44,11 @@ def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
     """The config resolved, with stand-ins for what only the run will know or the user has not given."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
-    for key in _missing("", OmegaConf.to_container(cfg, resolve=False)):
+    unresolved = OmegaConf.to_container(cfg, resolve=False)
+    for key in _missing("", unresolved):
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
         OmegaConf.update(cfg, key, NOT_GIVEN)
-    if cfg.get("run_dir", "") is None:
+    if unresolved.get("run_dir", "") is None:
         cfg.run_dir = "runs"
     try:
         return OmegaConf.to_container(cfg, resolve=True)
@@ -60,13 +64,28 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
         yield from _missing(f"{path}.{key}" if path else key, value)
 
 
+def _check_strategy(node: Any, findings: Findings) -> None:
+    """A strategy is a function's name and arguments."""
+    if not isinstance(node, dict) or "name" not in node:
+        return
+    name, options = node["name"], {key: value for key, value in node.items() if key != "name"}
+    if name not in STRATEGIES:
+        asked = f"strategy.name={name}"
+        findings.errors.append(InputError(asked, "there is no such strategy", nearest(name, STRATEGIES)))
+        return
+    check_nodes("strategy", options | {"_target_": f"{STRATEGIES[name].__module__}.{name}"}, findings)
+
+
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
     source = values.get("source", {}) if path == "data" else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
     for key, hint in hints.items():
         dotted = f"{path}.{key}" if path else key
-        if key in values:
+        if key in values and hint is Nodes and isinstance(values[key], dict):
+            for name, node in values[key].items():
+                check_value(f"{dotted}.{name}", node, Node | None, findings)
+        elif key in values:
             check_value(dotted, values[key], hint, findings)
         else:
             findings.errors.append(InputError(dotted, "it is missing", f"Type {dotted}=VALUE"))

@@ -25,8 +25,14 @@ FORWARDS = {
 }
 """Where the ``**kwargs`` of a target go: on to another callable, or nowhere (None). With others any name goes."""
 
-GIVEN_BY_RUN = set("parts params optimizer num_training_steps strategy logger callbacks default_root_dir".split())
-"""Arguments that are not for the config to give: live objects, and what groups of their own are for."""
+GIVEN_BY_RUN = {
+    "method": {"parts"},
+    "optimizer": {"params"},
+    "scheduler": {"optimizer", "num_training_steps"},
+    "trainer": {"strategy", "logger", "callbacks", "default_root_dir"},
+    "logger": {"run_folder"},
+}
+"""Arguments, by group, that are not for its nodes to give: live objects, and what groups of their own are for."""
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -82,11 +88,13 @@ def _check_arguments(path: str, node: Mapping[str, Any], findings: Findings) -> 
         findings.errors.append(InputError(f"{path}.{error.asked}", error.why, error.instead))
         return
     arguments = {key: value for key, value in node.items() if key not in CONTROL | PARTS.get(path, set())}
-    check_names(path, arguments, _names(name, target), findings)
-    for function in reversed(_chain(target)):
-        for key in arguments.keys() & _parameters(function).keys():
-            value = arguments[key]
-            if value != _parameters(function)[key].default and not _holds_target(value):
+    names = _names(name, target)
+    given = GIVEN_BY_RUN.get(path.split(".")[0], set())
+    check_names(path, arguments, names if names is None else names - given, findings)
+    for function in _chain(target):
+        for key, parameter in _parameters(function).items():
+            value = arguments.get(key, parameter.default)
+            if key not in given and value != parameter.default and not _holds_target(value):
                 check_value(f"{path}.{key}", value, _hint(name, function, key), findings)
 
 
@@ -95,14 +103,14 @@ def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
     functions = _chain(target)
     named = {key for function in functions for key, p in _parameters(function).items() if p.kind not in VARIADIC}
     if not _is_open(functions[-1]):
-        return named - GIVEN_BY_RUN
+        return named
     if name not in FORWARDS:
         return None
     return named | (_parameters(locate(FORWARDS[name])).keys() if FORWARDS[name] else set())
 
 
 def _chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Where keyword arguments end up: the function; of a class, its constructor, and those that it passes them on to."""
+    """Where keyword arguments end up: the function; of a class, its constructor and those it passes them on to."""
     if not inspect.isclass(target):
         return [target]
     functions = [kind.__init__ for kind in target.__mro__[:-1] if "__init__" in vars(kind)] or [target.__init__]

@@ -15,6 +15,8 @@ from alignlab.training.progress import duration, short_number
 Piece = tuple[str, bool]
 """A stretch of decoded text, and whether the loss sees it."""
 
+MAX_PIECE_CHARACTERS = 400
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
@@ -119,7 +121,7 @@ def batch_table(batch: BatchFacts) -> Table:
     limit = batch.max_tokens_per_micro_batch
     micro = f"≤ {batch.batch_size_per_device:,}" + (f", ≤ {limit:,} tokens" if limit else "")
     steps = "–" if batch.num_steps is None else f"{batch.num_steps:,}"
-    epochs = "" if batch.num_epochs is None else f" ({batch.num_epochs:.3g} epochs)"
+    epochs = "" if batch.num_epochs is None else f" (epochs: {batch.num_epochs:.3g})"
     table = _table("batch", "rows in a micro-batch", "micro-batches", "ranks", "rows in a step", "tokens", "steps")
     table.add_row(
         micro,
@@ -133,12 +135,21 @@ def batch_table(batch: BatchFacts) -> Table:
 
 
 def example_text(pieces: Iterable[Piece]) -> Text:
-    """A decoded example; what the loss sees is green, the rest dim. In plain text it stands between ⟦ and ⟧."""
+    """A decoded example; what the loss sees is green, between ⟦ and ⟧, the rest dim; long stretches are shortened."""
     text = Text("example", style="bold")
-    text.append("  the loss sees what is green\n", style="dim")
+    text.append("  the loss sees what stands between ⟦ and ⟧\n", style="not bold dim")
     for piece, supervised in joined(pieces):
+        piece = shortened(piece)
         text.append(f"⟦{piece}⟧" if supervised else piece, style="not bold green" if supervised else "not bold dim")
     return text
+
+
+def shortened(text: str) -> str:
+    """The text without its middle where it is longer than ``MAX_PIECE_CHARACTERS``."""
+    if len(text) <= MAX_PIECE_CHARACTERS:
+        return text
+    half = MAX_PIECE_CHARACTERS // 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -66,6 +67,8 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
     )
     try:
         results = elastic_launch(config, _guarded)(entry, *arguments)
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from error
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RuntimeError(f"rank {rank} ended with exit code {failure.exitcode}; its error stands above") from error

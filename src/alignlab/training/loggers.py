@@ -91,6 +91,7 @@ def wandb(
     if library.run is not None:  # of an earlier job in this process, which did not come to its end
         library.finish(exit_code=1, quiet=True)
     run = library.init(
+        settings=library.Settings(quiet=True),
         project=project,
         entity=entity,
         group=group,

@@ -65,13 +65,15 @@ def figure(series: Mapping[str, Points]) -> Figure:
     names = list(series)
     dense = max(len(points) for points in series.values())
     for name, colour in zip(names, COLOURS * len(names), strict=False):
-        (_draw_dense if len(series[name]) > dense / 2 and dense > 30 else _draw_sparse)(axes, name, series[name], colour)
+        (_draw_dense if len(series[name]) > dense / 2 and dense > 30 else _draw_sparse)(
+            axes, name, series[name], colour
+        )
     _dress(axes, names)
     return made
 
 
 def smooth(values: Sequence[float], share: float = SMOOTHING) -> list[float]:
-    """Mean over a window around each value, narrower towards both ends, so that a falling curve is not dragged behind.
+    """Mean over a window around each value, narrow where the curve begins, so that a falling one is not dragged behind.
 
     Args:
         values: Finite values in order.
@@ -80,8 +82,9 @@ def smooth(values: Sequence[float], share: float = SMOOTHING) -> list[float]:
     sums, reach = [0.0, *accumulate(values)], round(len(values) * share / 2)
     smoothed = []
     for index in range(len(values)):
-        near = min(reach, index, len(values) - 1 - index)
-        smoothed.append((sums[index + near + 1] - sums[index - near]) / (2 * near + 1))
+        before = min(reach, index)
+        after = min(before, len(values) - 1 - index)
+        smoothed.append((sums[index + after + 1] - sums[index - before]) / (before + 1 + after))
     return smoothed
 
 

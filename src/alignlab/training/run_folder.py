@@ -209,7 +209,7 @@ def _from_path(resume: Path, run_dir: str | None) -> RunFolder:
     asked = f"resume={resume}"
     if not resume.is_dir():
         raise InputError(asked, "there is no such folder", "Give a run folder, a checkpoint folder, or resume=auto")
-    is_run = not (resume / STATE).exists() and not resume.resolve().parent.name == "checkpoints"
+    is_run = not (resume / STATE).exists() and resume.resolve().parent.name != "checkpoints"
     found, notes = newest_valid(resume / "checkpoints") if is_run else (open_checkpoint(resume), [])
     if found is None:
         instead = "Give a folder that holds one, or leave resume out to start anew"

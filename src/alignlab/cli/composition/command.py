@@ -38,14 +38,14 @@ def command(
         check(compose(flags.overrides, config_name, flags.config_dir))
     jobs = _Jobs(check, job)
     entry = hydra.main(str(ROOT / "conf"), config_name, "1.3")(jobs.run)
-    new = dict(zip(flags.overrides, prepare(flags.overrides, config_name, flags.config_dir), strict=True))
+    new = dict(zip(flags.overrides, prepare(flags.overrides, flags.config_dir), strict=True))
     try:
         with _process([new.get(word, word) for word in words]):
             entry()
     except ERRORS as error:
         if jobs.crashed:
             raise
-        raise refusal(error, flags.overrides, config_name, flags.config_dir) from error
+        raise refusal(error, flags.overrides, flags.config_dir) from error
     if jobs.refused and not jobs.sweep:
         raise jobs.refused[0]
     return 2 if jobs.refused else 0

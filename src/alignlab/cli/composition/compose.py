@@ -74,22 +74,22 @@ def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: s
     Raises:
         InputError: A word or a file of options is at fault.
     """
-    with _vocabulary(words, config_name, config_dir) as (words, groups):
+    with _vocabulary(words, config_dir) as (words, groups):
         try:
             return hydra.compose(config_name, let_keys_be_new(words, groups))
         except ERRORS as error:
             raise explain(error, words, groups) from error
 
 
-def prepare(words: Sequence[str], config_name: str, config_dir: str | None = None) -> list[str]:
+def prepare(words: Sequence[str], config_dir: str | None = None) -> list[str]:
     """Overrides as Hydra's own command line shall get them: see ``let_keys_be_new``."""
-    with _vocabulary(words, config_name, config_dir) as (_, groups):
+    with _vocabulary(words, config_dir) as (_, groups):
         return let_keys_be_new(words, groups)
 
 
-def refusal(error: Exception, words: Sequence[str], config_name: str, config_dir: str | None = None) -> Exception:
+def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
     """What to tell the user where Hydra's command line failed: see ``explain``."""
-    with _vocabulary(words, config_name, config_dir) as (words, groups):
+    with _vocabulary(words, config_dir) as (words, groups):
         return explain(error, words, groups)
 
 
@@ -99,28 +99,26 @@ class Groups:
 
     Args:
         loader: Hydra's.
-        config_name: Root config.
         folders: Override that names further folders, if any.
     """
 
     loader: ConfigLoader
-    config_name: str
     folders: list[str]
 
     def groups(self, parent: str = "") -> list[str]:
         """Groups inside a group, or at the root."""
-        return self.loader.get_group_options(parent, ObjectType.GROUP, self.config_name, self.folders)
+        return self.loader.get_group_options(parent, ObjectType.GROUP, overrides=self.folders)
 
     def options(self, group: str) -> list[str]:
         """Options of a group."""
-        return self.loader.get_group_options(group, ObjectType.CONFIG, self.config_name, self.folders)
+        return self.loader.get_group_options(group, ObjectType.CONFIG, overrides=self.folders)
 
 
 @contextmanager
-def _vocabulary(words: Sequence[str], config_name: str, config_dir: str | None) -> Iterator[tuple[list[str], Groups]]:
+def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[list[str], Groups]]:
     """Hydra set up; the words with the further folder among them, and the groups that there are."""
     if config_dir is not None:
         words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     folders = [word for word in words if word.startswith("hydra.searchpath=")]
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield list(words), Groups(GlobalHydra.instance().config_loader(), config_name, folders)
+        yield list(words), Groups(GlobalHydra.instance().config_loader(), folders)

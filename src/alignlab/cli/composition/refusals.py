@@ -13,6 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.errors import InputError, InputErrors, nearest
 from alignlab.schema.names import suggest
 
+NO_CHOICE = "No match in the defaults list"
+"""How Hydra says that a group exists, but that the config does not choose from it."""
+
 
 class Vocabulary(Protocol):
     """The groups on the search path."""
@@ -105,8 +108,8 @@ def _is_hydra_key(parts: list[str], node: DictConfig) -> bool:
 
 def _dotted_keys(path: str, node: DictConfig) -> list[str]:
     children = [(f"{path}.{key}", node._get_node(key)) for key in node]
-    inner = [_dotted_keys(key, child) for key, child in children if OmegaConf.is_dict(child) and not child._is_missing()]
-    return [key for key, _ in children] + [key for keys in inner for key in keys]
+    sections = [(key, child) for key, child in children if OmegaConf.is_dict(child) and not child._is_missing()]
+    return [key for key, _ in children] + [key for section in sections for key in _dotted_keys(*section)]
 
 
 def _choices(override: Override) -> list[str]:
@@ -120,8 +123,9 @@ def _choices(override: Override) -> list[str]:
 
 def _no_option(group: str, choice: str, vocabulary: Vocabulary) -> InputError:
     elsewhere = [parent for parent in vocabulary.groups() if choice in vocabulary.options(parent)]
-    instead = " or ".join(f"Type {parent}={choice}" for parent in elsewhere) or nearest(choice, vocabulary.options(group))
-    further = f". {BESIDES[group]}" if group in BESIDES else ""
+    there = " or ".join(f"{parent}={choice}" for parent in elsewhere)
+    instead = f"Type {there}." if there else nearest(choice, vocabulary.options(group))
+    further = f" {BESIDES[group]}" if group in BESIDES else ""
     return InputError(f"{group}={choice}", f"{group} has no option '{choice}'", instead + further)
 
 
@@ -130,9 +134,13 @@ def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
         return InputError(place, f"it is no valid YAML: {error.problem}", "Check colons, quotes and indentation there")
-    where, _, what = str(error).partition(": ") if str(error).startswith("In '") else ("the options", "", str(error))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return InputError(where, f"{error.missing_cfg_file}.yaml is nowhere", nearest(choice, vocabulary.options(group)))
+        return _no_option(group, choice, vocabulary)
+    if NO_CHOICE in str(error):
+        group = str(error).split("'")[1]
+        why = "no option of this group was chosen in what is being changed"
+        return InputError(f"{group}=…", why, f"Change single keys: {group.replace('/', '.')}.NAME=VALUE")
+    where, _, what = str(error).partition(": ") if str(error).startswith("In '") else ("the options", "", str(error))
     text = " ".join(f"{what} {error.__cause__ or ''}".replace("\n", " ").split())
     return InputError(where, text, "python train.py --help lists groups and keys")

@@ -53,7 +53,7 @@ def read(path: str | Path) -> Iterator[Record]:
         InputError: There is no such file, its kind is unknown, or it cannot be read as what it is. What spoils only one
             record is handed on as that record's ``fault``.
     """
-    root = Path(path)
+    root = Path(path).expanduser()
     for file in listing(root):
         yield from _read_file(file, file.relative_to(root).as_posix() if root.is_dir() else file.name)
 
@@ -67,7 +67,7 @@ def listing(path: str | Path) -> list[Path]:
     Raises:
         InputError: There is no such file or folder, or it holds nothing that can be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.exists():
         siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"There is no folder {path.parent}"

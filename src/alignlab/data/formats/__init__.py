@@ -130,9 +130,11 @@ def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str
 
 
 def _detect(fields: Mapping[str, Any]) -> str:
-    for name, format in FORMATS.items():
-        if format.fits(fields):
-            return name
+    known_fields = {key: value for key, value in fields.items() if value is not None}
+    for looked_at in (known_fields, fields):
+        for name, format in FORMATS.items():
+            if format.fits(looked_at):
+                return name
     known = ("prompt", "completion", "question", "answer", "instruction", "output", "messages", "text", "chosen")
     alike = {name: key for key in fields for name in known if key.strip().lower() == name}
     renamed = ", ".join(f"{ours}: {theirs!r}" for ours, theirs in (alike or {"prompt": "A", "completion": "B"}).items())

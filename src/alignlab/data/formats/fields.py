@@ -1,6 +1,7 @@
 """Fields of a record: taken out one by one, so that what no format takes stays behind as the row's columns."""
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
@@ -22,6 +23,14 @@ class BadRow(Exception):
 def type_name(value: Any) -> str:
     """A JSON type in words: ``a number``, ``a list``, ``null``."""
     return "null" if value is None else JSON_TYPES.get(type(value), f"a {type(value).__name__}")
+
+
+def filled(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Those of the names that the record has and that are not null.
+
+    Tables give every row every column, with null where the row has none; so null is as good as absent.
+    """
+    return [name for name in names if record.get(name) is not None]
 
 
 def filled_text(value: Any, field: str) -> str:

@@ -164,6 +164,8 @@ def _call(call: Any, field: str) -> dict[str, Any]:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow(f"field {field!r} holds a call without a name")
     arguments = from_json_text(function.get("arguments") or {}, f"{field}.arguments")
+    if not isinstance(arguments, dict):
+        raise BadRow(f"field '{field}.arguments' is {type_name(arguments)} where an object is needed")
     rest = {key: value for key, value in call.items() if key in ("id", "type")}
     return {"type": "function"} | rest | {"function": {"name": function["name"], "arguments": arguments}}
 

@@ -19,7 +19,7 @@ from itertools import takewhile
 from typing import Any
 
 from alignlab.batches import Preference, Unpaired
-from alignlab.data.formats.fields import BadRow, from_json_text, pop, pop_tools, type_name
+from alignlab.data.formats.fields import BadRow, filled, from_json_text, pop, pop_tools, type_name
 from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
 
@@ -58,10 +58,10 @@ def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
     verdict = VERDICTS.get(str(label).lower())
     if verdict is None:
         raise BadRow(f"field 'label' is {label!r} where true or false is needed")
-    if any(name in record for name in DIALOGUES):
+    if filled(record, DIALOGUES):
         messages = pop_dialogue(record)
     else:
-        name = next((n for n in ("completion", "response", "output", "answer") if n in record), "completion")
+        name = next(iter(filled(record, ("completion", "response", "output", "answer"))), "completion")
         messages = pop_prompt(record) + as_turns(pop(record, name), name, "assistant")
     prompt, completion = split(messages)
     _check(prompt, completion, "messages")
@@ -72,7 +72,6 @@ def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
 
 def _candidates(value: Any, field: str) -> list[Dialogue]:
     """One completion, or several: texts, dialogues, or assistant messages side by side."""
-    value = from_json_text(value, field)
     if not isinstance(value, list):
         return [as_turns(value, field, "assistant")]
     if not value:
@@ -87,7 +86,7 @@ def _candidates(value: Any, field: str) -> list[Dialogue]:
 def _compare(record: dict[str, Any], origin: str, answers: list[Dialogue], scores) -> Preference:
     inside = answers[0][0]["role"] != "assistant"
     lead = with_system(record, []) if inside else []
-    beside = not inside or any(name in record for name in (*DIALOGUES, *QUESTIONS))
+    beside = not inside or filled(record, (*DIALOGUES, *QUESTIONS))
     given = pop_prompt(record) if beside else []
     dialogues = [_bare((lead if inside else given) + answer) for answer in answers]
     prompt = _common_beginning(dialogues) if inside else _bare(given)

@@ -12,7 +12,15 @@
 
 from typing import Any
 
-from alignlab.data.formats.fields import BadRow, filled_text, from_json_text, pop, pop_optional_text, type_name
+from alignlab.data.formats.fields import (
+    BadRow,
+    filled,
+    filled_text,
+    from_json_text,
+    pop,
+    pop_optional_text,
+    type_name,
+)
 from alignlab.data.formats.messages import Dialogue, as_messages, as_turns
 
 DIALOGUES = ("messages", "conversations", "conversation")
@@ -25,7 +33,7 @@ def pop_dialogue(record: dict[str, Any]) -> Dialogue:
     Raises:
         BadRow: There is none, there are two, or it cannot be read.
     """
-    names = [name for name in DIALOGUES if name in record]
+    names = filled(record, DIALOGUES) or [name for name in DIALOGUES if name in record]
     if len(names) > 1:
         instead = f"Name the one to read: data.columns={{messages: {names[0]}}} after removing the other"
         raise BadRow(f"fields {' and '.join(map(repr, names))} both hold a dialogue", instead)
@@ -43,9 +51,9 @@ def pop_prompt(record: dict[str, Any], name: str | None = None) -> Dialogue:
     Raises:
         BadRow: There is none, or it cannot be read.
     """
-    if name is None and any(field in record for field in DIALOGUES):
+    if name is None and filled(record, DIALOGUES):
         return pop_dialogue(record)
-    name = name or next((field for field in QUESTIONS if field in record), "prompt")
+    name = name or next(iter(filled(record, QUESTIONS)), "prompt")
     value = _instruction(record) if name == "instruction" else pop(record, name)
     return with_system(record, _history(record) + as_turns(value, name, "user"))
 

@@ -1,0 +1,107 @@
+"""Every option composes, with every method where it matters, and passes the schema; config files stay short."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from alignlab import compat, schema
+from alignlab.cli.composition.compose import ROOT, compose
+from alignlab.errors import InputError
+
+CONF = ROOT / "conf"
+CROSSED = ("method", "model", "data", "peft", "strategy", "optimizer", "scheduler", "logger", "callbacks", "trainer")
+NEEDED = {
+    "data=base": ["+data/part@data.source=arithmetic", "data.path=null"],
+    "data=jsonl": ["data.path=rows.jsonl"],
+    "data=hub": ["data.path=owner/name"],
+    "data=registry": ["data.dataset_info=folder", "data.name=rows"],
+    "data=mixture": [
+        "+data/part@data.source.sources.a=file",
+        "data.source.sources.a.path=a.jsonl",
+        "+data/part@data.source.sources.b=hub",
+        "data.source.sources.b.path=owner/b",
+        "data.weights={a: 2, b: 1}",
+    ],
+}
+"""What an option cannot go without."""
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+METHODS = options("method")
+CHOICES = [f"{group}={option}" for group in CROSSED for option in options(group)]
+
+
+def leaves(tree) -> int:
+    if not isinstance(tree, (dict, list)) or not tree:
+        return 1
+    return sum(map(leaves, tree.values() if isinstance(tree, dict) else tree))
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_option_composes_and_passes(choice):
+    crossed = choice.startswith(("model=", "data=", "peft="))
+    for method in METHODS if crossed else [None]:
+        words = [choice, *NEEDED.get(choice, [])] + ([f"method={method}"] if method else [])
+        plain = schema.check(compose(words))
+        compat.check(plain)
+        assert leaves(plain) < 150
+
+
+@pytest.mark.parametrize("name", options("../experiments"))
+def test_every_experiment_passes(name):
+    compat.check(schema.check(compose([f"experiments={name}"])))
+
+
+@pytest.mark.parametrize("name", options("../sweeps"))
+def test_every_sweep_composes(name):
+    schema.check(compose([f"sweeps={name}"]))
+
+
+def test_the_default_run_is_sft_of_pocket_on_arithmetic():
+    plain = schema.check(compose())
+    assert plain["method"]["_target_"] == "alignlab.methods.sft.SFT"
+    assert plain["model"]["path"] == "pocket"
+    assert plain["data"]["source"]["_target_"] == "alignlab.data.arithmetic.Arithmetic"
+    assert plain["peft"] is None
+
+
+def test_contracted_keys_are_there():
+    plain = schema.check(compose(["peft=lora"]))
+    keys = """method model.path model.dtype model.attn_implementation peft.r strategy.name data.path data.format
+        data.columns data.max_tokens_per_sequence data.batch_size_per_device data.global_batch_size data.packing
+        data.truncation data.streaming optimizer.lr scheduler.warmup_steps trainer.max_steps trainer.max_epochs
+        trainer.devices trainer.num_nodes trainer.precision trainer.gradient_clip_val checkpoint.every_n_steps
+        checkpoint.keep_last logger seed run_dir resume init_from debug tags"""
+    missing = object()
+    tree = OmegaConf.create(plain)
+    assert [key for key in keys.split() if OmegaConf.select(tree, key, default=missing) is missing] == []
+
+
+def test_a_choice_brings_what_it_asks_of_other_groups():
+    assert compose(["peft=prefix"]).data.packing is False
+    assert compose(["peft=lora"]).data.packing is True
+    with pytest.raises(InputError, match="cannot be laid end to end"):
+        compat.check(schema.check(compose(["peft=prefix", "data.packing=true"])))
+
+
+def test_several_loggers():
+    assert set(compose(["logger=[wandb,tensorboard]"]).logger) == {"wandb", "tensorboard"}
+    assert compose(["logger=none"]).logger == {}
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_config_files_are_short_and_name_no_experiment(path: Path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 40
+    assert path.parent != CONF or len(text.splitlines()) < 30
+    assert all(f"experiments/{name}" not in text for name in options("../experiments"))
+
+
+def test_named_runs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "optimizer.lr" in str(OmegaConf.load(ROOT / "sweeps" / "learning_rate.yaml").hydra.sweeper.params)
+    assert compose(["sweeps=learning_rate"]).method._target_ == "alignlab.methods.sft.SFT"
