@@ -4,7 +4,6 @@ import logging
 import re
 from dataclasses import fields
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +11,7 @@ import lightning
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -58,8 +57,10 @@ def fit(cfg: DictConfig) -> Path:
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
     folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
-    config["run_dir"] = str(folder.path)
-    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(config)))
+    with open_dict(cfg):
+        cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    config = OmegaConf.to_container(cfg, resolve=True)
     num_processes = launch.num_local_processes(config["trainer"]["devices"], config["trainer"]["accelerator"])
     if num_processes > 1 and not launch.is_launched():
         checkpoint = folder.checkpoint and str(folder.checkpoint.folder)
@@ -87,22 +88,29 @@ def train(config: Config, folder: RunFolder) -> None:
     with captured(folder.log):
         for note in folder.notes:
             log.info(note)
-        source = build(config["data"]["source"])
-        model = make_model_source(config)
-        tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
-        set_template(tokenizer, config["data"]["chat_template"])
-        data = make_data(config, source, tokenizer)
-        method = make_method(config, model, tokenizer)
+        model, data = open_model_and_data(config)
+        method = make_method(config, model, data.tokenizer)
         trainer, summary = make_trainer(config, folder, data)
         try:
             state = folder.checkpoint and folder.checkpoint.state
             trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
-            write_model(method, tokenizer, folder, summary)
+            write_model(method, data.tokenizer, folder, summary)
         finally:
             finish(trainer, summary, folder)
 
 
 # --- the parts, in the order in which they are made -------------------------------------------------------------------
+
+
+def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
+    """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
+    source = build(config["data"]["source"])
+    model = make_model_source(config)
+    tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
+    template = set_template(tokenizer, config["data"]["chat_template"])
+    if template.announcement:
+        log.info(template.announcement)
+    return model, make_data(config, source, tokenizer)
 
 
 def make_model_source(config: Config) -> Any:
@@ -111,7 +119,7 @@ def make_model_source(config: Config) -> Any:
     if config["init_from"] is not None:
         known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
         node = {**PRETRAINED, **known, "path": config["init_from"]}
-    return build(node, **({"seed": config["seed"]} if "config" in node else {}))
+    return build(node)
 
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
@@ -239,11 +247,9 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
     nodes = {"csv": {"_target_": "alignlab.training.loggers.csv"}, **config["logger"]}
-    loggers = []
-    for node in filter(None, nodes.values()):
-        takes_folder = "run_folder" in signature(locate(node["_target_"])).parameters
-        loggers.append(build(node, **({"run_folder": folder} if takes_folder else {})))
-        loggers[-1].log_hyperparams(config)
+    loggers = list(build_all(nodes, run_folder=folder).values())
+    for logger in loggers:
+        logger.log_hyperparams(config)
     return loggers
 
 

@@ -81,3 +81,20 @@ SECTIONS: dict[str, Hints] = {
     "checkpoint": _hints(Checkpoint),
 }
 """Sections of ``alignlab train`` by dotted key, the root under ``""``; the rest are nodes with ``_target_``."""
+
+
+class PreviewRoot(Train):
+    """Root of ``alignlab preview``."""
+
+    preview: dict[str, Any]
+
+
+class Preview(TypedDict):
+    """How much is shown, and where else than in the terminal."""
+
+    num_rows: Annotated[int, Field(ge=0)]
+    html: str | None
+
+
+PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
+"""Sections of ``alignlab preview``."""

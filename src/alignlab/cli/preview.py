@@ -1,0 +1,45 @@
+"""Show the rows as the model will see them: supervised tokens coloured, lengths, counts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.cli.composition.command import command
+
+
+def main(words: Sequence[str]) -> int:
+    """Tokenise as a training would, and show; ``preview.html=FILE`` also writes a page.
+
+    Args:
+        words: Command line.
+
+    Returns:
+        Exit code.
+    """
+    return command("preview", words, check, show)
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse what is not in the schema, and what cannot run together."""
+    from alignlab import compat, schema
+    from alignlab.schema.root import PREVIEW
+
+    compat.check(schema.check(cfg, PREVIEW))
+
+
+def show(cfg: DictConfig) -> Any:
+    """Print the first rows, and write the page where one is asked for."""
+    from alignlab.data.preview import preview_html, preview_terminal
+    from alignlab.run import open_model_and_data
+    from alignlab.training import console
+
+    console.set_up(cfg.debug)
+    _, data = open_model_and_data(OmegaConf.to_container(cfg, resolve=True))
+    indices = range(min(cfg.preview.num_rows, len(data.train)))
+    console.show(preview_terminal(data.train, data.tokenizer, indices))
+    if cfg.preview.html is not None:
+        page = preview_html(data.train, data.tokenizer, indices, title="alignlab preview")
+        Path(cfg.preview.html).write_text(page, encoding="utf-8")
+        print(f"page: {cfg.preview.html}")

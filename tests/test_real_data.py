@@ -1,0 +1,91 @@
+"""Real files, a real small model and real tokenizers: training runs and the loss falls."""
+
+import gzip
+import shutil
+from statistics import mean
+
+import pytest
+
+from tests.commands import QUIET, alignlab, metrics, summary
+
+STEPS = 20
+COMMON = [
+    *QUIET,
+    f"trainer.max_steps={STEPS}",
+    "trainer.max_epochs=-1",
+    "trainer.val_check_interval=20",
+    "data.global_batch_size=4",
+    "data.batch_size_per_device=4",
+    "data.truncation=right_completion",
+    "data.max_dropped_fraction=1.0",
+    "data.validation_size=2",
+    "optimizer.lr=3e-3",
+    "scheduler=constant",
+    "scheduler.warmup_steps=0",
+]
+SFT = {
+    "alpaca_data_cleaned_first_100_lines.jsonl": [],
+    "alpaca_en_200.json": [],
+    "alpaca_zh_200.json": [],
+    "gsm8k_test_300.jsonl": [],
+    "gsm8k_train_1000.jsonl": [],
+    "huanhuan_zh_100.json": [],
+    "messages_bare_list_100.jsonl": [],
+    "messages_content_parts_60.jsonl": [],
+    # Rows with a verdict are Unpaired by detection; named, they are demonstrations.
+    "messages_kto_50.json": ["data.format=messages"],
+    "messages_reason_tool_10.jsonl": [],
+    # Five of its 17 rows hold images or videos.
+    "messages_reasoning_tokenize.jsonl": ["data.bad_rows=drop"],
+    "multi_turn_sharegpt_200.jsonl": [],
+    "openai-gsm8k_first_100_lines.jsonl": [],
+    "toolcall_sharegpt_40.json": [],
+}
+TEXT = {
+    "c4_50.jsonl": [],
+    "mlx_demo_text_200.jsonl": [],
+    "tinyshakespeare_first_300k.txt": ["data.validation_size=0.05"],
+    "wiki_2_long_lines.txt": ["data.validation_size=0.05"],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def assert_learned(run):
+    losses = [row["train/loss"] for row in metrics(run)]
+    assert len(losses) == STEPS
+    assert mean(losses[-5:]) < mean(losses[:5])
+    assert summary(run)["status"] == "done"
+    assert summary(run)["metrics"]["val/loss"] > 0
+
+
+@pytest.mark.parametrize("name", SFT)
+def test_sft_learns_every_file(shared, tmp_path, name):
+    model = f"model.path={shared / 'data/models/stories260K'}"
+    words = ["data=jsonl", f"data.path={shared / 'data/sft' / name}", "data.max_tokens_per_sequence=512", *SFT[name]]
+    assert alignlab("train", *COMMON, model, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_pretraining_learns_every_text(shared, tmp_path, name):
+    model = f"model.path={shared / 'data/models/stories260K'}"
+    words = ["data=jsonl", f"data.path={shared / 'data/text' / name}", "data.max_tokens_per_sequence=256", *TEXT[name]]
+    assert alignlab("train", "method=pretrain", *COMMON, model, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["minimind", "qwen2.5", "qwen3", "smollm2"])
+def test_scratch_learns_with_every_tokenizer(shared, tmp_path, name):
+    folder = shutil.copytree(shared / "data/tokenizers" / name, tmp_path / name)
+    packed = shared / "data/tokenizers" / ("qwen2.5" if name == "qwen3" else name) / "tokenizer.json.gz"
+    if packed.exists():
+        (folder / "tokenizer.json").write_bytes(gzip.decompress(packed.read_bytes()))
+    words = ["model=scratch", f"model.tokenizer={folder}", "model.config.hidden_size=32", "data=jsonl"]
+    words += [f"data.path={shared / 'data/sft/gsm8k_test_300.jsonl'}", "data.max_tokens_per_sequence=512"]
+    assert alignlab("train", *COMMON, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+    assert (tmp_path / "run/model/tokenizer.json").exists()
