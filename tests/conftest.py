@@ -7,13 +7,15 @@ from pathlib import Path
 # Before any library reads them: no hub, no telemetry, no prompt, quiet tokenizers.
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Tiny models gain nothing from a second thread, and two processes that share the cores lose much.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

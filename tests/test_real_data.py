@@ -34,7 +34,8 @@ SFT = {
     "messages_content_parts_60.jsonl": [],
     # Rows with a verdict are Unpaired by detection; named, they are demonstrations.
     "messages_kto_50.json": ["data.format=messages"],
-    "messages_reason_tool_10.jsonl": [],
+    # The prompts alone are longer than the model's context.
+    "messages_reason_tool_10.jsonl": ["data.truncation=left_prompt"],
     # Five of its 17 rows hold images or videos.
     "messages_reasoning_tokenize.jsonl": ["data.bad_rows=drop"],
     "multi_turn_sharegpt_200.jsonl": [],

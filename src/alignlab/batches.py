@@ -158,9 +158,8 @@ class StepTotals:
     rows: int
 
 
-@dataclass
 class StepBatch:
-    """One optimizer step of this rank.
+    """One optimizer step of this rank. No dataclass: Lightning would take it apart to cast what is in it.
 
     Args:
         micro_batches: What goes through the model one after the other.
@@ -168,9 +167,8 @@ class StepBatch:
         epoch: Passes over the training rows once this step is done.
     """
 
-    micro_batches: list[MicroBatch]
-    totals: StepTotals
-    epoch: float
+    def __init__(self, micro_batches: list[MicroBatch], totals: StepTotals, epoch: float):
+        self.micro_batches, self.totals, self.epoch = micro_batches, totals, epoch
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
         """The same step with its tensors on another device."""

@@ -190,6 +190,8 @@ def make_policy(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) 
     quantization = build(peft.pop("quantization", None))
     policy = model.load_model(tokenizer, quantization)
     refuse_beyond_context(policy, config["data"]["max_tokens_per_sequence"])
+    if not peft and policy.dtype in (torch.float16, torch.bfloat16):
+        log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
     if peft and isinstance(policy, PeftModel):
         return refuse_other_adapter(policy, peft)
     return attach(policy, build(peft)) if peft else policy

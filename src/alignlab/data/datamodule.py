@@ -129,7 +129,9 @@ class DataModule(lightning.LightningDataModule):
         )
         self._tell_dropped(part)
         if part == "train" and len(table) == 0:
-            raise InputError(f"training on {self.source}", f"no row is left: {table.counts}", "Give it more data")
+            asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
+            instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
+            raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
         return table if len(table) else None
 
     def _tell_dropped(self, part: Part) -> None:
