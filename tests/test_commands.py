@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from alignlab import run
 from alignlab.cli import preview
+from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.data.files import Record
 from alignlab.data.formats import FORMATS, to_row
@@ -53,9 +54,15 @@ def verb(words: list[str]) -> list[str] | None:
     return words[1:] if words[0] == "alignlab" else None
 
 
+@pytest.fixture(scope="module")
+def config() -> str:
+    """The config of a finished run."""
+    return OmegaConf.to_yaml(OmegaConf.merge(compose(), {"run_dir": "RUN"}), resolve=True)
+
+
 @pytest.fixture
-def folder(monkeypatch, tmp_path):
-    """A folder as the docs suppose it: the files that they show, and a run; with training replaced by nothing."""
+def folder(monkeypatch, tmp_path, config):
+    """A folder as the docs suppose it: the files that they show, and a run; with training replaced by a note."""
     for _, beside, content in blocks("python") + blocks("yaml"):
         if title := TITLE.search(beside):
             path = tmp_path / title[1]
@@ -66,9 +73,8 @@ def folder(monkeypatch, tmp_path):
     monkeypatch.setattr(preview, "show", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    main(["train"])
     (tmp_path / "RUN").mkdir()
-    OmegaConf.save(OmegaConf.merge(made.pop(), {"run_dir": "RUN"}), tmp_path / "RUN" / "config.yaml", resolve=True)
+    (tmp_path / "RUN" / "config.yaml").write_text(config, encoding="utf-8")
     return made
 
 

@@ -29,7 +29,7 @@ from alignlab.data.workers import tokenize_rows
 from alignlab.errors import InputError, raise_all
 
 _log = logging.getLogger(__name__)
-_MAX_ERRORS = 10
+_MAX_ERRORS = 5
 _MAX_DETAILS = 3
 
 
