@@ -1,5 +1,6 @@
 """The command line: verbs, help, refusals and exit codes, sweeps, and repeating a run."""
 
+import csv
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from omegaconf import OmegaConf
 from alignlab import run
 from alignlab.cli.composition.compose import ROOT
 from alignlab.cli.main import main
+from alignlab.cli.sweep import sweep
 from alignlab.errors import InputError
 
 
@@ -18,7 +20,18 @@ def jobs(monkeypatch, tmp_path):
     made = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(sweep, "start", lambda cfg, *_: made.append(cfg) or Ended(0))
     return made
+
+
+class Ended(subprocess.CompletedProcess):
+    """A process of a sweep's job that is over."""
+
+    def __init__(self, code):
+        super().__init__([], code)
+
+    def poll(self):
+        return self.returncode
 
 
 def test_train_composes_and_runs_one_job_and_leaves_nothing_behind(jobs, tmp_path):
@@ -88,8 +101,61 @@ def test_faults_of_the_command_line_are_refused(jobs, capsys, words, said):
 
 def test_a_sweep_runs_every_combination_and_goes_on_after_a_refused_job(jobs, capsys):
     assert main(["train", "-m", "optimizer.lr=0.1,-1,0.2", "run_dir=mine"]) == 2
-    assert [(cfg.optimizer.lr, cfg.run_dir) for cfg in jobs] == [(0.1, "mine/0"), (0.2, "mine/2")]
+    assert [(cfg.optimizer.lr, cfg.run_dir[:7]) for cfg in jobs] == [(0.1, "mine/0-"), (0.2, "mine/2-")]
     assert "optimizer.lr=-1" in capsys.readouterr().err
+
+
+def test_a_sweep_goes_on_after_a_failed_job_and_its_table_says_what_became_of_each(jobs, monkeypatch, tmp_path):
+    codes = iter([0, 1, 143])
+    monkeypatch.setattr(sweep, "start", lambda cfg, *_: Ended(next(codes)))
+    assert main(["train", "-m", "seed=1,2,3,-1", "launcher.num_jobs=2", "run_dir=all"]) == 1
+    rows = list(csv.DictReader((tmp_path / "all" / "sweep.csv").open()))
+    found = [(row["job"], row["overrides"], row["status"], row["exit_code"]) for row in rows]
+    assert found == [
+        ("0", "seed=1", "done", "0"),
+        ("1", "seed=2", "failed", "1"),
+        ("2", "seed=3", "stopped", "143"),
+        ("3", "seed=-1", "refused", "2"),
+    ]
+
+
+def test_no_more_jobs_run_at_a_time_than_may(jobs, monkeypatch):
+    running = set()
+
+    class Running(Ended):
+        def poll(self):
+            self.polls = getattr(self, "polls", 0) + 1
+            assert len(running) <= 2
+            if self.polls > 2:
+                running.discard(self)
+                return 0
+
+        __hash__ = object.__hash__
+
+    def start(cfg, job, slot, num_jobs):
+        process = Running(0)
+        running.add(process)
+        return process
+
+    monkeypatch.setattr(sweep, "start", start)
+    assert main(["train", "-m", "seed=range(5)", "launcher.num_jobs=2"]) == 0 and not running
+
+
+def test_jobs_at_a_time_share_the_devices(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert [sweep._share(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["4,5", "6,7"]
+    assert [sweep._share(slot, 8)["CUDA_VISIBLE_DEVICES"] for slot in (0, 3, 4)] == ["4", "7", "4"]
+
+
+def test_flags_may_stand_anywhere(jobs):
+    assert main(["train", "seed=1,2", "-m", "optimizer.lr=0.1"]) == 0
+    assert [cfg.seed for cfg in jobs] == [1, 2]
+
+
+def test_several_machines_need_ranks(monkeypatch, capsys):
+    assert main(["train", "trainer.num_nodes=2", "trainer.devices=2", "strategy=ddp"]) == 2
+    said = capsys.readouterr().err
+    assert "torchrun --nnodes 2 --nproc-per-node 2" in said and "srun --nodes 2 --ntasks-per-node 2" in said
 
 
 def test_a_named_sweep_needs_no_flag(jobs):

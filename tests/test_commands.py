@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from subprocess import Popen
 
 import pytest
 from omegaconf import OmegaConf
@@ -13,6 +14,7 @@ from alignlab import run
 from alignlab.cli import preview
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
+from alignlab.cli.sweep import sweep
 from alignlab.data.files import Record
 from alignlab.data.formats import FORMATS, to_row
 from alignlab.metrics import METRICS
@@ -70,6 +72,7 @@ def folder(monkeypatch, tmp_path, config):
             path.write_text(content, encoding="utf-8")
     made = []
     monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(sweep, "start", lambda cfg, *_: made.append(cfg) or Popen("true"))
     monkeypatch.setattr(preview, "show", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -111,7 +114,8 @@ def path(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words if "/" in word)
 
 
-OTHERS = {"make": make, "pip": pip, "pytest": path, "wandb": path, "tensorboard": str, "torchrun": str, "cd": str}
+OTHERS = {"make": make, "pip": pip, "pytest": path, "wandb": path, "tensorboard": str, "cd": str}
+OTHERS |= dict.fromkeys(("torchrun", "deepspeed", "srun"), str)
 """Programs besides ours, with the check of their words; for the last ones there is nothing to check."""
 
 

@@ -12,6 +12,7 @@ from alignlab.errors import InputError
 CONF = ROOT / "conf"
 CROSSED = ("method", "model", "data", "peft", "strategy", "optimizer", "scheduler", "logger", "callbacks", "trainer")
 NEEDED = {
+    "strategy=deepspeed_z3_nvme": ["strategy.config.zero_optimization.offload_optimizer.nvme_path=/disk"],
     "data=base": ["+data/part@data.source=arithmetic", "data.path=null"],
     "data=jsonl": ["data.path=rows.jsonl"],
     "data=hub": ["data.path=owner/name"],
@@ -42,7 +43,8 @@ def leaves(tree) -> int:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_option_composes_and_passes(choice):
+def test_every_option_composes_and_passes(choice, monkeypatch):
+    monkeypatch.setattr(compat, "_has_asynchronous_io", lambda: True)
     crossed = choice.startswith(("model=", "data=", "peft="))
     for method in METHODS if crossed else [None]:
         words = [choice, *NEEDED.get(choice, [])] + ([f"method={method}"] if method else [])

@@ -14,6 +14,7 @@ from alignlab.models.scoring import base_model
 from alignlab.training.card import BatchFacts, ModelFacts, Piece, start_card
 from alignlab.training.console import show
 from alignlab.training.run_folder import RunFolder
+from alignlab.training.strategies import num_parameters
 
 
 class StartCard(lightning.Callback):
@@ -46,14 +47,14 @@ class StartCard(lightning.Callback):
 
 def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> ModelFacts:
     """What is trained, where, and in which number format."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
+    trained = next(parameter for parameter in policy.parameters() if parameter.requires_grad)
     base = base_model(policy)
     return ModelFacts(
         name=name,
         architecture=type(base).__name__,
-        num_parameters=sum(p.numel() for p in policy.parameters()),
-        num_trainable=sum(p.numel() for p in trained),
-        dtype=str(trained[0].dtype).removeprefix("torch."),
+        num_parameters=num_parameters(policy),
+        num_trainable=num_parameters(policy, trainable_only=True),
+        dtype=str(trained.dtype).removeprefix("torch."),
         attention=base.config._attn_implementation,
         adapter=policy.active_peft_config.peft_type.value.lower() if isinstance(policy, PeftModel) else None,
         device=f"{trainer.strategy.root_device}, precision {trainer.precision}",

@@ -81,7 +81,63 @@ def _lacks(package: str) -> bool:
     return find_spec(package) is None
 
 
+def _has_asynchronous_io() -> bool:
+    from alignlab.training.strategies.zero import has_asynchronous_io
+
+    return has_asynchronous_io()
+
+
+def _engine_precision(config: Config) -> str | None:
+    """The number format that DeepSpeed's own config asks for, as the trainer's precision begins."""
+    formats = {"fp16": "16", "bf16": "bf16"}
+    return next((word for key, word in formats.items() if config[f"strategy.config.{key}.enabled"] is True), None)
+
+
+def _on_deepspeed(config: Config) -> bool:
+    return str(config["strategy.name"]).startswith("deepspeed")
+
+
+def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
+    """A section of DeepSpeed's config whose matter is settled elsewhere."""
+    return Row(
+        (f"strategy.config.{section}",),
+        lambda c: _on_deepspeed(c) and c[f"strategy.config.{section}"] is not None,
+        f"{ours} stands outside DeepSpeed's config, so that it is the same under every strategy",
+        instead,
+    )
+
+
 ROWS: tuple[Row, ...] = (
+    Row(
+        ("peft.quantization.load_in_8bit", "strategy.name"),
+        lambda c: c["strategy.name"] == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
+        "bitsandbytes keeps the scales of 8-bit weights on the weight object, which FSDP2 replaces by a shard",
+        "Type peft=qlora (4 bits), or strategy=deepspeed_z3",
+    ),
+    Row(
+        ("optimizer", "strategy.name"),
+        lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
+        "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
+        "Type strategy=ddp, or optimizer=adamw",
+    ),
+    Row(
+        ("strategy.name",),
+        lambda c: "nvme" in str(c["strategy.config.zero_optimization"]) and not _has_asynchronous_io(),
+        "DeepSpeed reads and writes disks through libaio, whose header and library are not installed",
+        "Install libaio (apt install libaio-dev), or type strategy=deepspeed_z3_offload",
+    ),
+    Row(
+        ("strategy.config.fp16.enabled", "strategy.config.bf16.enabled", "trainer.precision"),
+        lambda c: _on_deepspeed(c) and _engine_precision(c) not in (None, str(c["trainer.precision"]).split("-")[0]),
+        "DeepSpeed's config asks for another number format than the trainer",
+        "Type trainer.precision=bf16-mixed or 16-mixed, and leave the sections fp16 and bf16 to it",
+    ),
+    _deepspeed_row("optimizer", "the optimizer", "Type optimizer=adamw optimizer.lr=RATE"),
+    _deepspeed_row("scheduler", "the schedule", "Type scheduler=cosine scheduler.warmup_steps=STEPS"),
+    _deepspeed_row("gradient_clipping", "clipping", "Type trainer.gradient_clip_val=NORM"),
+    _deepspeed_row("train_batch_size", "the batch size", "Type data.global_batch_size=ROWS"),
+    _deepspeed_row("train_micro_batch_size_per_gpu", "the batch size", "Type data.batch_size_per_device=ROWS"),
+    _deepspeed_row("gradient_accumulation_steps", "accumulation", "Type data.global_batch_size=ROWS"),
     Row(
         ("peft", "data.packing"),
         lambda c: _is(c, "peft", "PrefixTuningConfig") and c["data.packing"],

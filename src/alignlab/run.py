@@ -26,7 +26,7 @@ from alignlab.data.texts import row_texts
 from alignlab.errors import InputError
 from alignlab.methods.base import Method, Parts
 from alignlab.models.adapters import attach
-from alignlab.models.export import save, verify
+from alignlab.models.export import logits, save, verify
 from alignlab.training import console, launch
 from alignlab.training.card import result_card
 from alignlab.training.checkpoint import Checkpoint
@@ -34,9 +34,9 @@ from alignlab.training.finish import ValidateAtEnd
 from alignlab.training.log_file import captured
 from alignlab.training.loggers import close_loggers
 from alignlab.training.plots import draw
+from alignlab.training.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.training.record import Summary
 from alignlab.training.run_folder import RunFolder, make_run_folder
-from alignlab.training.storage import open_checkpoint
 from alignlab.training.strategies import make_strategy
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ Config = dict[str, Any]
 
 
 def fit(cfg: DictConfig) -> Path:
-    """Train as configured, in this process or in one per device.
+    """Train as configured, in this process, in new ones for the devices, or with the ranks that are there already.
 
     Args:
         cfg: Composed and checked.
@@ -54,41 +54,43 @@ def fit(cfg: DictConfig) -> Path:
     Returns:
         The run's folder.
     """
+    if ranks() is not None:
+        config, folder = agree(partial(prepare, cfg))
+        train(config, folder)
+        return folder.path
+    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+    num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
+    launch.refuse_other_machines(trainer["num_nodes"], num_processes)
+    config, folder = prepare(cfg)
+    if num_processes > 1:
+        launch.launch(train, config, folder, num_processes=num_processes)
+    else:
+        train(config, folder)
+    return folder.path
+
+
+def prepare(cfg: DictConfig) -> tuple[Config, RunFolder]:
+    """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both."""
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
     folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
     with open_dict(cfg):
         cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-    config = OmegaConf.to_container(cfg, resolve=True)
-    num_processes = launch.num_local_processes(config["trainer"]["devices"], config["trainer"]["accelerator"])
-    if num_processes > 1 and not launch.is_launched():
-        checkpoint = folder.checkpoint and str(folder.checkpoint.folder)
-        launch.launch(train_rank, str(folder.path), checkpoint, num_processes=num_processes)
-    else:
-        train(config, folder)
-    return folder.path
-
-
-def train_rank(run_dir: str, checkpoint: str | None) -> None:
-    """Train as one rank of a job whose folder and config are already there.
-
-    Args:
-        run_dir: The run's folder.
-        checkpoint: Folder of the checkpoint to continue from.
-    """
-    folder = RunFolder(Path(run_dir), checkpoint and open_checkpoint(Path(checkpoint)))
-    train(OmegaConf.to_container(OmegaConf.load(folder.config)), folder)
+    return OmegaConf.to_container(cfg, resolve=True), folder
 
 
 def train(config: Config, folder: RunFolder) -> None:
     """Make model, data, method and trainer; train; write the result, check it, and show what came of it."""
+    rank = own_rank()  # before anything asks whether it speaks for the job
     console.set_up(config["debug"])
     lightning.seed_everything(config["seed"], verbose=False)
-    with captured(folder.log):
+    with captured(folder.log, rank):
         for note in folder.notes:
             log.info(note)
-        model, data = open_model_and_data(config)
+        with first_on_each_machine() as is_first:
+            config["data"]["fresh"] = config["data"]["fresh"] and is_first
+            model, data = open_model_and_data(config)
         method = make_method(config, model, data.tokenizer)
         trainer, summary = make_trainer(config, folder, data)
         try:
@@ -258,14 +260,20 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
 # --- afterwards -------------------------------------------------------------------------------------------------------
 
 
-@rank_zero_only
 def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:
-    """Write ``model/`` and compare what was written with the live model; only then is the run done."""
+    """Write ``model/`` and compare what was written with the live model; only then is the run done.
+
+    Every rank calls it, since shards are gathered together; rank 0 writes.
+    """
     summary.status = "failed"
-    save(method.policy, tokenizer, folder.model)
     example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
-    difference = verify(folder.model, method.policy, example)
-    log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
+    expected = method.spread.forward(logits, method.policy, example)
+    weights = method.spread.full_state_dict(method.policy)
+    if method.trainer.is_global_zero:
+        save(method.policy, tokenizer, folder.model, weights)
+        difference = verify(folder.model, method.policy, example, weights, expected)
+        log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
+    method.trainer.strategy.barrier()
     summary.status = "done"
 
 

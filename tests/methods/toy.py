@@ -89,8 +89,8 @@ def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=
     return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, num_workers=workers)
 
 
-def fit(method, loader, **options):
-    """Train with a bare Trainer; returns the weights in one vector and the logged metrics of every step."""
+def fit(method, loader, *, weights=True, callbacks=(), resume=None, **options):
+    """Train with a bare Trainer; returns the weights in one vector (unless left out) and every step's metrics."""
     history = History()
     trainer = lightning.Trainer(
         **{
@@ -98,7 +98,7 @@ def fit(method, loader, **options):
             "accelerator": "cpu",
             "devices": 1,
             "logger": False,
-            "callbacks": [history],
+            "callbacks": [history, *callbacks],
             "enable_checkpointing": False,
             "enable_progress_bar": False,
             "enable_model_summary": False,
@@ -106,9 +106,9 @@ def fit(method, loader, **options):
             **options,
         }
     )
-    trainer.fit(method, train_dataloaders=loader)
-    weights = torch.cat([p.detach().flatten() for p in method.policy.parameters()])
-    return weights, history.steps
+    trainer.fit(method, train_dataloaders=loader, ckpt_path=resume, weights_only=True)
+    vector = torch.cat([p.detach().flatten() for p in method.policy.parameters()]) if weights else None
+    return vector, history.steps
 
 
 class History(lightning.Callback):

@@ -202,9 +202,13 @@ def test_another_model_is_refused_by_name(tmp_path):
         train(tmp_path, 4, resume=newest(tmp_path))
 
 
-def test_another_number_of_ranks_is_refused(tmp_path, monkeypatch):
+def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch, capsys):
+    """Weights and data go on; random states belong to ranks, so new ones are drawn and the log says so."""
     train(tmp_path, 2)
-    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
-    callback = Checkpoint(folder=tmp_path, every_n_steps=1, keep_last=1)
-    with pytest.raises(InputError, match="written by 1"):
-        callback.on_load_checkpoint(make_trainer(tmp_path), Toy(), {"world_size": 1, "state_dict": {}})
+    state = newest(tmp_path)
+    monkeypatch.setattr(Checkpoint, "on_save_checkpoint", lambda *_: None)
+    original = Checkpoint.on_load_checkpoint
+    pretend = lambda self, trainer, module, saved: original(self, trainer, module, saved | {"world_size": 2})  # noqa: E731
+    monkeypatch.setattr(Checkpoint, "on_load_checkpoint", pretend)
+    train(tmp_path, 4, resume=state)
+    assert "new random states, since 2 rank(s) wrote it and 1 go on" in capsys.readouterr().out

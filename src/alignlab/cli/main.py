@@ -5,7 +5,6 @@ by SIGTERM after a checkpoint.
 """
 
 import importlib
-import logging
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -16,9 +15,6 @@ from alignlab.errors import InputError, nearest
 
 MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
 VERBS = sorted(name for name in MODULES if name != "main")
-
-# bitsandbytes warns when it is imported of a speed-up that it did not find.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def main(words: Sequence[str] | None = None) -> int:

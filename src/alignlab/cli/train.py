@@ -1,16 +1,22 @@
 """Train a model; the same as ``python train.py``."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
 from alignlab.errors import InputError
+
+if TYPE_CHECKING:
+    from alignlab.cli.sweep.sweep import Sweep
 
 
 def main(words: Sequence[str]) -> int:
@@ -22,9 +28,15 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    words, run_to_repeat = take_from(words)
+    from alignlab.cli.sweep.sweep import Sweep
+    from alignlab.training.ranks import one_voice, ranks, without_rank_flag
+
+    words, run_to_repeat = take_from(without_rank_flag(words) if ranks() else words)
     SearchPath.run_to_repeat = run_to_repeat
-    return command("repeat" if run_to_repeat else "train", words, check, train)
+    sweep = Sweep()
+    with one_voice(), sweep:
+        command("repeat" if run_to_repeat else "train", words, partial(check, sweep), partial(train, sweep))
+    return sweep.exit_code
 
 
 def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -43,17 +55,34 @@ def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return words[:at] + words[at + 2 :], run
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse what is not in the schema, and what cannot run together."""
+def check(sweep: Sweep, cfg: DictConfig) -> None:
+    """Refuse what is not in the schema, and what cannot run together; note it where it is one job of several.
+
+    The devices become those of the ranks that a launcher has started, if one has.
+    """
     from alignlab import compat, schema
+    from alignlab.cli.composition.deepspeed_file import take_over_file
+    from alignlab.training.ranks import settle
 
-    compat.check(schema.check(cfg))
+    try:
+        take_over_file(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
+        trainer = schema.check(cfg)["trainer"]
+        devices, num_nodes = settle(trainer["devices"], trainer["num_nodes"])
+        cfg.trainer.devices, cfg.trainer.num_nodes = devices, num_nodes
+        compat.check(OmegaConf.to_container(cfg, resolve=True))
+    except InputError:
+        if is_sweep():
+            sweep.refused(cfg)
+        raise
 
 
-def train(cfg: DictConfig) -> Any:
-    """Run one job; the jobs of a sweep get folders of their own inside the one that was asked for."""
+def train(sweep: Sweep, cfg: DictConfig) -> Any:
+    """Run the job, or one of a sweep."""
     from alignlab import run
 
-    if cfg.run_dir is not None and HydraConfig.get().mode == RunMode.MULTIRUN:
-        cfg.run_dir = str(Path(cfg.run_dir) / str(HydraConfig.get().job.num))
-    return run.fit(cfg)
+    return sweep.run(cfg) if is_sweep() else run.fit(cfg)
+
+
+def is_sweep() -> bool:
+    """Whether Hydra is at a job of several."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import lightning
 import torch
-from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from torch import Tensor, nn
 
 from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
@@ -27,6 +26,7 @@ from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.scoring import verify
 from alignlab.training.reduction import RunningRatios, num_ranks, step_loss
+from alignlab.training.strategies import Spread, full_shape, num_parameters, spread_of
 from alignlab.training.throughput import mfu
 
 log = logging.getLogger(__name__)
@@ -103,41 +103,38 @@ class Method(lightning.LightningModule):
     def configure_model(self) -> None:
         """Build the policy, in train mode; may be called again and does nothing then."""
         if self.policy is None:
-            self.policy = self.parts.make_policy().train()
+            self.policy = self.spread.shard(self.parts.make_policy().train())
 
     def configure_optimizers(self):
         """One optimizer and its schedule; vectors (norms, biases) are spared weight decay."""
-        parameters = [p for p in self.policy.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in parameters if p.ndim >= 2]},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in self._trained() if len(full_shape(p)) >= 2]},
+            {"params": [p for p in self._trained() if len(full_shape(p)) < 2], "weight_decay": 0.0},
         ]
         optimizer = self.parts.make_optimizer([group for group in groups if group["params"]])
         return [optimizer], [self.parts.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
         """Check that the model keeps the documents of a batch apart before it learns from them."""
-        difference = verify(self.policy, self.parts.packing)
+        difference = self.spread.forward(verify, self.policy, self.parts.packing)
         log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
         assert self.policy.training, "the policy must be in train mode while it is trained"
         started = time.perf_counter()
-        ratios, optimizer = RunningRatios(), self.optimizers()
+        ratios, optimizer, spread = RunningRatios(), self.optimizers(), self.spread
         total_weight = self.total_weight(step.totals)
         for index, batch in enumerate(step.micro_batches):
             last = index == len(step.micro_batches) - 1
-            with _block_parallel_sync_behavior(self.trainer.strategy, block=not last):
-                output = self.compute_loss(batch)
+            with spread.micro_batch(last):
+                output = spread.forward(self.compute_loss, batch)
                 self.manual_backward(step_loss(output, total_weight, batch.counted))
             ratios.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
         if batch_index == 0 and self.progress.step == 0:
             self._refuse_dead_parameters()
         lr = optimizer.param_groups[0]["lr"]
-        norms = self._clip(optimizer)
-        optimizer.step()
-        optimizer.zero_grad()
+        norms = self._norms(spread.update(optimizer, self._trained(), self.parts.gradient_clip_val))
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
         timing = self._timing(step.totals, time.perf_counter() - started)
@@ -146,7 +143,7 @@ class Method(lightning.LightningModule):
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
         """Gather sums and weights; the means are taken over the whole validation set."""
         for batch in step.micro_batches:
-            output = self.compute_loss(batch)
+            output = self.spread.forward(self.compute_loss, batch)
             self.validation.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
 
     def on_validation_epoch_end(self) -> None:
@@ -166,33 +163,33 @@ class Method(lightning.LightningModule):
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
-    def _clip(self, optimizer) -> dict[str, Tensor]:
-        """Clip the global norm of all trained parameters; returns the norm before and after."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            scaler.unscale_(optimizer.optimizer)
-        gradients = [p for p in self.policy.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in gradients])
+    @property
+    def spread(self) -> Spread:
+        """How the work is spread."""
+        return spread_of(self.trainer.strategy)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
+    def _norms(self, norm: Tensor) -> dict[str, Tensor]:
+        """Global norm of the gradient before clipping and, where it is clipped, after."""
         limit = self.parts.gradient_clip_val
-        if limit is None:
-            return {"train/grad_norm": norm}
-        nn.utils.clip_grads_with_norm_(gradients, limit, norm)
-        return {"train/grad_norm": norm, "train/grad_norm_clipped": norm.clamp(max=limit)}
+        clipped = {} if limit is None else {"train/grad_norm_clipped": norm.clamp(max=limit)}
+        return {"train/grad_norm": norm, **clipped}
 
     def _refuse_dead_parameters(self) -> None:
         """After the first backward, every trainable tensor must have been reached."""
-        dead = zero_gradients(self.policy)
+        dead = zero_gradients(self.policy, self.spread.gradient, self.spread.value)
         if dead:
             raise InputError(
-                f"training {sum(p.requires_grad for p in self.policy.parameters())} tensors",
+                f"training {len(self._trained())} tensors",
                 f"after the first backward pass {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
                 "Freeze them or leave them out of peft.target_modules",
             )
 
     def _timing(self, totals: StepTotals, seconds: float) -> dict[str, float]:
         rate = totals.tokens / seconds
-        size = sum(p.numel() for p in self.policy.parameters())
-        utilisation = mfu(size, rate, num_ranks())
+        utilisation = mfu(num_parameters(self.policy), rate, num_ranks())
         timing = {"train/tokens_per_second": rate, "train/step_seconds": seconds}
         return timing if utilisation is None else {**timing, "train/mfu": utilisation}
 

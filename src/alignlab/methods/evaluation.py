@@ -49,14 +49,15 @@ class ExactMatch(lightning.Callback):
             return
         share = self.prompts[trainer.global_rank :: num_ranks()]
         tokenizer = data.tokenizer
-        completions = complete(
-            method.policy,
-            [prompt for prompt, _ in share],
-            max_completion_tokens=self.max_completion_tokens,
-            stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, data.tokens.chat_template))),
-            pad_token_id=tokenizer.pad_token_id,
-            batch_size=self.batch_size,
-        )
+        with method.spread.whole(method.policy):
+            completions = complete(
+                method.policy,
+                [prompt for prompt, _ in share],
+                max_completion_tokens=self.max_completion_tokens,
+                stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, data.tokens.chat_template))),
+                pad_token_id=tokenizer.pad_token_id,
+                batch_size=self.batch_size,
+            )
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         hits = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
         ratios = RunningRatios()

@@ -5,10 +5,12 @@ The base may be quantised. What trains is float32, whatever the base is: updates
 
 import copy
 import re
+from collections.abc import Callable
+from operator import attrgetter
 
 import torch
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import InputError, raise_all
@@ -81,23 +83,30 @@ def trainable(model: nn.Module) -> dict[str, int]:
     return {name: tensor.numel() for name, tensor in model.named_parameters() if tensor.requires_grad}
 
 
-def zero_gradients(model: nn.Module) -> list[str]:
+def zero_gradients(
+    model: nn.Module,
+    gradient: Callable[[nn.Parameter], Tensor | None] = attrgetter("grad"),
+    value: Callable[[nn.Parameter], Tensor] = Tensor.detach,
+) -> list[str]:
     """Names of trainable tensors that got no gradient, or one that is exactly zero.
 
     To be asked after the backward pass and before the optimizer of the first step. A tensor whose gate is still zero
     (see ``GATED_BY``) has none by construction and is not named; its gate must have one.
 
     Args:
-        model: With gradients of this rank.
+        model: With gradients.
+        gradient: The whole gradient of a parameter, however it is spread; asked for each in the same order.
+        value: The whole value, likewise.
     """
     tensors = dict(model.named_parameters())
-    silent = (n for n, t in tensors.items() if t.requires_grad and (t.grad is None or not t.grad.any()))
-    return [name for name in silent if not _is_shut(name, tensors)]
+    gradients = {name: gradient(tensor) for name, tensor in tensors.items() if tensor.requires_grad}
+    silent = [name for name, found in gradients.items() if found is None or not found.any()]
+    return [name for name in silent if not _is_shut(name, tensors, value)]
 
 
-def _is_shut(name: str, tensors: dict[str, nn.Parameter]) -> bool:
+def _is_shut(name: str, tensors: dict[str, nn.Parameter], value: Callable[[nn.Parameter], Tensor]) -> bool:
     gate = re.sub("|".join(rf"\b{inner}\b" for inner in GATED_BY), lambda match: GATED_BY[match[0]], name)
-    return gate != name and not tensors[gate].any()
+    return gate != name and not value(tensors[gate]).any()
 
 
 def _tied_ends(model: PreTrainedModel) -> dict[str, nn.Module]:

@@ -10,7 +10,7 @@ from alignlab.errors import InputError, nearest, raise_all
 from alignlab.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.schema.targets import check_nodes
 from alignlab.schema.values import NOT_GIVEN, Findings, check_names, check_value
-from alignlab.training.strategies import STRATEGIES
+from alignlab.training.strategies import STRATEGIES, make_strategy
 
 
 def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def _check_strategy(node: Any, findings: Findings) -> None:
         asked = f"strategy.name={name}"
         findings.errors.append(InputError(asked, "there is no such strategy", nearest(name, STRATEGIES)))
         return
-    check_nodes("strategy", options | {"_target_": f"{STRATEGIES[name].__module__}.{name}"}, findings)
+    check_nodes("strategy", options | {"_target_": f"{make_strategy.__module__}.{name}"}, findings)
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:

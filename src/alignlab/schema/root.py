@@ -45,6 +45,12 @@ class Checkpoint(TypedDict):
     keep_last: Count
 
 
+class Launcher(TypedDict):
+    """How many jobs of a sweep run at a time."""
+
+    num_jobs: Count
+
+
 class Train(TypedDict):
     """Root of ``alignlab train``."""
 
@@ -65,6 +71,7 @@ class Train(TypedDict):
     checkpoint: dict[str, Any]
     logger: Nodes
     callbacks: Nodes
+    launcher: dict[str, Any]
 
 
 Hints = dict[str, Any]
@@ -79,6 +86,7 @@ SECTIONS: dict[str, Hints] = {
     "": _hints(Train),
     "data": {k: v for k, v in _hints(Data, TokenSettings, PlanSettings, LoadSettings).items() if k != "seed"},
     "checkpoint": _hints(Checkpoint),
+    "launcher": _hints(Launcher),
 }
 """Sections of ``alignlab train`` by dotted key, the root under ``""``; the rest are nodes with ``_target_``."""
 

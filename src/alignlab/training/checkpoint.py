@@ -24,10 +24,10 @@ from lightning.pytorch.callbacks import Checkpoint as LastCallback
 from lightning.pytorch.loops.utilities import _reset_progress
 from pydantic import Field
 
-from alignlab.errors import InputError
 from alignlab.training import storage
 from alignlab.training.random_state import random_states, set_random_states
 from alignlab.training.stop import Stopped, StopSignals
+from alignlab.training.strategies.state import NAMES, AnyState, carried_names, check_complete, names_of
 
 
 class Checkpoint(LastCallback):
@@ -51,7 +51,7 @@ class Checkpoint(LastCallback):
     ):
         self.folder, self.every_n_steps, self.keep_last = Path(folder), every_n_steps, keep_last
         self._signals = StopSignals()
-        self._saved_step = 0
+        self._saved_step = self._written_by = 0
         self._leaving: int | None = None
         self._before_validation: dict[str, Any] | None = None
 
@@ -60,30 +60,27 @@ class Checkpoint(LastCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let a checkpoint without frozen weights be loaded; :meth:`on_load_checkpoint` checks that it is complete."""
         pl_module.strict_loading = False
+        trainer.strategy.checkpoint_io = AnyState()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out."""
+        """Leave frozen weights out; name the optimizer's parameters."""
         weights = checkpoint.get("state_dict", {})
         if any(not parameter.requires_grad for parameter in pl_module.parameters()):
             carried = carried_names(pl_module)
             checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name in carried}
+        if weights:
+            checkpoint[NAMES] = sum(names_of(trainer.optimizers[0], pl_module), [])
         checkpoint["world_size"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model, adapter or number of ranks.
+        """Refuse a checkpoint of another model or adapter.
 
         Raises:
-            InputError: A trainable weight is not in the checkpoint, or the checkpoint holds one that the model has not,
-                or another number of ranks wrote it.
+            InputError: A trainable weight is not in the checkpoint, or the checkpoint holds one that the model has not.
         """
-        if checkpoint["world_size"] != trainer.world_size:
-            asked = f"resuming on {trainer.world_size} ranks"
-            why = (
-                f"the checkpoint was written by {checkpoint['world_size']}, and data order and random states are theirs"
-            )
-            raise InputError(asked, why, f"resume on {checkpoint['world_size']} ranks, or start anew with init_from=")
+        self._written_by = checkpoint["world_size"]
         if "state_dict" in checkpoint:
-            _check_complete(pl_module, set(checkpoint["state_dict"]))
+            check_complete(pl_module, checkpoint["state_dict"])
 
     # --- restoring ----------------------------------------------------------------------------------------------------
 
@@ -101,12 +98,15 @@ class Checkpoint(LastCallback):
         if trainer.fit_loop._combined_loader_states_to_load:  # point 5 at the top
             trainer.fit_loop._load_combined_loader_states()
             iter(trainer.fit_loop._data_fetcher)
-        path = Path(trainer.ckpt_path).parent / _random_name(trainer)
-        set_random_states(torch.load(path, weights_only=True))
+        same_ranks = self._written_by == trainer.world_size
+        if same_ranks:
+            path = Path(trainer.ckpt_path).parent / _random_name(trainer)
+            set_random_states(torch.load(path, weights_only=True))
         self._saved_step = trainer.global_step
+        why = f"new random states, since {self._written_by} rank(s) wrote it and {trainer.world_size} go on"
+        random = f"random states of {trainer.world_size} rank(s)" if same_ranks else why
         trainer.print(
-            f"Resumed after step {trainer.global_step:,}: weights, optimizer, schedule, position in the data,"
-            f" random states of {trainer.world_size} rank(s)"
+            f"Resumed after step {trainer.global_step:,}: weights, optimizer, schedule, position in the data, {random}"
         )
 
     # --- saving and leaving -------------------------------------------------------------------------------------------
@@ -187,22 +187,6 @@ class Checkpoint(LastCallback):
             storage.publish(self.folder, step, world_size=trainer.world_size, keep_last=self.keep_last)
         trainer.strategy.barrier()
         self._saved_step = step
-
-
-def carried_names(module: torch.nn.Module) -> set[str]:
-    """Names of the state dict that a checkpoint must carry: trainable parameters and persistent buffers."""
-    trainable = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
-    buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
-    return (trainable | buffers) & module.state_dict().keys()
-
-
-def _check_complete(module: torch.nn.Module, found: set[str]) -> None:
-    missing, unknown = sorted(carried_names(module) - found), sorted(found - module.state_dict().keys())
-    if missing or unknown:
-        faults = [f"{len(missing)} trainable weights are not in it (first: {missing[0]})"] if missing else []
-        faults += [f"{len(unknown)} of its weights have no place in the model (first: {unknown[0]})"] if unknown else []
-        instead = "resume with the model and peft of the run (its config.yaml), or start anew with init_from="
-        raise InputError("resuming from this checkpoint", " and ".join(faults), instead)
 
 
 def _random_name(trainer: Trainer) -> str:

@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,22 +17,50 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @contextlib.contextmanager
-def captured(path: Path) -> Iterator[None]:
-    """Copy everything printed and logged inside the block to the end of a file as well.
+def captured(path: Path, rank: int = 0) -> Iterator[None]:
+    """Copy everything printed and logged inside the block, and the error that ends it, to the end of a file as well.
 
     Args:
         path: The log file; its folder exists.
+        rank: Above 0, everything goes to that rank's own file beside it, and only there: one rank speaks to the user.
     """
-    with path.open("a", encoding="utf-8", buffering=1) as file, _handler(file):
-        outputs = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
+    path = path.with_name(f"{path.stem}-rank{rank}{path.suffix}") if rank else path
+    with path.open("a", encoding="utf-8", buffering=1) as file, _moved(file) if rank else _copied(file):
         try:
             yield
-        finally:
-            for copied in (sys.stdout, sys.stderr):
-                if isinstance(copied, Copied):
-                    copied.finish()
-            sys.stdout, sys.stderr = outputs
+        except Exception:
+            file.write(traceback.format_exc())
+            raise
+
+
+@contextlib.contextmanager
+def _copied(file: TextIO) -> Iterator[None]:
+    outputs = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
+    try:
+        with _handler(file):
+            yield
+    finally:
+        for copied in (sys.stdout, sys.stderr):
+            if isinstance(copied, Copied):
+                copied.finish()
+        sys.stdout, sys.stderr = outputs
+
+
+@contextlib.contextmanager
+def _moved(file: TextIO) -> Iterator[None]:
+    """Both outputs of the process, also for what libraries written in C print."""
+    saved = [(number, os.dup(number)) for number in (1, 2)]
+    for number, _ in saved:
+        os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, copy in saved:
+            os.dup2(copy, number)
+            os.close(copy)
 
 
 class Copied:

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from alignlab.errors import InputError
 from alignlab.training.storage import STATE, SavedState, newest_valid, open_checkpoint, write_text
 
-NOT_HASHED = ("run_dir", "resume", "debug")
+NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
 """Keys of the config that say where or how a run is watched, not what it is."""
 
 
@@ -30,6 +30,9 @@ class RunFolder:
     checkpoint: SavedState | None = None
     notes: tuple[str, ...] = ()
     _lock: list[TextIO] = field(default_factory=list, repr=False, compare=False)
+
+    def __reduce__(self):
+        return RunFolder, (self.path, self.checkpoint, self.notes)  # the lock stays with the process that holds it
 
     @property
     def first_step(self) -> int:

@@ -10,7 +10,7 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from alignlab.cli.composition.compose import ERRORS, ROOT, compose, prepare, refusal
 from alignlab.errors import InputError, nearest
@@ -36,11 +36,14 @@ def command(
     flags = _read_flags(words)
     if flags.cfg:
         check(compose(flags.overrides, config_name, flags.config_dir))
-    jobs = _Jobs(check, job)
+    overrides = prepare(flags.overrides, flags.config_dir)
+    options = list(words)
+    for word in flags.overrides:
+        options.remove(word)  # Hydra wants its overrides in one piece
+    jobs = _Jobs(check, job, frozenset(overrides))
     entry = hydra.main(str(ROOT / "conf"), config_name, "1.3")(jobs.run)
-    new = dict(zip(flags.overrides, prepare(flags.overrides, flags.config_dir), strict=True))
     try:
-        with _process([new.get(word, word) for word in words]):
+        with _process([*options, *overrides]):
             entry()
     except ERRORS as error:
         if jobs.crashed:
@@ -54,8 +57,10 @@ def command(
 class _Jobs:
     """What Hydra calls for each job. A refusal is kept, because Hydra would print lines of its own about it."""
 
-    def __init__(self, check: Callable[[DictConfig], None], job: Callable[[DictConfig], Any]):
-        self.check, self.job = check, job
+    def __init__(
+        self, check: Callable[[DictConfig], None], job: Callable[[DictConfig], Any], typed: frozenset[str] = frozenset()
+    ):
+        self.check, self.job, self.typed = check, job, typed
         self.refused: list[InputError] = []
         self.crashed = self.sweep = False
 
@@ -64,7 +69,7 @@ class _Jobs:
         self.crashed, self.sweep = True, HydraConfig.get().mode == RunMode.MULTIRUN
         result = None
         if self.sweep:
-            print(f"job {HydraConfig.get().job.num}: {HydraConfig.get().job.override_dirname}", flush=True)
+            print(f"job {HydraConfig.get().job.num}: {self._set_apart(HydraConfig.get())}", flush=True)
         try:
             self.check(cfg)
             result = self.job(cfg)
@@ -74,6 +79,13 @@ class _Jobs:
                 refuse(error, debug=cfg.debug)
         self.crashed = False
         return result
+
+    def _set_apart(self, hydra_cfg: Any) -> str:
+        """Leave in ``hydra.job.override_dirname`` only what is not the same for all jobs."""
+        own = [word.lstrip("+") for word in hydra_cfg.overrides.task if word not in self.typed]
+        with read_write(hydra_cfg):
+            hydra_cfg.job.override_dirname = " ".join(own)
+        return hydra_cfg.job.override_dirname
 
 
 def refuse(error: InputError, debug: bool) -> int:
@@ -86,7 +98,7 @@ def refuse(error: InputError, debug: bool) -> int:
 
 def _read_flags(words: Sequence[str]) -> Any:
     parser = get_args_parser()
-    flags, unknown = parser.parse_known_args(list(words))
+    flags, unknown = parser.parse_known_intermixed_args(list(words))
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
         raise InputError(" ".join(unknown), "there is no such flag", nearest(unknown[0], known))

@@ -1,0 +1,59 @@
+"""``strategy.config_file=``: a DeepSpeed JSON file taken over into the composed config."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from alignlab.cli.composition.refusals import parse
+from alignlab.errors import InputError
+from alignlab.training.strategies.config_file import take_over
+
+CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
+"""Sections that a file can change."""
+
+
+def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Put what the file says into the config, in place; nothing where no file is named.
+
+    Args:
+        cfg: Composed config.
+        words: Overrides as typed.
+
+    Raises:
+        InputError: The file cannot be read, or contradicts what was typed.
+    """
+    path = cfg.strategy.get("config_file")
+    if path is None:
+        return
+    plain: dict[str, Any] = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in CHANGED}
+    changed = take_over(plain, read(Path(path).expanduser()), typed_keys(words))
+    with open_dict(cfg):
+        for key in CHANGED:
+            cfg[key] = changed[key] if changed[key] != plain[key] else cfg[key]
+
+
+def typed_keys(words: Sequence[str]) -> set[str]:
+    """Dotted keys and groups that were given on the command line."""
+    overrides = [override for word in words if (override := parse(word)) is not None]
+    return {override.key_or_group.replace("/", ".") for override in overrides}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Content of the file.
+
+    Raises:
+        InputError: It is not there, or no JSON object.
+    """
+    asked = f"strategy.config_file={path}"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(asked, f"it cannot be read ({error.strerror})", "Name a DeepSpeed JSON file") from error
+    except ValueError as error:
+        raise InputError(asked, f"it is no valid JSON: {error}", "Correct it there") from error
+    if not isinstance(content, dict):
+        raise InputError(asked, "it holds no JSON object", "Name a DeepSpeed JSON file")
+    return content

@@ -1,0 +1,189 @@
+"""All jobs of a sweep: so many at a time, whatever becomes of the single one, and a table at the end.
+
+Hydra composes the jobs one after the other and hands them to `Sweep.run`, which returns while they still run. Through
+submitit it is called where the job runs, in processes that are its own already.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab import run
+from alignlab.cli.composition.command import refuse
+from alignlab.cli.sweep.job import Job, make_job, sweep_folder
+from alignlab.errors import InputError
+from alignlab.training.ranks import one_voice, own_rank, ranks
+from alignlab.training.storage import write_text
+
+
+class Begin(Callback):
+    """Tells where the sweep's table will be; Hydra calls it when a sweep begins, whatever launcher runs its jobs."""
+
+    folder: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Remember the folder that was asked for, or the sweep's own."""
+        Begin.folder = Path(config.run_dir or config.hydra.sweep.dir)
+
+
+@dataclass
+class Sweep:
+    """The sweep of a command, if it is one; leaving its block waits for the jobs, an exception ends them."""
+
+    running: dict[int, tuple[Job, subprocess.Popen]] = field(default_factory=dict)
+    began: float = field(default_factory=time.time)
+
+    def __enter__(self) -> "Sweep":
+        Begin.folder = None
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if Begin.folder is None:
+            return
+        if error is not None:
+            for _, process in self.running.values():
+                process.terminate()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._wait(at_most=0)
+        print(f"sweep: {write_table(Begin.folder)}", flush=True)
+        if isinstance(error, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from None
+
+    @property
+    def exit_code(self) -> int:
+        """0 where all jobs are done or there were none, 1 where one failed or was stopped, 2 where one was refused."""
+        codes = {entry["exit_code"] for entry in _entries(Begin.folder, since=self.began)} if Begin.folder else set()
+        return 1 if codes - {0, 2} else max(codes, default=0)
+
+    def refused(self, cfg: DictConfig) -> None:
+        """Note a job that was refused before it had a process, and so has no run."""
+        hydra, name = HydraConfig.get().job, f"refused-{HydraConfig.get().job.num}"
+        place = sweep_folder(cfg) / ".jobs" / name
+        Job(hydra.num, hydra.override_dirname, place, name, place, None).note(2)
+
+    def run(self, cfg: DictConfig) -> float | None:
+        """Run a job that no earlier sweep has finished, as soon as fewer run than may.
+
+        Args:
+            cfg: Config of the job.
+
+        Returns:
+            Its final ``val/loss``, for sweepers that search, where one job runs at a time.
+        """
+        job, num_jobs = make_job(cfg), cfg.launcher.num_jobs
+        if job.newest_run("done"):
+            entry = job.note(0, before=True)
+            print(f"job {job.number}: done before, {entry['run']}", flush=True)
+            return entry.get("val/loss")
+        cfg.run_dir, cfg.resume = job.run_dir and str(job.run_dir), cfg.resume or "auto"
+        if "submitit" in HydraConfig.get().launcher._target_:
+            return _run_here(cfg, job)
+        if ranks() is not None:
+            why = f"its jobs start their own processes, and {ranks().launcher} has started this one as a rank"
+            raise InputError("a sweep", why, "Type python train.py -m …")
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+        self._wait(at_most=num_jobs - 1)
+        slot = min(set(range(num_jobs)) - self.running.keys())
+        self.running[slot] = job, start(cfg, job, slot, num_jobs)
+        if num_jobs > 1:
+            return None
+        return self._wait(at_most=0)[-1].get("val/loss")
+
+    def _wait(self, at_most: int) -> list[dict[str, Any]]:
+        """Wait until no more jobs run than that; returns what came of those that ended."""
+        ended = []
+        while True:
+            for slot, (job, process) in list(self.running.items()):
+                if process.poll() is not None:
+                    del self.running[slot]
+                    code = process.returncode if process.returncode >= 0 else 128 - process.returncode
+                    ended.append(entry := job.note(code))
+                    print(f"job {job.number}: {entry['status']}, {entry['run']}", flush=True)
+            if len(self.running) <= at_most:
+                return ended
+            time.sleep(0.1)
+
+
+def start(cfg: DictConfig, job: Job, slot: int, num_jobs: int) -> subprocess.Popen:
+    """A process that trains as configured; of several at a time, each with its share and an output file."""
+    write_text(job.place / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    target = f"run_dir='{cfg.run_dir}'" if cfg.run_dir else "run_dir=null"
+    words = ["train", "--from", str(job.place), target, f"resume='{cfg.resume}'"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    output = None
+    if num_jobs > 1:
+        environment |= _share(slot, num_jobs)
+        output = (job.place / "output.log").open("w")
+    command = [sys.executable, "-m", "alignlab.cli.main", *words]
+    return subprocess.Popen(command, env=environment, stdout=output, stderr=output and subprocess.STDOUT)
+
+
+def _share(slot: int, num_jobs: int) -> dict[str, str]:
+    """Variables that give a job its part of the GPUs and cores."""
+    share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_jobs)))}
+    numbers = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", numbers).split(",") if name]
+    if visible:
+        each = max(1, len(visible) // num_jobs)
+        start = slot * each % len(visible)
+        share["CUDA_VISIBLE_DEVICES"] = ",".join(visible[start : start + each])
+    return share
+
+
+def _run_here(cfg: DictConfig, job: Job) -> float | None:
+    """Run a job in this process; nothing that it does may end the sweep that waits for it."""
+    code = 0
+    try:
+        with one_voice():
+            run.fit(cfg)
+    except InputError as error:
+        code = refuse(error, debug=False)
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+        if error.code != code:
+            print(error.code, file=sys.stderr)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    return job.note(code).get("val/loss") if own_rank() == 0 else None
+
+
+def _entries(folder: Path, since: float = 0) -> list[dict[str, Any]]:
+    """What is known of a sweep's jobs, by their number."""
+    notes = [path for path in folder.glob(".jobs/*/job.json") if path.stat().st_mtime >= since]
+    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in notes), key=lambda entry: entry["job"])
+
+
+def write_table(folder: Path) -> Path:
+    """Gather what is known of a sweep's jobs into ``sweep.csv``.
+
+    Args:
+        folder: Of the sweep.
+
+    Returns:
+        The file: a row per job with its overrides, status, run folder and results.
+    """
+    entries = _entries(folder)
+    columns = list(dict.fromkeys(name for entry in entries for name in entry))
+    rows = io.StringIO()
+    writer = csv.DictWriter(rows, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    write_text(folder / "sweep.csv", rows.getvalue())
+    return folder / "sweep.csv"

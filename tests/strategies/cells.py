@@ -1,0 +1,64 @@
+"""The matrix of strategies, methods and adapters: what is declared to run, what is refused, and its table in the docs.
+
+A later method is added to ``METHODS`` here and to ``tests/methods/toy.py``; nothing else changes.
+"""
+
+from omegaconf import OmegaConf
+
+from alignlab import compat
+from alignlab.cli.composition.compose import compose
+from alignlab.errors import InputError
+from tests.commands import REPOSITORY
+
+METHODS = ("sft", "pretrain")
+PEFTS = ("full", "lora", "qlora", "qlora_8bit")
+STRATEGIES = (
+    "ddp", "fsdp", "deepspeed_z1", "deepspeed_z2", "deepspeed_z3",
+    "deepspeed_z2_offload", "deepspeed_z3_offload", "deepspeed_z3_nvme",
+)  # fmt: skip
+NVME = "strategy.config.zero_optimization.offload_optimizer.nvme_path"
+DOCS = REPOSITORY / "docs" / "strategies.md"
+BEGIN, END = "<!-- matrix: written by the tests -->", "<!-- matrix: end -->"
+
+
+def words(method, peft, strategy):
+    """The cell as it is typed."""
+    typed = [f"method={method}", f"peft={'none' if peft == 'full' else peft}", f"strategy={strategy}"]
+    return typed + ([f"{NVME}=disk"] if strategy == "deepspeed_z3_nvme" else [])
+
+
+def refusal(method, peft, strategy):
+    """Why a cell is refused before any weight is loaded, or None."""
+    try:
+        compat.check(OmegaConf.to_container(compose(words(method, peft, strategy)), resolve=True))
+    except InputError as error:
+        return error
+    return None
+
+
+def table():
+    """The matrix in Markdown."""
+    heads = [f"{method} · {peft}" for method in METHODS for peft in PEFTS]
+    lines = ["| strategy | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(heads)]
+    reasons = []
+    for strategy in STRATEGIES:
+        marks = []
+        for method in METHODS:
+            for peft in PEFTS:
+                error = refusal(method, peft, strategy)
+                if error and error.why not in reasons:
+                    reasons.append(error.why)
+                marks.append(f"no ({reasons.index(error.why) + 1})" if error else "✓")
+        lines.append(f"| `{strategy}` | " + " | ".join(marks) + " |")
+    return "\n".join([*lines, "", *(f"{number}. {why}." for number, why in enumerate(reasons, start=1))])
+
+
+def written():
+    """The table that stands in the docs."""
+    return DOCS.read_text().partition(BEGIN)[2].partition(END)[0].strip()
+
+
+def write():
+    """Put the table into the docs."""
+    head, _, rest = DOCS.read_text().partition(BEGIN)
+    DOCS.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")

@@ -1,0 +1,85 @@
+"""What a rank does for one cell of the matrix: build the toy policy, train, export, compute logits."""
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from alignlab.build import build as instantiate
+from alignlab.cli.composition.compose import compose
+from alignlab.models.adapters import attach
+from alignlab.models.export import logits, save
+from alignlab.models.load import locate, open_weights
+from alignlab.training.checkpoint import Checkpoint
+from alignlab.training.storage import open_checkpoint
+from alignlab.training.strategies import make_strategy
+from tests.methods.toy import fit, make_loader, make_method, make_policy, make_rows
+
+EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
+OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (torch.optim.AdamW, 1e-2)}
+
+
+class NoTokenizer:
+    """Stands where a tokenizer is saved beside weights."""
+
+    def save_pretrained(self, folder):
+        """Write nothing."""
+
+
+def write_base(folder):
+    """The toy policy as a folder, for adapters that must name their base."""
+    save(make_policy(), NoTokenizer(), folder)
+    return str(folder)
+
+
+def choices(peft, strategy, **changes):
+    """The nodes of an adapter and a strategy as they are composed, with what the pair asks for."""
+    names = {"full": "none"}
+    words = [f"strategy={strategy}", f"peft={names.get(peft, peft)}"]
+    words += [f"strategy.{key}={json.dumps(value)}" for key, value in changes.items()]
+    config = OmegaConf.to_container(compose(words), resolve=True)
+    return config["peft"], config["strategy"]
+
+
+def make_adapted(base, peft):
+    """The toy policy with the adapter of a node."""
+    torch.manual_seed(7)
+    node = dict(peft or {})
+    policy = open_weights(locate(base), torch.float32, "forest", quantization=instantiate(node.pop("quantization", None)))
+    return attach(policy, instantiate(node)) if node else policy
+
+
+def train(
+    method, peft, strategy, *, base, optimizer="adamw", rows_at_once=2, num_steps=5, clip=1.0, to=None,
+    checkpoints=None, resume=None, changes=None, rank=0, num_ranks=1, **options,
+):  # fmt: skip
+    """Train one cell; returns metrics by step, whole weights (rank 0), logits, and writes the model to a folder."""
+    kind, lr = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    adapter, spread_node = choices(peft, strategy, **(changes or {}))
+    policy = functools.partial(make_adapted, base, adapter)
+    made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)
+    loader = make_loader(make_rows(), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
+    chosen = make_strategy(**spread_node)
+    callbacks = [Checkpoint(folder=Path(checkpoints), every_n_steps=2, keep_last=9)] if checkpoints else []
+    resume = resume and open_checkpoint(Path(resume)).state
+    options |= {"enable_checkpointing": bool(callbacks), "callbacks": callbacks, "resume": resume}
+    _, steps = fit(made, loader, strategy=chosen, devices=num_ranks, weights=False, **options)
+    spread = made.spread
+    answers = spread.forward(logits, made.policy, EXAMPLE)
+    whole = spread.full_state_dict(made.policy)
+    whole = made.policy.state_dict() if whole is None else whole
+    if rank == 0 and to:
+        save(made.policy, NoTokenizer(), Path(to), whole)
+    return {
+        "steps": steps,
+        "weights": {name: tensor.clone() for name, tensor in whole.items()} if rank == 0 else {},
+        "logits": answers,
+    }
+
+
+def train_rank(*arguments, **options):
+    """``train`` as one rank of a job."""
+    return train(*arguments, **options, rank=int(os.environ["RANK"]), num_ranks=int(os.environ["WORLD_SIZE"]))
