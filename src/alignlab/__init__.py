@@ -1,0 +1,1 @@
+"""Compose any alignment method, model, adapter, strategy and data from one line."""
