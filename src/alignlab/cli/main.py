@@ -6,7 +6,6 @@ by SIGTERM after a checkpoint.
 
 import importlib
 import logging
-import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -32,9 +31,6 @@ def main(words: Sequence[str] | None = None) -> int:
         Exit code.
     """
     words = list(sys.argv[1:] if words is None else words)
-    # Read when torch is loaded. A thread that waits by spinning takes the core from whoever it waits for: beside one
-    # other busy process on two cores, training was 25 times slower than with threads that sleep.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help())
