@@ -2,6 +2,6 @@
 
 import os
 
-# Read when torch is loaded, so it stands here. A thread that waits by spinning takes the core from whoever it waits for:
+# Read when torch is loaded, so it stands here. A thread that waits by spinning takes the core from whom it waits for:
 # beside one other busy process on two cores, training was 25 times slower than with threads that sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
