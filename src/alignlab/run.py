@@ -35,7 +35,7 @@ from alignlab.training.log_file import captured
 from alignlab.training.loggers import close_loggers
 from alignlab.training.plots import draw
 from alignlab.training.record import Summary
-from alignlab.training.run_folder import RunFolder, make_run_folder
+from alignlab.training.run_folder import RunFolder, make_run_folder, refuse_changes
 from alignlab.training.storage import open_checkpoint
 from alignlab.training.strategies import make_strategy
 
@@ -57,17 +57,27 @@ def fit(cfg: DictConfig) -> Path:
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
     folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    if folder.checkpoint and folder.config.exists():
+        refuse_changes(OmegaConf.to_container(OmegaConf.load(folder.config)), config)
     with open_dict(cfg):
         cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-    config = OmegaConf.to_container(cfg, resolve=True)
+    try:
+        start(OmegaConf.to_container(cfg, resolve=True), folder)
+    except InputError:
+        folder.discard()
+        raise
+    return folder.path
+
+
+def start(config: Config, folder: RunFolder) -> None:
+    """Train in this process, or in one per device where several are asked for and nobody has started them."""
     num_processes = launch.num_local_processes(config["trainer"]["devices"], config["trainer"]["accelerator"])
     if num_processes > 1 and not launch.is_launched():
         checkpoint = folder.checkpoint and str(folder.checkpoint.folder)
         launch.launch(train_rank, str(folder.path), checkpoint, num_processes=num_processes)
     else:
         train(config, folder)
-    return folder.path
 
 
 def train_rank(run_dir: str, checkpoint: str | None) -> None:
@@ -89,7 +99,7 @@ def train(config: Config, folder: RunFolder) -> None:
         for note in folder.notes:
             log.info(note)
         model, data = open_model_and_data(config)
-        method = make_method(config, model, data.tokenizer)
+        method = make_method(config, model, data)
         trainer, summary = make_trainer(config, folder, data)
         try:
             state = folder.checkpoint and folder.checkpoint.state
@@ -172,10 +182,10 @@ def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | Non
     return min(limits)
 
 
-def make_method(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> Method:
+def make_method(config: Config, model: Any, data: DataModule) -> Method:
     """The method over factories of its policy, optimizer and schedule."""
     parts = Parts(
-        make_policy=partial(make_policy, config, model, tokenizer),
+        make_policy=partial(make_policy, config, model, data),
         make_optimizer=build(config["optimizer"]),
         make_scheduler=build(config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
@@ -184,12 +194,12 @@ def make_method(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) 
     return build(config["method"], parts=parts)
 
 
-def make_policy(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     """The model that is trained, with its adapter."""
     peft = dict(config["peft"] or {})
     quantization = build(peft.pop("quantization", None))
-    policy = model.load_model(tokenizer, quantization)
-    refuse_beyond_context(policy, config["data"]["max_tokens_per_sequence"])
+    policy = model.load_model(data.tokenizer, quantization)
+    refuse_beyond_context(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
         log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
     if peft and isinstance(policy, PeftModel):
@@ -209,13 +219,14 @@ def refuse_other_adapter(policy: PeftModel, asked: Config) -> PeftModel:
     return policy
 
 
-def refuse_beyond_context(policy: nn.Module, max_tokens_per_sequence: int) -> None:
+def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
     """Refuse sequences for which the model has no positions."""
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max_tokens_per_sequence > limit:
+    longest = data.longest_sequence
+    if limit is not None and longest > limit:
         raise InputError(
-            f"data.max_tokens_per_sequence={max_tokens_per_sequence}",
-            f"the model has {limit} positions",
+            f"data.max_tokens_per_sequence={data.tokens.max_tokens_per_sequence}",
+            f"the model has {limit} positions, and sequences may have {longest} tokens",
             f"Type data.max_tokens_per_sequence={limit}, and data.truncation= for rows that are longer",
         )
 
@@ -231,7 +242,8 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "peft": (config["peft"] or {}).get("peft_type"),
         "seed": config["seed"],
     }
-    card = StartCard(title=f"{method} · {model}", model=model, folder=folder)
+    lr = config["optimizer"].get("lr")
+    card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}

@@ -74,11 +74,19 @@ class DataModule(lightning.LightningDataModule):
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
+        self._tell_dropped()
 
     @property
     def num_epoch_steps(self) -> int | None:
         """Optimizer steps in an epoch; ``None`` where a stream does not tell."""
         return None if self.train is None else num_epoch_steps(len(self.train), self.plan)
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with one completion; for a stream the most that it may have."""
+        if self.load.streaming:
+            return self.tokens.max_tokens_per_sequence
+        return max(table.longest_sequence for table in (self.train, self.validation) if table is not None)
 
     def rows(self, part: Part) -> Iterator[Row]:
         """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
@@ -127,20 +135,20 @@ class DataModule(lightning.LightningDataModule):
             cache_dir=self.load.cache_dir,
             fresh=self.load.fresh,
         )
-        self._tell_dropped(part)
         if part == "train" and len(table) == 0:
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
             raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
         return table if len(table) else None
 
-    def _tell_dropped(self, part: Part) -> None:
+    def _tell_dropped(self) -> None:
         """Say what the source left out, also where a cached table made reading it unnecessary."""
-        if self.tokens.bad_rows == "drop":
-            for _ in self.rows(part):
-                pass
+        if self.tokens.bad_rows == "drop" and not self.load.streaming:
+            for part in ("train", "validation"):
+                for _ in self.source.rows(part):
+                    pass
             for reason, count in self.source.dropped.items():
-                log.warning("%s: left out %d rows: %s", part, count, reason)
+                log.warning("left out %d rows: %s", count, reason)
 
     def _stream(self) -> Iterator[TokenRow]:
         rows = (convert(row, self.kind) for row in self.rows("train"))

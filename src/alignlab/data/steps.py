@@ -16,6 +16,7 @@ from alignlab.batches import StepBatch, TokenRow
 from alignlab.data.cache import TokenTable
 from alignlab.data.collate import collate, totals
 from alignlab.data.plan import PlannedMicroBatch, PlanSettings, plan_epoch, plan_step
+from alignlab.errors import InputError, nearest
 
 # A stream is shuffled within this many rows.
 SHUFFLE_BUFFER_ROWS = 10_000
@@ -52,8 +53,7 @@ def table_steps(
         num_ranks: Processes among which each step is spread.
         first: Step to begin with, from 0.
     """
-    column = settings.order_column if settings.order == "curriculum" else None
-    keys = np.array([row.numbers[column] for row in table]) if column else None
+    keys = _curriculum(table, settings.order_column) if settings.order == "curriculum" else None
     start, skip = divmod(first, num_epoch_steps(len(table), settings))
     for epoch in count(start):
         steps = plan_epoch(table.lengths, settings, epoch, keys)
@@ -61,6 +61,17 @@ def table_steps(
             ranks = plan_step(table.lengths[numbers], settings, num_ranks)
             yield PlannedRows(epoch + index / len(steps), [table[int(n)] for n in numbers], ranks[rank])
         skip = 0
+
+
+def _curriculum(table: TokenTable, column: str | None) -> np.ndarray:
+    """The column's value of every row."""
+    values = []
+    for row in table:
+        if column not in row.numbers:
+            why = f"{row.origin} has no number of that name"
+            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.numbers))
+        values.append(row.numbers[column])
+    return np.array(values)
 
 
 def stream_steps(
