@@ -10,9 +10,8 @@ from alignlab.errors import InputError
 class Source:
     """Texts in memory."""
 
-    dropped: Counter = Counter()
-
     def __init__(self, train, validation=()):
+        self.dropped = Counter()
         self.parts = {"train": train, "validation": validation}
 
     def rows(self, split):
