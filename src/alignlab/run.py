@@ -23,8 +23,9 @@ from alignlab.data.datamodule import DataModule, LoadSettings
 from alignlab.data.plan import PlanSettings
 from alignlab.data.templates import set_template
 from alignlab.data.texts import row_texts
-from alignlab.errors import InputError
+from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Method, Parts
+from alignlab.metrics import METRICS
 from alignlab.models.adapters import attach
 from alignlab.models.export import save, verify
 from alignlab.training import console, launch
@@ -56,7 +57,10 @@ def fit(cfg: DictConfig) -> Path:
     """
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
-    folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    try:
+        folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    except OSError as error:
+        raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
     if folder.checkpoint and folder.config.exists():
         refuse_changes(OmegaConf.to_container(OmegaConf.load(folder.config)), config)
     with open_dict(cfg):
@@ -162,24 +166,23 @@ def pick_keys(node: Config, *keys: str) -> Config:
 
 
 def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | None) -> int:
-    """Optimizer steps of the run: the smaller of what steps and epochs allow.
+    """Optimizer steps of the run: ``max_steps`` where it is given, else what ``max_epochs`` come to.
 
     Args:
         num_epoch_steps: Steps in an epoch, ``None`` for a stream.
-        max_steps: -1 for no limit.
+        max_steps: -1 where epochs decide.
         max_epochs: -1 or ``None`` for no limit.
 
     Raises:
         InputError: Nothing limits the run.
     """
-    limits = [max_steps] if max_steps >= 0 else []
+    if max_steps >= 0:
+        return max_steps
     if num_epoch_steps is not None and max_epochs is not None and max_epochs >= 0:
-        limits.append(num_epoch_steps * max_epochs)
-    if not limits:
-        why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
-        asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
-        raise InputError(asked, why, "Type trainer.max_steps=N")
-    return min(limits)
+        return num_epoch_steps * max_epochs
+    why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
+    asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
+    raise InputError(asked, why, "Type trainer.max_steps=N")
 
 
 def make_method(config: Config, model: Any, data: DataModule) -> Method:
@@ -246,11 +249,18 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
+    chosen = build_all(config["callbacks"])
+    for name, callback in chosen.items():
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in METRICS:
+            raise InputError(
+                f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
+            )
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=make_strategy(**config["strategy"]),
-        callbacks=[card, *build_all(config["callbacks"]).values(), ValidateAtEnd(), summary, checkpoint],
+        callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
         use_distributed_sampler=False,

@@ -6,8 +6,7 @@ FINAL = {
     "<reasoning>1+2: 3</reasoning><answer>3</answer>": "3",
     "<answer> 12 </answer> no, <answer>13</answer>": "13",
     "So 48/2 = 24.\n#### 72": "72",
-    "It is 1,234.5 in all.": "1,234.5",
-    "no number here": None,
+    "It is 1,234.5 in all.": None,
 }
 PAIRS = [
     ("<answer>85</answer>", "85", 1),
@@ -19,6 +18,13 @@ PAIRS = [
     ("85", "<answer>85</answer>", 1),
     ("<answer>Paris</answer>", "<answer>Paris</answer>", 1),
     ("", "7", 0),
+    ("Yes", "yes", 1),
+    ("No", "Yes", 0),
+    ("5/6", "6", 0),
+    ("x = 10-3", "3", 0),
+    ("so it is -3", "-3", 1),
+    ("Born in 1789", "He died in 1789", 0),
+    ("It costs $1,234.50.", "1234.5", 1),
 ]
 
 

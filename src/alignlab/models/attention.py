@@ -68,6 +68,7 @@ def forest_attention(
     Returns:
         Shape ``[1, T, heads, d]``.
     """
+    forest.windows.add(sliding_window)
     window = sliding_window if sliding_window is not None and sliding_window < forest.longest_path else None
     outputs = []
     for bucket in forest.buckets:

@@ -232,7 +232,8 @@ def _holds_run(path: Path) -> bool:
 
 def _newest_unfinished(parent: Path, digest: str) -> Path | None:
     found = [path for path in parent.glob(f"*-{digest}") if path.is_dir() and read_status(path) != "done"]
-    return max(found, key=lambda path: path.name, default=None)
+    # A run that was killed before its first checkpoint does not hide an older one that can be continued.
+    return max(found, key=lambda path: (any((path / "checkpoints").glob("step-*")), path.name), default=None)
 
 
 def _continued(path: Path) -> RunFolder:
