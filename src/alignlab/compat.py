@@ -81,6 +81,9 @@ def _lacks(package: str) -> bool:
     return find_spec(package) is None
 
 
+NARROW_WEIGHTS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+"""Precisions under which Lightning casts the whole module."""
+
 SOURCE_KEYS = {"path": None, "format": "auto", "columns": {}, "validation_path": None}
 """Keys of ``data`` that only its source reads, with their defaults."""
 
