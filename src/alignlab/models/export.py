@@ -22,7 +22,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.load import Place, locate, open_weights
+from alignlab.models.load import open_weights
+from alignlab.models.places import Place, locate
 from alignlab.models.scoring import base_model
 
 # Largest difference of a logit that rounding explains, as a share of the largest logit.

@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
-from alignlab.models.attention import implementation
+from alignlab.models.attention import fitting, implementation
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ class Scratch:
         """
         if quantization is not None:
             raise InputError("model=scratch with quantised weights", "they could not be trained", "Type peft=none")
-        config, attention = make_config(self.config, tokenizer), implementation(self.attn_implementation)
+        config = make_config(self.config, tokenizer)
+        attention = fitting(implementation(self.attn_implementation), config)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
