@@ -10,7 +10,7 @@ train: $(READY)            ## run the main job: supervised fine-tuning of the em
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)             ## run all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(READY)             ## check style and formatting
 	$(BIN)/ruff check .

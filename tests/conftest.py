@@ -8,7 +8,7 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # Tiny models gain nothing from a second thread, and two processes that share the cores lose much.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.update(OMP_NUM_THREADS="1")
 
 import pytest
 import torch

@@ -11,7 +11,7 @@ FLOORS = {
     "losses": 2, "rewards": 2,
     "data": 3, "models": 3, "rollout": 3, "training": 3,
     "methods": 4,
-    "cli": 5, "run": 5, "cards": 5, "build": 5, "schema": 5, "compat": 5,
+    "cli": 5, "run": 5, "parts": 5, "cards": 5, "build": 5, "schema": 5, "compat": 5,
 }  # fmt: skip
 LIBRARIES = {
     "hydra": {5}, "omegaconf": {5}, "lightning": {3, 4, 5}, "transformers": {3, 4, 5}, "peft": {3, 4, 5},

@@ -25,7 +25,7 @@ OPTIONS = {
     "eager": ["model.attn_implementation=eager"],
     "checkpointing": ["model.gradient_checkpointing=true"],
     "bf16": ["trainer.precision=bf16-mixed"],
-    "bf16 weights": ["model.dtype=bfloat16", "trainer.precision=bf16-true"],
+    "bf16 weights": ["model.dtype=bfloat16"],
     "loss on all": ["data.loss_on=all"],
     "streaming": ["data.streaming=true", "data.validation_size=null"],
     "by length": ["data.order=by_length"],

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from alignlab.data.arithmetic import Arithmetic
-from alignlab.models.load import POCKET
+from alignlab.models.places import POCKET
 from alignlab.rewards.exact_answer import exact_answer
 from alignlab.rollout.generate import complete
 

@@ -1,5 +1,6 @@
 """The facts on the start card: what is about to be trained on what."""
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,11 @@ from alignlab.training.console import show
 from alignlab.training.run_folder import RunFolder
 from alignlab.training.strategies import num_parameters
 
+log = logging.getLogger(__name__)
+
+HIGH_LR, LARGE_MODEL = 2e-4, 50_000_000
+"""Above this peak learning rate, full fine-tuning of a model above this size usually destroys it."""
+
 
 class StartCard(lightning.Callback):
     """Prints the start card once the model is built, on rank 0.
@@ -24,25 +30,29 @@ class StartCard(lightning.Callback):
         title: ``sft · pocket``.
         model: The model's name.
         folder: The run's folder.
+        lr: Peak learning rate, ``None`` where the optimizer has none.
     """
 
-    def __init__(self, *, title: str, model: str, folder: RunFolder):
-        self.title, self.model, self.folder = title, model, folder
+    def __init__(self, *, title: str, model: str, folder: RunFolder, lr: float | None):
+        self.title, self.model, self.folder, self.lr = title, model, folder, lr
 
     def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
         """Print."""
         if not trainer.is_global_zero:
             return
         data: DataModule = trainer.datamodule
+        model = model_facts(self.model, method.policy, trainer)
         card = start_card(
             self.title,
-            model=model_facts(self.model, method.policy, trainer),
+            model=model,
             data=data_counts(data),
             batch=batch_facts(data, trainer.world_size),
             example=[] if data.train is None else example_pieces(data.train, data.tokenizer),
             folder=self.folder.path,
         )
         show(card)
+        if self.lr and self.lr > HIGH_LR and model.adapter is None and model.num_trainable > LARGE_MODEL:
+            log.warning("optimizer.lr=%g is meant for small models; all weights of this one want 1e-5 or so", self.lr)
 
 
 def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> ModelFacts:

@@ -81,6 +81,23 @@ def _lacks(package: str) -> bool:
     return find_spec(package) is None
 
 
+NARROW_WEIGHTS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+"""Precisions under which Lightning casts the whole module."""
+
+SOURCE_KEYS = {"path": None, "format": "auto", "columns": {}, "validation_path": None}
+"""Keys of ``data`` that only its source reads, with their defaults."""
+
+
+def _unread(key: str) -> Row:
+    """A key of ``data`` that was given, but that the chosen source does not take over."""
+    return Row(
+        (f"data.{key}", "data.source"),
+        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and key not in (c["data.source"] or {}),
+        "this source does not read it",
+        "Type data=jsonl for files, or leave it out",
+    )
+
+
 def _has_asynchronous_io() -> bool:
     from alignlab.training.strategies.zero import has_asynchronous_io
 
@@ -108,6 +125,25 @@ def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
 
 
 ROWS: tuple[Row, ...] = (
+    *map(_unread, SOURCE_KEYS),
+    Row(
+        ("init_from", "model.path"),
+        lambda c: c["init_from"] is not None and c["model.path"] not in (None, "pocket", c["init_from"]),
+        "both name the weights to start from",
+        "Type one of them",
+    ),
+    Row(
+        ("strategy.name", "trainer.devices"),
+        lambda c: c["strategy.name"] == "single" and c["trainer.devices"] not in (1, "1", [0], "auto"),
+        "a single process trains on a single device",
+        "Type strategy=ddp",
+    ),
+    Row(
+        ("trainer.precision",),
+        lambda c: str(c["trainer.precision"]) in NARROW_WEIGHTS,
+        "it also narrows the model's rotary frequencies, after which positions beyond a few hundred blur",
+        "Type trainer.precision=bf16-mixed, or model.dtype=bfloat16 with trainer.precision=32-true",
+    ),
     Row(
         ("peft.quantization.load_in_8bit", "strategy.name"),
         lambda c: c["strategy.name"] == "fsdp" and c["peft.quantization.load_in_8bit"] is True,

@@ -53,4 +53,4 @@ def nearest(name: str, options: Iterable[str]) -> str:
     """
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)
-    return f"Did you mean '{close[0]}'?" if close else f"The names are: {', '.join(options) or 'none'}"
+    return f"Did you mean '{close[0]}'?" if close else f"The names are: {', '.join(options) or 'none'}."

@@ -10,7 +10,7 @@ never seen by a real query, and needs no mask of its own.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -56,11 +56,13 @@ class Forest:
         buckets: Together they hold every token exactly once as a query.
         restore: For each token of the flat sequence its place in the buckets' outputs laid end to end. Shape ``[T]``.
         longest_path: Tokens of the longest prompt + completion.
+        windows: Sliding windows that layers asked for while they attended in it, for ``scoring.verify``.
     """
 
     buckets: tuple[Bucket, ...]
     restore: Tensor
     longest_path: int
+    windows: set[int | None] = field(default_factory=set, compare=False)
 
     def to(self, device, non_blocking: bool = False) -> "Forest":
         """The same forest with its indices on another device."""

@@ -1,48 +1,29 @@
-"""One training run: every object is made here, once, in reading order."""
+"""One training run, from its config to its folder."""
 
 import logging
-import re
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import lightning
 import torch
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
-from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.build import build, build_all, locate
-from alignlab.cards import StartCard
-from alignlab.data.context import TokenSettings
-from alignlab.data.datamodule import DataModule, LoadSettings
-from alignlab.data.plan import PlanSettings
-from alignlab.data.templates import set_template
-from alignlab.data.texts import row_texts
 from alignlab.errors import InputError
-from alignlab.methods.base import Method, Parts
-from alignlab.models.adapters import attach
+from alignlab.methods.base import Method
 from alignlab.models.export import logits, save, verify
+from alignlab.parts import Config, make_method, make_trainer, name_of, open_model_and_data
 from alignlab.training import console, launch
 from alignlab.training.card import result_card
-from alignlab.training.checkpoint import Checkpoint
-from alignlab.training.finish import ValidateAtEnd
 from alignlab.training.log_file import captured
 from alignlab.training.loggers import close_loggers
 from alignlab.training.plots import draw
 from alignlab.training.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.training.record import Summary
-from alignlab.training.run_folder import RunFolder, make_run_folder
-from alignlab.training.strategies import make_strategy
+from alignlab.training.run_folder import RunFolder, make_run_folder, refuse_changes
 
 log = logging.getLogger(__name__)
-
-Settings = TypeVar("Settings")
-Config = dict[str, Any]
 
 
 def fit(cfg: DictConfig) -> Path:
@@ -54,18 +35,22 @@ def fit(cfg: DictConfig) -> Path:
     Returns:
         The run's folder.
     """
+    num_processes = 1
     if ranks() is not None:
         config, folder = agree(partial(prepare, cfg))
-        train(config, folder)
-        return folder.path
-    trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
-    num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
-    launch.refuse_other_machines(trainer["num_nodes"], num_processes)
-    config, folder = prepare(cfg)
-    if num_processes > 1:
-        launch.launch(train, config, folder, num_processes=num_processes)
     else:
-        train(config, folder)
+        trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+        num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
+        launch.refuse_other_machines(trainer["num_nodes"], num_processes)
+        config, folder = prepare(cfg)
+    try:
+        if num_processes > 1:
+            launch.launch(train, config, folder, num_processes=num_processes)
+        else:
+            train(config, folder)
+    except InputError:
+        folder.discard()
+        raise
     return folder.path
 
 
@@ -73,7 +58,12 @@ def prepare(cfg: DictConfig) -> tuple[Config, RunFolder]:
     """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both."""
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
-    folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    try:
+        folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+    except OSError as error:
+        raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
+    if folder.checkpoint and folder.config.exists():
+        refuse_changes(OmegaConf.to_container(OmegaConf.load(folder.config)), config)
     with open_dict(cfg):
         cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
@@ -91,7 +81,7 @@ def train(config: Config, folder: RunFolder) -> None:
         with first_on_each_machine() as is_first:
             config["data"]["fresh"] = config["data"]["fresh"] and is_first
             model, data = open_model_and_data(config)
-        method = make_method(config, model, data.tokenizer)
+        method = make_method(config, model, data)
         trainer, summary = make_trainer(config, folder, data)
         try:
             state = folder.checkpoint and folder.checkpoint.state
@@ -99,165 +89,6 @@ def train(config: Config, folder: RunFolder) -> None:
             write_model(method, data.tokenizer, folder, summary)
         finally:
             finish(trainer, summary, folder)
-
-
-# --- the parts, in the order in which they are made -------------------------------------------------------------------
-
-
-def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
-    """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
-    source = build(config["data"]["source"])
-    model = make_model_source(config)
-    tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
-    template = set_template(tokenizer, config["data"]["chat_template"])
-    if template.announcement:
-        log.info(template.announcement)
-    return model, make_data(config, source, tokenizer)
-
-
-def make_model_source(config: Config) -> Any:
-    """Where weights and tokenizer come from: ``init_from`` where it is given, else ``model.path`` or scratch."""
-    node = config["model"]
-    if config["init_from"] is not None:
-        known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
-        node = {**PRETRAINED, **known, "path": config["init_from"]}
-    return build(node)
-
-
-PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
-INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "trust_remote_code")
-
-
-def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
-    """The data module, its rows tokenised, and the number of optimizer steps settled."""
-    node = {**config["data"], "seed": config["seed"]}
-    data = DataModule(
-        source=source,
-        kind=locate(config["method"]["_target_"]).eats,
-        tokenizer=tokenizer,
-        tokens=pick(TokenSettings, node),
-        plan=pick(PlanSettings, node),
-        load=pick(LoadSettings, node),
-    )
-    data.num_steps = num_steps(data.num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
-    return data
-
-
-def pick(kind: type[Settings], node: Config) -> Settings:
-    """The fields of a settings dataclass out of a flat node."""
-    return kind(**pick_keys(node, *(field.name for field in fields(kind))))
-
-
-def pick_keys(node: Config, *keys: str) -> Config:
-    """Some entries of a node."""
-    return {key: node[key] for key in keys}
-
-
-def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | None) -> int:
-    """Optimizer steps of the run: the smaller of what steps and epochs allow.
-
-    Args:
-        num_epoch_steps: Steps in an epoch, ``None`` for a stream.
-        max_steps: -1 for no limit.
-        max_epochs: -1 or ``None`` for no limit.
-
-    Raises:
-        InputError: Nothing limits the run.
-    """
-    limits = [max_steps] if max_steps >= 0 else []
-    if num_epoch_steps is not None and max_epochs is not None and max_epochs >= 0:
-        limits.append(num_epoch_steps * max_epochs)
-    if not limits:
-        why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
-        asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
-        raise InputError(asked, why, "Type trainer.max_steps=N")
-    return min(limits)
-
-
-def make_method(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> Method:
-    """The method over factories of its policy, optimizer and schedule."""
-    parts = Parts(
-        make_policy=partial(make_policy, config, model, tokenizer),
-        make_optimizer=build(config["optimizer"]),
-        make_scheduler=build(config["scheduler"]),
-        gradient_clip_val=config["trainer"]["gradient_clip_val"],
-        packing=config["data"]["packing"],
-    )
-    return build(config["method"], parts=parts)
-
-
-def make_policy(config: Config, model: Any, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-    """The model that is trained, with its adapter."""
-    peft = dict(config["peft"] or {})
-    quantization = build(peft.pop("quantization", None))
-    policy = model.load_model(tokenizer, quantization)
-    refuse_beyond_context(policy, config["data"]["max_tokens_per_sequence"])
-    if not peft and policy.dtype in (torch.float16, torch.bfloat16):
-        log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
-    if peft and isinstance(policy, PeftModel):
-        return refuse_other_adapter(policy, peft)
-    return attach(policy, build(peft)) if peft else policy
-
-
-def refuse_other_adapter(policy: PeftModel, asked: Config) -> PeftModel:
-    """The policy, which already carries the adapter that it is trained with; ``peft`` must not ask for another."""
-    has = policy.active_peft_config.to_dict()
-    other = [f"{key}={value}" for key, value in asked.items() if has.get(key, value) != value and has[key] is not None]
-    if not asked["_target_"].endswith(type(policy.active_peft_config).__name__) or other:
-        why = "the weights come with an adapter of their own, which is trained further with the settings it has"
-        raise InputError(
-            f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
-        )
-    return policy
-
-
-def refuse_beyond_context(policy: nn.Module, max_tokens_per_sequence: int) -> None:
-    """Refuse sequences for which the model has no positions."""
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and max_tokens_per_sequence > limit:
-        raise InputError(
-            f"data.max_tokens_per_sequence={max_tokens_per_sequence}",
-            f"the model has {limit} positions",
-            f"Type data.max_tokens_per_sequence={limit}, and data.truncation= for rows that are longer",
-        )
-
-
-def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
-    """Lightning's trainer with our callbacks and the chosen loggers, and the summary that it fills."""
-    method = name_of(config["method"]["_target_"])
-    model = config["init_from"] or config["model"].get("path", "scratch")
-    facts = {
-        "method": method,
-        "model": model,
-        "strategy": config["strategy"]["name"],
-        "peft": (config["peft"] or {}).get("peft_type"),
-        "seed": config["seed"],
-    }
-    card = StartCard(title=f"{method} · {model}", model=model, folder=folder)
-    summary = Summary(path=folder.summary, facts=facts)
-    checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
-    node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
-    trainer = build(
-        {**node, "max_steps": data.num_steps, "max_epochs": -1},
-        strategy=make_strategy(**config["strategy"]),
-        callbacks=[card, *build_all(config["callbacks"]).values(), ValidateAtEnd(), summary, checkpoint],
-        logger=make_loggers(config, folder),
-        enable_progress_bar="progress" in config["callbacks"],
-        use_distributed_sampler=False,
-    )
-    return trainer, summary
-
-
-def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
-    """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
-    nodes = {"csv": {"_target_": "alignlab.training.loggers.csv"}, **config["logger"]}
-    loggers = list(build_all(nodes, run_folder=folder).values())
-    for logger in loggers:
-        logger.log_hyperparams(config)
-    return loggers
-
-
-# --- afterwards -------------------------------------------------------------------------------------------------------
 
 
 def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:
@@ -287,13 +118,3 @@ def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> N
         console.show(result_card(results, folder=folder.path, files=places))
     artifacts = [folder.config, folder.model, *plots]
     close_loggers(trainer.loggers, summary=results, artifacts=artifacts, succeeded=summary.status == "done")
-
-
-def name_of(target: str) -> str:
-    """The word for a method: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
-
-    Args:
-        target: Dotted path of a class.
-    """
-    name = target.split(".")[-1]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -86,7 +86,7 @@ def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=
         }
     )
     steps = functools.partial(table_steps, rows, settings, rank, num_ranks)
-    return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, num_workers=workers)
+    return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, num_workers=workers, resumable=True)
 
 
 def fit(method, loader, *, weights=True, callbacks=(), resume=None, **options):

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from alignlab.batches import TokenRow
 from alignlab.data.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import scoring
-from alignlab.models.attention import implementation
+from alignlab.models.attention import fitting, implementation
 from alignlab.models.neftune import add_embedding_noise, document_lengths
 from tests.models.conftest import ARCHITECTURES
 
@@ -134,3 +135,21 @@ def test_noise_is_added_in_training_only_and_within_its_bound(tiny_model):
     noise = (seen[1] - clean).abs()
     bound = 5.0 / (4 * 32) ** 0.5
     assert 0.5 * bound < noise.max() <= bound
+
+
+def test_an_architecture_with_attention_of_its_own_trains_padded_and_is_refused_flat():
+    config = AutoConfig.for_model("falcon", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=101)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("forest", config))
+    assert scoring.verify(model.eval(), packing=False) < 1e-4
+    with pytest.raises(InputError, match=r"data\.packing=false"):
+        scoring.verify(model, packing=True)
+
+
+def test_a_window_that_only_a_mask_applies_is_refused_flat():
+    config = AutoConfig.for_model(
+        "phimoe", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=2, vocab_size=101, sliding_window=20,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("forest", config))
+    with pytest.raises(InputError, match="by a mask alone"):
+        scoring.verify(model.eval(), packing=True)

@@ -48,7 +48,9 @@ def make_adapted(base, peft):
     """The toy policy with the adapter of a node."""
     torch.manual_seed(7)
     node = dict(peft or {})
-    policy = open_weights(locate(base), torch.float32, "forest", quantization=instantiate(node.pop("quantization", None)))
+    policy = open_weights(
+        locate(base), torch.float32, "forest", quantization=instantiate(node.pop("quantization", None))
+    )
     return attach(policy, instantiate(node)) if node else policy
 
 

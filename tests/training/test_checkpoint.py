@@ -12,7 +12,7 @@ from alignlab.errors import InputError
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.stop import Stopped
-from tests.training.toy import Toy, make_trainer, newest, train
+from tests.training.toy import Toy, newest, train
 
 
 def weights_equal(one, other):

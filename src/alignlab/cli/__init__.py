@@ -1,0 +1,1 @@
+"""The verbs: `alignlab VERB …`, one file each."""

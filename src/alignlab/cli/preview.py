@@ -32,11 +32,13 @@ def check(cfg: DictConfig) -> None:
 def show(cfg: DictConfig) -> Any:
     """Print the first rows, and write the page where one is asked for."""
     from alignlab.data.preview import preview_html, preview_terminal
-    from alignlab.run import open_model_and_data
+    from alignlab.parts import open_model_and_data
     from alignlab.training import console
 
     console.set_up(cfg.debug)
-    _, data = open_model_and_data(OmegaConf.to_container(cfg, resolve=True))
+    config = OmegaConf.to_container(cfg, resolve=True)
+    config["data"]["streaming"] = False  # lengths and counts are those of all rows
+    _, data = open_model_and_data(config)
     indices = range(min(cfg.preview.num_rows, len(data.train)))
     console.show(preview_terminal(data.train, data.tokenizer, indices))
     if cfg.preview.html is not None:

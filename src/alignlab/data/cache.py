@@ -56,7 +56,7 @@ def build_table(
         fresh: Make the table again.
 
     Raises:
-        InputError: Rows cannot be tokenised (the first ten, together), or too many are cut or dropped.
+        InputError: Rows cannot be tokenised (the first few, together), or too many are cut or dropped.
     """
     key = table_key(source_fingerprint, tokenizer, settings, kind)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache()

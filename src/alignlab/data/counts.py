@@ -79,7 +79,7 @@ class Counts:
                 f"data.max_{what}_fraction={limit}",
                 f"{count:,} of {rows:,} rows ({count / rows:.1%}) would be {what}; {self}",
                 f"Raise data.max_tokens_per_sequence, choose another data.truncation, or type "
-                f"data.max_{what}_fraction={count / rows + 0.01:.2f}",
+                f"data.max_{what}_fraction={min(1.0, count / rows + 0.01):.2f}",
             )
             for what, (count, limit) in limits.items()
             if rows and count / rows > limit

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from alignlab.batches import Prompt, Row, TokenRow
 from alignlab.data.cache import TokenTable, build_table, tokenize_stream
 from alignlab.data.plan import PlanSettings
-from alignlab.data.rows import convert
+from alignlab.data.rows import convert, converts
 from alignlab.data.split import Part, Source, split_rows
 from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
 from alignlab.data.tokenize import TokenSettings
@@ -28,7 +28,8 @@ class LoadSettings:
     """How data is split, kept and brought to the model.
 
     Args:
-        validation_size: Share (below 1) or number of training rows held out where the source has no validation part.
+        validation_size: Share (below 1) or number of training rows held out where the source has no validation part;
+            rows with equal prompts stay together.
         packing: Flat micro-batches without padding; else padded ones.
         streaming: Read and tokenise while training instead of before; rows are shuffled within a buffer only.
         num_workers: 1 collates ahead in another process.
@@ -37,7 +38,7 @@ class LoadSettings:
         fresh: Tokenise again even where a table is cached.
     """
 
-    validation_size: Annotated[float, Field(gt=0)] | None
+    validation_size: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] | None
     packing: bool
     streaming: bool
     num_workers: Annotated[int, Field(ge=0, le=1)]
@@ -74,41 +75,51 @@ class DataModule(lightning.LightningDataModule):
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
+        self._tell_dropped()
 
     @property
     def num_epoch_steps(self) -> int | None:
         """Optimizer steps in an epoch; ``None`` where a stream does not tell."""
         return None if self.train is None else num_epoch_steps(len(self.train), self.plan)
 
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with one completion; for a stream the most that it may have."""
+        if self.load.streaming:
+            return self.tokens.max_tokens_per_sequence
+        return max(table.longest_sequence for table in (self.train, self.validation) if table is not None)
+
     def rows(self, part: Part) -> Iterator[Row]:
         """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
-        return split_rows(self.source, part, self.load.validation_size, self.plan.seed)
+        return split_rows(self.source, part, self.load.validation_size, self.load.streaming)
 
     def validation_prompts(self, limit: int) -> list[Prompt]:
         """Held-out rows that have an ``answer`` column, as prompts, ``limit`` at most."""
-        answered = (row for row in self.rows("validation") if "answer" in row.columns)
+        answered = (row for row in self.rows("validation") if "answer" in row.columns and converts(row, Prompt))
         return [convert(row, Prompt) for row in islice(answered, limit)]
 
     def train_dataloader(self) -> StepLoader:
         """All steps of the run, over all epochs; goes on where a checkpoint left off."""
         if self.train is None:
-            return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps)
-        return self._loader(partial(table_steps, self.train, self.plan), self.num_steps)
+            return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps, resumable=True)
+        return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
 
     def val_dataloader(self) -> StepLoader | list:
         """The held-out rows once, in their order."""
         if self.validation is None:
             return []
         plan = replace(self.plan, order="as_is")
-        return self._loader(partial(table_steps, self.validation, plan), num_epoch_steps(len(self.validation), plan))
+        num_steps = num_epoch_steps(len(self.validation), plan)
+        return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)
 
-    def _loader(self, steps: Callable[..., Iterator[PlannedRows]], num_steps: int) -> StepLoader:
+    def _loader(self, steps: Callable[..., Iterator[PlannedRows]], num_steps: int, resumable: bool) -> StepLoader:
         return StepLoader(
             partial(steps, *self._rank()),
             num_steps=num_steps,
             packing=self.load.packing,
             pad_token_id=self.tokenizer.pad_token_id or 0,
             num_workers=self.load.num_workers,
+            resumable=resumable,
         )
 
     def _rank(self) -> tuple[int, int]:
@@ -116,31 +127,35 @@ class DataModule(lightning.LightningDataModule):
 
     def _table(self, part: Part) -> TokenTable | None:
         """The token table of a part, from the cache where nothing that decides it has changed."""
-        held_out = f"{part} {self.load.validation_size} {self.plan.seed}"
-        table = build_table(
-            (convert(row, self.kind) for row in self.rows(part)),
-            source_fingerprint=f"{self.source.fingerprint()} {held_out}",
-            tokenizer=self.tokenizer,
-            settings=self.tokens,
-            kind=self.kind,
-            workers=self.load.tokenize_workers,
-            cache_dir=self.load.cache_dir,
-            fresh=self.load.fresh,
-        )
-        self._tell_dropped(part)
+        held_out = f"{part} {self.load.validation_size}"
+        try:
+            table = build_table(
+                (convert(row, self.kind) for row in self.rows(part)),
+                source_fingerprint=f"{self.source.fingerprint()} {held_out}",
+                tokenizer=self.tokenizer,
+                settings=self.tokens,
+                kind=self.kind,
+                workers=self.load.tokenize_workers,
+                cache_dir=self.load.cache_dir,
+                fresh=self.load.fresh,
+            )
+        except PermissionError as error:
+            instead = "Give a folder that can be written"
+            raise InputError(f"data.cache_dir={self.load.cache_dir}", str(error), instead) from error
         if part == "train" and len(table) == 0:
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
             raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
         return table if len(table) else None
 
-    def _tell_dropped(self, part: Part) -> None:
+    def _tell_dropped(self) -> None:
         """Say what the source left out, also where a cached table made reading it unnecessary."""
-        if self.tokens.bad_rows == "drop":
-            for _ in self.rows(part):
-                pass
+        if self.tokens.bad_rows == "drop" and not self.load.streaming:
+            for part in ("train", "validation"):
+                for _ in self.source.rows(part):
+                    pass
             for reason, count in self.source.dropped.items():
-                log.warning("%s: left out %d rows: %s", part, count, reason)
+                log.warning("left out %d rows: %s", count, reason)
 
     def _stream(self) -> Iterator[TokenRow]:
         rows = (convert(row, self.kind) for row in self.rows("train"))

@@ -24,13 +24,13 @@ def pack(
     pieces: list[_Piece] = []
     room = max_tokens_per_sequence
     for document in documents:
-        tokens = document.tokens
-        while len(tokens) >= room:
-            yield _block([*pieces, (tokens[:room], document.origin)], cross_document_attention)
-            tokens, pieces, room = tokens[room:], [], max_tokens_per_sequence
-        if tokens:
-            pieces.append((tokens, document.origin))
-            room -= len(tokens)
+        start, end = 0, len(document.tokens)
+        while end - start >= room:
+            yield _block([*pieces, (document.tokens[start : start + room], document.origin)], cross_document_attention)
+            start, pieces, room = start + room, [], max_tokens_per_sequence
+        if start < end:
+            pieces.append((document.tokens[start:], document.origin))
+            room -= end - start
     if sum(len(tokens) for tokens, _ in pieces) > 1:
         yield _block(pieces, cross_document_attention)
 

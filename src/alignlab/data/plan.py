@@ -95,8 +95,11 @@ def plan_step(
     """
     longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     per_rank = -(-len(lengths) // (settings.batch_size_per_device * num_ranks))
+    if (limit := settings.max_tokens_per_micro_batch) is not None:
+        tokens = int(sum(min(length, limit) for length in lengths))
+        per_rank = max(per_rank, -(-tokens // (limit * num_ranks)))
     while (bins := _fill(longest_first, lengths, settings, num_ranks * per_rank)) is None:
-        per_rank += 1
+        per_rank += 1 + per_rank // 10
     filler = PlannedMicroBatch((longest_first[-1],), counted=0)
     batches = [PlannedMicroBatch(tuple(sorted(rows))) if rows else filler for rows in bins]
     return tuple(tuple(batches[rank::num_ranks]) for rank in range(num_ranks))

@@ -36,6 +36,11 @@ CONVERSIONS = {
 }
 
 
+def converts(row: Row, kind: type[Row]) -> bool:
+    """Whether a row is of a kind, or can be made one."""
+    return isinstance(row, kind) or (type(row), kind) in CONVERSIONS
+
+
 def convert(row: Row, kind: type[Row]) -> Row:
     """Make a row of the kind that a method eats.
 

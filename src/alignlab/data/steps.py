@@ -16,6 +16,7 @@ from alignlab.batches import StepBatch, TokenRow
 from alignlab.data.cache import TokenTable
 from alignlab.data.collate import collate, totals
 from alignlab.data.plan import PlannedMicroBatch, PlanSettings, plan_epoch, plan_step
+from alignlab.errors import InputError, nearest
 
 # A stream is shuffled within this many rows.
 SHUFFLE_BUFFER_ROWS = 10_000
@@ -25,7 +26,7 @@ class PlannedRows(NamedTuple):
     """One optimizer step before collation.
 
     Args:
-        epoch: Passes over the rows once the step is done.
+        epoch: Passes over the rows once the step is done; of a stream, whose end is not known, those completed before.
         rows: All rows of the step, all ranks.
         micro_batches: Those of this rank, as places in ``rows``.
     """
@@ -52,8 +53,7 @@ def table_steps(
         num_ranks: Processes among which each step is spread.
         first: Step to begin with, from 0.
     """
-    column = settings.order_column if settings.order == "curriculum" else None
-    keys = np.array([row.numbers[column] for row in table]) if column else None
+    keys = _curriculum(table, settings.order_column) if settings.order == "curriculum" else None
     start, skip = divmod(first, num_epoch_steps(len(table), settings))
     for epoch in count(start):
         steps = plan_epoch(table.lengths, settings, epoch, keys)
@@ -61,6 +61,17 @@ def table_steps(
             ranks = plan_step(table.lengths[numbers], settings, num_ranks)
             yield PlannedRows(epoch + index / len(steps), [table[int(n)] for n in numbers], ranks[rank])
         skip = 0
+
+
+def _curriculum(table: TokenTable, column: str | None) -> np.ndarray:
+    """The column's value of every row."""
+    values = []
+    for row in table:
+        if column not in row.numbers:
+            why = f"{row.origin} has no number of that name"
+            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.numbers))
+        values.append(row.numbers[column])
+    return np.array(values)
 
 
 def stream_steps(
@@ -77,7 +88,7 @@ def stream_steps(
     """
     number = 0
     for epoch in count():
-        rows = stream()
+        rows, before = stream(), number
         if settings.order == "shuffled":
             rows = shuffle_stream(rows, np.random.default_rng([settings.seed, epoch]))
         while step := list(islice(rows, settings.global_batch_size)):
@@ -85,6 +96,8 @@ def stream_steps(
             if number > first:
                 ranks = plan_step([len(row.tokens) for row in step], settings, num_ranks)
                 yield PlannedRows(float(epoch), step, ranks[rank])
+        if number == before:
+            raise InputError("data.streaming=true", "the stream has no row to train on", "Give other data")
 
 
 def shuffle_stream(
@@ -108,6 +121,7 @@ class StepLoader:
         packing: Whether micro-batches are flat.
         pad_token_id: Filling of the padded layout.
         num_workers: 1 collates ahead in another process, 0 here.
+        resumable: Whether a pass goes on where the last one was left (training); else each begins anew (validation).
     """
 
     def __init__(
@@ -118,7 +132,9 @@ class StepLoader:
         packing: bool,
         pad_token_id: int,
         num_workers: int,
+        resumable: bool,
     ):
+        self.resumable = resumable
         self.plan, self.num_steps, self.num_workers = plan, num_steps, num_workers
         self.packing, self.pad_token_id = packing, pad_token_id
         self.next_step = 0
@@ -127,8 +143,7 @@ class StepLoader:
         return self.num_steps
 
     def __iter__(self) -> Iterator[StepBatch]:
-        # A pass that has come to its end begins anew; validation goes through the same loader again and again.
-        self.next_step %= self.num_steps
+        self.next_step = self.next_step % self.num_steps if self.resumable else 0
         steps = _Steps(self, self.next_step)
         # A generator of its own: the global one belongs to the model, and a resumed run must find it as it was.
         options = {"num_workers": self.num_workers, "generator": torch.Generator()}

@@ -69,6 +69,12 @@ class TokenTable:
         return pc.list_value_length(self._table["tokens"]).to_numpy()
 
     @cached_property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with one completion; 0 for an empty table."""
+        trees = (tree for row in self._table["trees"].to_pylist() for tree in row)
+        return max((prompt + max(completions, default=0) for prompt, *completions in trees), default=0)
+
+    @cached_property
     def num_supervised(self) -> np.ndarray:
         """Supervised tokens per row."""
         return self._table["num_supervised"].to_numpy()

@@ -31,6 +31,9 @@ from alignlab.training.throughput import mfu
 
 log = logging.getLogger(__name__)
 
+MAX_LOST_STEPS = 5
+"""Steps in a row whose gradient may be not finite."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -89,6 +92,7 @@ class Method(lightning.LightningModule):
         self.policy: nn.Module | None = None
         self.progress = Progress()
         self.validation = RunningRatios()
+        self.num_lost_steps = 0
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
@@ -111,7 +115,10 @@ class Method(lightning.LightningModule):
             {"params": [p for p in self._trained() if len(full_shape(p)) >= 2]},
             {"params": [p for p in self._trained() if len(full_shape(p)) < 2], "weight_decay": 0.0},
         ]
-        optimizer = self.parts.make_optimizer([group for group in groups if group["params"]])
+        try:
+            optimizer = self.parts.make_optimizer([group for group in groups if group["params"]])
+        except (TypeError, ValueError) as error:
+            raise InputError("optimizer", str(error), "Choose another optimizer, such as optimizer=adamw") from error
         return [optimizer], [self.parts.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
@@ -137,8 +144,11 @@ class Method(lightning.LightningModule):
         norms = self._norms(spread.update(optimizer, self._trained(), self.parts.gradient_clip_val))
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
         self._log({**_named(ratios.means(), "train"), **norms, **timing, "train/lr": lr})
+        self._refuse_divergence(norms["train/grad_norm"])
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
         """Gather sums and weights; the means are taken over the whole validation set."""
@@ -184,8 +194,15 @@ class Method(lightning.LightningModule):
             raise InputError(
                 f"training {len(self._trained())} tensors",
                 f"after the first backward pass {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
-                "Freeze them or leave them out of peft.target_modules",
+                "Leave them out of peft.target_modules, or choose another model",
             )
+
+    def _refuse_divergence(self, norm: Tensor) -> None:
+        """Stop when gradient after gradient is not finite; such a step changes nothing by itself."""
+        self.num_lost_steps = 0 if norm.isfinite() else self.num_lost_steps + 1
+        if self.num_lost_steps == MAX_LOST_STEPS:
+            why = f"the gradient was not finite in the last {MAX_LOST_STEPS} steps (now at {self.progress.step})"
+            raise InputError("training on", why, "Lower optimizer.lr, or raise scheduler.warmup_steps, and start anew")
 
     def _timing(self, totals: StepTotals, seconds: float) -> dict[str, float]:
         rate = totals.tokens / seconds

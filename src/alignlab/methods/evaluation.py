@@ -7,7 +7,7 @@ import lightning
 import torch
 from pydantic import Field
 
-from alignlab.batches import Ratio
+from alignlab.batches import Ratio, TokenRow
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
 from alignlab.data.tokenize import tokenize
@@ -66,4 +66,5 @@ class ExactMatch(lightning.Callback):
 
     def _prompts(self, data: DataModule) -> list[tuple[list[int], str]]:
         rows = data.validation_prompts(self.num_prompts)
-        return [(tokenize(row, data.tokenizer, data.tokens).tokens, str(row.columns["answer"])) for row in rows]
+        rows = [(tokenize(row, data.tokenizer, data.tokens), str(row.columns["answer"])) for row in rows]
+        return [(row.tokens, answer) for row, answer in rows if isinstance(row, TokenRow)]

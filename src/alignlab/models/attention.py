@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
@@ -43,6 +43,19 @@ def implementation(name: str) -> str:
     return IMPLEMENTATIONS[name]
 
 
+def fitting(registered: str, config: PreTrainedConfig) -> str:
+    """The registered name, or for an architecture with attention code of its own the nearest that it has.
+
+    Args:
+        registered: A name that ``implementation`` gave.
+        config: Of the model that is to be made.
+    """
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if kind is None or kind._supports_attention_backend:
+        return registered
+    return "sdpa" if registered == "forest" and kind._supports_sdpa else "eager"
+
+
 def forest_attention(
     module: torch.nn.Module,
     query: Tensor,
@@ -68,6 +81,7 @@ def forest_attention(
     Returns:
         Shape ``[1, T, heads, d]``.
     """
+    forest.windows.add(sliding_window)
     window = sliding_window if sliding_window is not None and sliding_window < forest.longest_path else None
     outputs = []
     for bucket in forest.buckets:

@@ -22,7 +22,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.load import Place, locate, open_weights
+from alignlab.models.load import open_weights
+from alignlab.models.places import Place, locate
 from alignlab.models.scoring import base_model
 
 # Largest difference of a logit that rounding explains, as a share of the largest logit.
@@ -76,6 +77,8 @@ def save(
     model.save_pretrained(str(partial), state_dict=state_dict, **extra)
     tokenizer.save_pretrained(str(partial))
     base_model(model).generation_config.save_pretrained(str(partial))
+    for file in partial.iterdir():
+        file.chmod(0o644)  # safetensors makes its files for their owner alone
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

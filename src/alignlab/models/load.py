@@ -6,29 +6,21 @@ is replaced by one inside, and the log says so.
 
 import json
 import logging
-import re
-from importlib.resources import files
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi, try_to_load_from_cache
-from huggingface_hub.constants import HF_HUB_CACHE
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx  # which transport library it is differs between releases
 from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.attention import implementation
+from alignlab.models.attention import fitting, implementation
+from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
 
 log = logging.getLogger(__name__)
 
-POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 # Tokens that models keep free for padding, in order of preference; the end of sequence comes after them.
 PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>", "[UNK]")
@@ -93,80 +85,6 @@ class Pretrained:
         return adapters.reattach(model, place.adapter) if place.adapter else model
 
 
-class Place(NamedTuple):
-    """What stands behind a ``model.path``.
-
-    Args:
-        asked: As the user typed it.
-        weights: Folder or hub id of the full weights.
-        tokenizer: Folder or hub id of the tokenizer.
-        revision: Revision of the weights on the hub.
-        adapter: Adapter folder that belongs on top of the weights.
-    """
-
-    asked: str
-    weights: str
-    tokenizer: str
-    revision: str | None
-    adapter: str | None
-
-
-def locate(path: str, revision: str | None = None) -> Place:
-    """Find out what a path holds: local folders first, then the hub, which is asked once and without retries.
-
-    Args:
-        path: ``pocket``, a model, adapter or run folder, or a hub id.
-        revision: Branch, tag or commit on the hub.
-
-    Raises:
-        InputError: Nothing is there, and where it was looked for.
-    """
-    folder = POCKET if path == "pocket" else Path(path).expanduser()
-    for candidate in (folder, folder / "model"):  # a run keeps its result in model/
-        if (candidate / "adapter_config.json").is_file():
-            return _locate_adapter(path, candidate.resolve())
-        if (candidate / "config.json").is_file():
-            found = str(candidate.resolve())
-            return Place(path, found, found, None, None)
-    looked = f"no config.json and no adapter_config.json in {folder.resolve()} or its folder model"
-    if folder.exists() or path == "pocket" or not HUB_ID.fullmatch(path):
-        raise InputError(f"model.path={path}", looked, "Name a folder that holds a model, or a hub id")
-    _ask_hub(path, revision, looked)
-    return Place(path, path, path, revision, None)
-
-
-def _locate_adapter(asked: str, folder: Path) -> Place:
-    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = recorded.get("base_model_name_or_path") or ""
-    # The embedded model lies elsewhere on every machine.
-    if not Path(base).exists() and Path(base).parts[-2:] == POCKET.parts[-2:]:
-        base = "pocket"
-    try:
-        below = locate(base, recorded.get("revision"))
-    except InputError as error:
-        raise InputError(
-            f"model.path={asked}",
-            f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
-            f"Write where they lie as base_model_name_or_path into {folder / 'adapter_config.json'}",
-        ) from error
-    tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
-    return Place(asked, below.weights, tokenizer, below.revision, str(folder))
-
-
-def _ask_hub(path: str, revision: str | None, looked: str) -> None:
-    """One question: ``from_pretrained`` by itself would retry for half a minute per file without a network."""
-    if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
-        return
-    try:
-        HfApi().model_info(path, revision=revision, timeout=10)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        raise InputError(
-            f"model.path={path}",
-            f"{looked}; not in the hub cache {HF_HUB_CACHE}; from the hub: {str(error).strip().splitlines()[0]}",
-            "Name a folder that holds a model, or model=pocket for the embedded one",
-        ) from error
-
-
 def open_weights(
     place: Place,
     dtype: Dtype | torch.dtype,
@@ -187,7 +105,9 @@ def open_weights(
     Raises:
         InputError: The files cannot be read or do not fill the architecture; no layer is left random.
     """
-    options = {"dtype": dtype, "attn_implementation": attn_implementation, "quantization_config": quantization}
+    config = _read(place, AutoConfig, place.weights, trust_remote_code=trust_remote_code)
+    attention = fitting(attn_implementation, config)
+    options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization}
     # Mismatched shapes are let through here so that all of them are named below.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
     model, report = _read(place, AutoModelForCausalLM, place.weights, **options)

@@ -46,7 +46,8 @@ def document_lengths(inputs: dict[str, Any]) -> Tensor:
     """
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2:
-        return mask.sum(1, keepdim=True).expand(mask.shape)
+        own = mask[:, -inputs["position_ids"].shape[1] :]  # a trained prefix stands before the row's own tokens
+        return own.sum(1, keepdim=True).expand(own.shape)
     positions = inputs["position_ids"]
     document = (positions == 0).flatten().cumsum(0) - 1
     return torch.bincount(document)[document].view(positions.shape)

@@ -20,6 +20,9 @@ from alignlab.models.attention import NO_MASK
 # Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
 MAX_LOGITS = 2**26
 
+# Config keys by which an architecture limits how far back it sees.
+WINDOWS = ("sliding_window", "attention_chunk_size")
+
 
 class TokenScores(NamedTuple):
     """What the model says of the supervised tokens.
@@ -129,13 +132,18 @@ def verify(model: nn.Module, packing: bool) -> float:
     tokens = torch.arange(7, 7 + 13 * sum(map(sum, trees)), 13, device=device)[None] % config.vocab_size
     model.eval()
     try:
-        ours = token_scores(model, _probe(tokens, trees, packing)).logps
+        probe = _probe(tokens, trees, packing)
+        ours = token_scores(model, probe).logps
         theirs = torch.cat([_plain_logps(model, path, skip) for path, skip in _paths(tokens[0], trees)])
         difference = (ours - theirs).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(model, packing, f"it does not run there ({error})") from error
     finally:
         model.train(was_training)
+    windows = probe.inputs["forest"].windows if packing else set()
+    if packing and any(getattr(config, key, None) for key in WINDOWS) and not any(windows):
+        # The probe is shorter than any window, so it cannot show that the flat mask leaves it out.
+        raise _unfit(model, packing, "it narrows its attention by a mask alone, which the flat layout replaces")
     if not difference <= _tolerance(model):
         raise _unfit(model, packing, f"its log-probabilities differ by {difference:.3g} nats from its own forward")
     return difference

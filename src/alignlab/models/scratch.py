@@ -7,7 +7,7 @@ digits stand one by one. Markers of the chat template are single tokens, and the
 import itertools
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
-from alignlab.models.attention import implementation
+from alignlab.models.attention import fitting, implementation
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ class Scratch:
         """
         if quantization is not None:
             raise InputError("model=scratch with quantised weights", "they could not be trained", "Type peft=none")
-        config, attention = make_config(self.config, tokenizer), implementation(self.attn_implementation)
+        config = make_config(self.config, tokenizer)
+        attention = fitting(implementation(self.attn_implementation), config)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
@@ -219,31 +220,9 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient
     # Embedding(padding_idx) would never train that row, and a pad token may double as the end of sequence.
     model.get_input_embeddings().padding_idx = None
     generation = model.generation_config
-    generation.eos_token_id = stop_tokens(tokenizer, generation.eos_token_id)
+    declared = generation.eos_token_id
+    declared = [declared] if isinstance(declared, int) else list(declared or ())
+    generation.eos_token_id = sorted({*declared, tokenizer.eos_token_id} - {None})
     generation.pad_token_id = tokenizer.pad_token_id
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, declared: int | Sequence[int] | None) -> list[int]:
-    """Ids at which generation stops: every token that may end a turn, or a trained model would talk on.
-
-    Args:
-        tokenizer: Adds its end of sequence, and what its chat template writes behind an assistant's message.
-        declared: What the weights' own generation config says.
-    """
-    known = [declared] if isinstance(declared, int) else list(declared or ())
-    return sorted({*known, tokenizer.eos_token_id, _turn_end(tokenizer)} - {None})
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Id of the first special token behind an assistant's message."""
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "THE ANSWER"}]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:  # a template for something other than plain dialogues
-        return None
-    tail = tokenizer(text.rpartition("THE ANSWER")[2], add_special_tokens=False).input_ids
-    return next((index for index in tail if index in tokenizer.added_tokens_decoder), None)

@@ -2,41 +2,41 @@
 
 import re
 
-# In the order of preference: a tagged answer, GSM8K's mark, the last number of the text.
-ANSWER_FORMS = (
-    re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL),
-    re.compile(r"####\s*(\S.*?)\s*$", re.MULTILINE),
-    re.compile(r"(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)", re.DOTALL),
-)
+TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+MARKED = re.compile(r"####\s*(\S.*?)\s*$", re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.,/-])-?\$?\d[\d,]*(?:\.\d+)?(?![\w/])")
 
 
 def final_answer(text: str) -> str | None:
-    """The final answer that a text gives, or ``None``.
+    """The final answer that a text marks as such: the last ``<answer>``, or what follows GSM8K's ``####``.
 
     Args:
         text: A completion, or a worked solution of the data.
     """
-    for form in ANSWER_FORMS:
-        found = form.findall(text)
-        if found:
-            return found[-1]
-    return None
+    found = TAGGED.findall(text) or MARKED.findall(text)
+    return found[-1] if found else None
 
 
 def exact_answer(completion: str, answer: str) -> float:
     """1 where the final answers agree, as numbers where both are numbers; else 0.
 
+    A completion that marks no answer is taken as a whole; where the right answer is a bare number, by its last number.
+
     Args:
         completion: What the model wrote.
-        answer: The right answer alone, or a worked solution that ends in it.
+        answer: The right answer alone, or a worked solution that marks it.
     """
-    given, right = final_answer(completion), final_answer(str(answer)) or str(answer)
-    return float(given is not None and _canonical(given) == _canonical(right))
+    right = _canonical(final_answer(str(answer)) or str(answer))
+    given = final_answer(completion)
+    if given is None:
+        numbers = NUMBER.findall(completion) if isinstance(right, float) else []
+        given = numbers[-1] if numbers else completion
+    return float(_canonical(given) == right)
 
 
 def _canonical(answer: str) -> str | float:
-    plain = answer.strip().replace(",", "").lstrip("$")
+    plain = answer.strip().rstrip(".").replace(",", "").replace("$", "")
     try:
         return float(plain)
     except ValueError:
-        return plain
+        return " ".join(answer.split()).casefold()

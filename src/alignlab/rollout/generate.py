@@ -7,6 +7,9 @@ from torch import nn
 
 from alignlab.errors import InputError
 
+# Said outright, because a model's own generation config may ask for something else.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
+
 
 @torch.no_grad()
 def complete(
@@ -49,16 +52,23 @@ def complete(
             output = model.generate(
                 input_ids=torch.tensor(rows, device=device),
                 attention_mask=torch.tensor(masks, device=device),
-                max_new_tokens=max_completion_tokens,
-                do_sample=False,
+                max_new_tokens=room(model, width, max_completion_tokens),
                 eos_token_id=list(stop_tokens),
                 pad_token_id=pad_token_id,
+                **GREEDY,
             )
             for i, tokens in zip(chosen, output[:, width:].tolist(), strict=True):
                 completions[i] = _until_stop(tokens, stop_tokens)
     finally:
         model.train(was_training)
     return [completions[i] for i in range(len(prompts))]
+
+
+def room(model: nn.Module, num_prompt_tokens: int, max_completion_tokens: int) -> int:
+    """Tokens that may still be written: the limit, or what the model's context leaves."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    left = max_completion_tokens if context is None else context - num_prompt_tokens
+    return max(1, min(max_completion_tokens, left))
 
 
 def _until_stop(tokens: list[int], stop_tokens: Sequence[int]) -> list[int]:

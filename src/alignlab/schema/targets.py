@@ -29,7 +29,11 @@ GIVEN_BY_RUN = {
     "method": {"parts"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "num_training_steps"},
-    "trainer": {"strategy", "logger", "callbacks", "default_root_dir"},
+    "trainer": {
+        *("strategy", "logger", "callbacks", "default_root_dir", "use_distributed_sampler", "enable_progress_bar"),
+        *("enable_checkpointing", "gradient_clip_algorithm", "overfit_batches", "limit_train_batches"),
+        *("min_steps", "min_epochs", "reload_dataloaders_every_n_epochs"),
+    },
     "logger": {"run_folder"},
 }
 """Arguments, by group, that are not for its nodes to give: live objects, and what groups of their own are for."""

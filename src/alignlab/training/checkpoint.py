@@ -69,7 +69,7 @@ class Checkpoint(LastCallback):
             carried = carried_names(pl_module)
             checkpoint["state_dict"] = {name: weight for name, weight in weights.items() if name in carried}
         if weights:
-            checkpoint[NAMES] = sum(names_of(trainer.optimizers[0], pl_module), [])
+            checkpoint[NAMES] = [name for group in names_of(trainer.optimizers[0], pl_module) for name in group]
         checkpoint["world_size"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ EXPECTED = (
     ".*does not have many workers.*",
     ".*`IterableDataset` has `__len__` defined.*",
     ".*is smaller than the logging interval.*",
+    ".*is_gradient_checkpointing.*deprecated.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
 )
 

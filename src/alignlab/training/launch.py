@@ -49,7 +49,11 @@ def num_local_processes(devices: int | str | list[int], accelerator: str) -> int
         return len(devices)
     if devices in ("auto", -1, "-1"):
         return max(1, cuda)
-    return int(devices)
+    if isinstance(devices, int) or str(devices).isdigit():
+        return int(devices)
+    raise InputError(
+        f"trainer.devices={devices}", "it is no number of devices", "Type trainer.devices=2 or [0,1] or auto"
+    )
 
 
 def refuse_other_machines(num_nodes: int, num_processes: int) -> None:

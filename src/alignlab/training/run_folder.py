@@ -3,8 +3,9 @@
 import fcntl
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +15,9 @@ from alignlab.training.storage import STATE, SavedState, newest_valid, open_chec
 
 NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
 """Keys of the config that say where or how a run is watched, not what it is."""
+
+MAY_CHANGE = {*NOT_HASHED, "tags", "trainer", "checkpoint", "logger", "callbacks", "data.cache_dir", "data.fresh"}
+"""What may differ when a run is continued."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class RunFolder:
         """Write the resolved config; on a resume it replaces the one before."""
         write_text(self.config, text)
 
+    def discard(self) -> None:
+        """Take the folder away again, where the run came to nothing that could be continued."""
+        if self.checkpoint is None and not any(self.checkpoints.glob("step-*")):
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def lock(self) -> "RunFolder":
         """Keep other processes out of the folder until this one ends.
 
@@ -158,6 +167,37 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
+def refuse_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to continue a run as something that it was not.
+
+    Args:
+        before: The config that the run was started with.
+        now: The one it is to be continued with; what only says how long and how it is watched may differ.
+
+    Raises:
+        InputError: Names every key that differs.
+    """
+    kept_before, kept_now = (dict(_leaves("", config)) for config in (before, now))
+    changed = [key for key in sorted(kept_before.keys() | kept_now.keys()) if kept_before.get(key) != kept_now.get(key)]
+    if changed:
+        shown = ", ".join(f"{key}={kept_now.get(key)} (was {kept_before.get(key)})" for key in changed[:5])
+        why = "a resumed run goes on as what it was, with the optimizer's and the schedule's state"
+        instead = (
+            "Type alignlab train --from RUN resume=RUN to continue it, or init_from=RUN to start anew from its model"
+        )
+        raise InputError(f"resuming with {shown}{', …' if len(changed) > 5 else ''}", why, instead)
+
+
+def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    if path in MAY_CHANGE:
+        return
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(f"{path}.{key}" if path else key, value)
+    else:
+        yield path, tree
+
+
 def read_status(path: Path) -> str | None:
     """Status of the run in a folder, None where there is no readable summary."""
     try:
@@ -195,7 +235,8 @@ def _holds_run(path: Path) -> bool:
 
 def _newest_unfinished(parent: Path, digest: str) -> Path | None:
     found = [path for path in parent.glob(f"*-{digest}") if path.is_dir() and read_status(path) != "done"]
-    return max(found, key=lambda path: path.name, default=None)
+    # A run that was killed before its first checkpoint does not hide an older one that can be continued.
+    return max(found, key=lambda path: (any((path / "checkpoints").glob("step-*")), path.name), default=None)
 
 
 def _continued(path: Path) -> RunFolder:

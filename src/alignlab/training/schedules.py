@@ -1,7 +1,7 @@
 """Learning rate schedules over optimizer steps, from Transformers: ``fn(optimizer, *, num_training_steps, …)``.
 
-Each rises linearly from 0 in the first ``warmup_steps`` (the schedules count from 0, so the very first step of a
-warm-up has a rate of 0). ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, from 1 on optimizer steps.
+Each rises linearly in the first ``warmup_steps``, from ``1 / warmup_steps`` of the rate in the first step to the whole
+rate in the last of them. ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, from 1 on optimizer steps.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import optimization
 
 from alignlab.errors import InputError
@@ -21,7 +21,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def constant(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps) -> LRScheduler:
     """Warm-up, then the same rate to the end."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
+    return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
 
 
 def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
@@ -37,12 +37,11 @@ def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps
 
 def cosine(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
     """Warm-up, then half a cosine down to ``min_lr_ratio`` of the rate (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
-    return optimization.get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer,
-        num_steps("warmup_steps", warmup_steps, num_training_steps),
-        num_training_steps,
-        min_lr_rate=min_lr_ratio,
+    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
+    schedule = optimization.get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, warmup, num_training_steps, min_lr_rate=min_lr_ratio
     )
+    return _counted_from_one(schedule, warmup)
 
 
 def wsd(
@@ -60,14 +59,10 @@ def wsd(
     if warmup + decay > num_training_steps:
         asked = f"scheduler.warmup_steps={warmup} scheduler.decay_steps={decay}"
         raise InputError(asked, f"the run has {num_training_steps} optimizer steps in all", "Shorten one of them")
-    return optimization.get_wsd_schedule(
-        optimizer,
-        warmup,
-        decay,
-        num_training_steps,
-        decay_type=decay_type,
-        min_lr_ratio=min_lr_ratio,
+    schedule = optimization.get_wsd_schedule(
+        optimizer, warmup, decay, num_training_steps, decay_type=decay_type, min_lr_ratio=min_lr_ratio
     )
+    return _counted_from_one(schedule, warmup)
 
 
 def inverse_sqrt(
@@ -75,7 +70,7 @@ def inverse_sqrt(
 ) -> LRScheduler:
     """Warm-up, then the inverse square root of the step over ``timescale_steps`` (None: the warm-up's length)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    return optimization.get_inverse_sqrt_schedule(optimizer, warmup, timescale_steps)
+    return _counted_from_one(optimization.get_inverse_sqrt_schedule(optimizer, warmup, timescale_steps), warmup)
 
 
 def polynomial(
@@ -90,10 +85,17 @@ def polynomial(
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     rate = optimizer.defaults["lr"]
     if min_lr_ratio == 1:  # the library refuses an end that is not below the start
-        return optimization.get_constant_schedule_with_warmup(optimizer, warmup)
-    return optimization.get_polynomial_decay_schedule_with_warmup(
+        return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
+    schedule = optimization.get_polynomial_decay_schedule_with_warmup(
         optimizer, warmup, num_training_steps, lr_end=rate * min_lr_ratio, power=power
     )
+    return _counted_from_one(schedule, warmup)
+
+
+def _counted_from_one(schedule: LambdaLR, warmup: int) -> LambdaLR:
+    """The schedule with its warm-up one step ahead: the library's begins at a rate of 0, a step that learns nothing."""
+    factors = [lambda step, factor=factor: factor(step + (step < warmup)) for factor in schedule.lr_lambdas]
+    return LambdaLR(schedule.optimizer, factors)
 
 
 def num_steps(name: str, asked: int | float, num_training_steps: int) -> int:

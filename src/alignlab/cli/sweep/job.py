@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.run import name_of
+from alignlab.parts import name_of
 from alignlab.training.run_folder import config_hash, read_status
 from alignlab.training.storage import write_text
 

@@ -66,11 +66,23 @@ class Spread:
             scaler.unscale_(optimizer.optimizer)
         gradients = self.local([p.grad for p in parameters if p.grad is not None])
         norm = self.norm(gradients)
-        if limit is not None:
+        if scaler is None and not norm.isfinite():
+            torch._foreach_zero_(gradients)  # else one such step would leave nothing but NaN in the weights
+        elif limit is not None:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
-        optimizer.step()
+        self.step(optimizer, scaler)
         optimizer.zero_grad()
         return norm
+
+    def step(self, optimizer: Any, scaler: torch.amp.GradScaler | None) -> None:
+        """Let the optimizer step, counted by Lightning; with a scaler its own step would unscale a second time."""
+        if scaler is None:
+            optimizer.step()
+            return
+        optimizer._on_before_step()
+        scaler.step(optimizer.optimizer)
+        scaler.update()
+        optimizer._on_after_step()
 
     def local(self, gradients: list[Tensor]) -> list[Tensor]:
         """What this rank holds of some gradients."""

@@ -1,4 +1,4 @@
-"""DeepSpeed JSON files as users bring them: what they say of the optimizer, schedule, precision and batch is taken over.
+"""DeepSpeed JSON files as users bring them: what they say of optimizer, schedule, precision and batch is taken over.
 
 DeepSpeed's own sections (``zero_optimization``, ``aio``, …) go to ``strategy.config``. What is a setting of ours goes
 where ours stands, unless something else was typed there: then both values are shown and the run is refused. A key typed
@@ -102,7 +102,7 @@ def _optimizer(section: Mapping[str, Any] | None, faults: list[InputError]) -> I
         why = "there is no translation of it"
         faults.append(InputError(asked, why, f"{nearest(kind, OPTIMIZERS)} Or delete the section and type optimizer="))
         return
-    if params.pop("adam_w_mode", True) is False or params.pop("torch_adam", False) and kind.lower() == "adam":
+    if params.pop("adam_w_mode", True) is False or (params.pop("torch_adam", False) and kind.lower() == "adam"):
         target = "torch.optim.Adam"
     else:
         target = OPTIMIZERS[kind.lower()]
