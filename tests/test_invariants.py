@@ -1,11 +1,14 @@
 """What must hold for every method: the result does not depend on how the work is cut."""
 
+import dataclasses
 import os
 
 import pytest
 import torch
 import torch.multiprocessing as mp
+from lightning.pytorch.plugins import MixedPrecision
 
+from alignlab.errors import InputError
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows
 
 
@@ -115,3 +118,26 @@ def test_world_size_invariance(name, two_ranks):
         for one, other in zip(steps, rank_steps, strict=True):
             for metric in ("train/loss", "train/grad_norm", "train/token_accuracy", "progress/tokens"):
                 assert other[metric] == pytest.approx(one[metric], rel=1e-5)
+
+
+def test_half_precision_with_a_scaler_trains_and_unscales_once():
+    """The plugin that CUDA runs use, on the CPU: the norms are those of the unscaled gradient."""
+    _, expected = fit(make_method("sft", lr=0.05, clip=1.0), make_loader(make_rows(), 4))
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=128.0))
+    _, steps = fit(make_method("sft", lr=0.05, clip=1.0), make_loader(make_rows(), 4), plugins=[plugin])
+    assert [step["progress/step"] for step in steps] == [1, 2, 3, 4]
+    for one, other in zip(expected, steps, strict=True):
+        assert other["train/grad_norm"] == pytest.approx(one["train/grad_norm"], rel=0.05)
+        assert other["train/loss"] == pytest.approx(one["train/loss"], rel=0.01)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_the_run():
+    method = make_method("sft", lr=0.5, clip=1.0)
+    compute = method.compute_loss
+    method.compute_loss = lambda batch: dataclasses.replace(compute(batch), sum=compute(batch).sum * float("inf"))
+    before = torch.cat([p.flatten() for p in make_method("sft").parts.make_policy().parameters()])
+    weights, steps = fit(method, make_loader(make_rows(), 4, num_steps=2))
+    assert torch.equal(weights, before)
+    assert not torch.tensor(steps[0]["train/grad_norm"]).isfinite()
+    with pytest.raises(InputError, match="not finite"):
+        fit(method, make_loader(make_rows(), 4, num_steps=8))

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import AutoTokenizer
 
 from tests.commands import QUIET, alignlab, metrics, summary
 
@@ -99,3 +100,13 @@ def test_the_run_folder_holds_everything(tmp_path):
     assert {"status", "method", "model", "strategy", "peft", "seed", "steps", "epochs", "tokens"} <= result.keys()
     assert 0 <= result["initial_metrics"]["val/exact_match"] <= 1
     assert "tokens_per_second" in json.dumps(result)
+
+
+def test_the_result_stops_where_its_turns_end(tmp_path):
+    """ChatML on a model that knows nothing of it: its turns end in a token that the tokenizer does not call its end."""
+    words = ["model=scratch", "model.vocabulary_size=300", "model.config.hidden_size=32", "model.chat_template=null"]
+    assert alignlab("train", *QUIET, *SHORT, *words, f"run_dir={tmp_path / 'run'}") == 0
+    folder = tmp_path / "run/model"
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert ends == sorted({tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")})

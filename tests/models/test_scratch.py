@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from alignlab.errors import InputError
-from alignlab.models.scratch import Scratch, make_config, num_rows, stop_tokens, train_tokenizer
+from alignlab.models.scratch import Scratch, make_config, num_rows, train_tokenizer
 
 TEXTS = ["A price of 1234 coins.", "A price of 77 coins, naïve 数学 🙂."] * 3
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -183,21 +183,6 @@ def test_template_files_are_read_or_refused(tmp_path):
     (tmp_path / "strict.jinja").write_text("{{ raise_exception('never') }}")
     with pytest.raises(InputError, match="refuses a plain dialogue"):
         scratch(chat_template=str(tmp_path / "strict.jinja")).load_tokenizer(lambda: TEXTS)
-
-
-@pytest.mark.parametrize(
-    ("template", "stops"),
-    [
-        (None, ["<|eos|>"]),
-        (TEMPLATE, ["<|eos|>"]),
-        (CHATML, ["<|eos|>", "<|im_end|>"]),
-        ("{{ raise_exception('never') }}", ["<|eos|>"]),
-    ],
-)
-def test_stop_tokens(tokenizer, template, stops):
-    tokenizer.chat_template = template
-    assert stop_tokens(tokenizer, None) == sorted(tokenizer.convert_tokens_to_ids(stops))
-    assert stop_tokens(tokenizer, [200, 201])[-2:] == [200, 201]
 
 
 def test_a_missing_tokenizer_is_refused(tmp_path):

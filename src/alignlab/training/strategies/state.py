@@ -2,7 +2,7 @@
 
 Strategies that shard write a folder with PyTorch's distributed checkpoint: every rank its shares, each tensor under
 ``weights/NAME`` or ``optimizer/NAME/KEY`` in its full shape, everything else in ``rest.pt``. The others write
-Lightning's single file, with the names of the parameters beside the optimizer's numbers. Both open as the same thing here.
+Lightning's single file, with the names of the parameters beside the optimizer's numbers. Both open as one thing here.
 """
 
 from collections.abc import Iterable, Mapping
