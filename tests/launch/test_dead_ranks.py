@@ -10,7 +10,7 @@ from tests.commands import QUIET, summary
 from tests.launch.jobs import is_alive, rank_pids, start_in, wait_for
 from tests.test_resume import assert_same_run
 
-STRATEGIES = ["ddp", "fsdp"]
+STRATEGIES = ["ddp", "fsdp", "deepspeed_z2", "deepspeed_z3"]
 WORDS = [
     *QUIET,
     "trainer.devices=2",

@@ -55,7 +55,7 @@ def make_adapted(base, peft):
 
 
 def train(
-    method, peft, strategy, *, base, optimizer="adamw", rows_at_once=2, num_steps=5, clip=1.0, to=None,
+    method, peft, strategy, *, base, optimizer="adamw", rows_at_once=2, num_steps=5, clip=0.5, to=None,
     checkpoints=None, resume=None, changes=None, rank=0, num_ranks=1, **options,
 ):  # fmt: skip
     """Train one cell; returns metrics by step, whole weights (rank 0), logits, and writes the model to a folder."""

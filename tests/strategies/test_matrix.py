@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from alignlab import compat
 from alignlab.models.adapters import reattach
 from alignlab.models.export import logits
 from alignlab.models.load import locate, open_weights
@@ -26,12 +25,6 @@ CELLS = [
     for strategy in cells.STRATEGIES
     if method == cells.METHODS[0] or peft not in ONE_METHOD_IS_ENOUGH
 ]
-
-
-@pytest.fixture(autouse=True)
-def a_machine_with_everything(monkeypatch):
-    """What is refused for want of a library on this machine is another matter."""
-    monkeypatch.setattr(compat, "_has_asynchronous_io", lambda: True)
 
 
 def name(cell):
