@@ -4,13 +4,16 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test lint format bench clean
+.PHONY: train test test-slow lint format clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
 
 test: $(READY)             ## run all tests
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+
+test-slow: $(READY)        ## run the tests that repeat what quicker ones show, under more strategies and tokenizers
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(READY)             ## check style and formatting
 	$(BIN)/ruff check .

@@ -40,9 +40,9 @@ class Confident(Method):
 
 
 def lab(tmp_path, monkeypatch):
-    (tmp_path / "mylab.py").write_text(METHOD)
+    (tmp_path / "elsewhere.py").write_text(METHOD)
     (tmp_path / "conf" / "method").mkdir(parents=True)
-    config = "_target_: mylab.Confident\nstrength: 2.0\n"
+    config = "_target_: elsewhere.Confident\nstrength: 2.0\n"
     (tmp_path / "conf" / "method" / "confident.yaml").write_text(textwrap.dedent(config))
     monkeypatch.syspath_prepend(str(tmp_path))
     return ["--config-dir", tmp_path / "conf", "method=confident", *QUIET, "trainer.max_steps=2"]

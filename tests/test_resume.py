@@ -71,8 +71,17 @@ def whole(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+@pytest.mark.parametrize(
+    ("case", "how"),
+    [
+        pytest.param("sft", signal.SIGKILL, id="killed-sft"),
+        pytest.param("sft_lora", signal.SIGKILL, id="killed-sft_lora"),
+        pytest.param("pretrain", signal.SIGKILL, id="killed-pretrain"),
+        pytest.param("sft", signal.SIGTERM, id="terminated-sft"),
+        pytest.param("sft_lora", signal.SIGTERM, id="terminated-sft_lora", marks=pytest.mark.slow),
+        pytest.param("pretrain", signal.SIGTERM, id="terminated-pretrain", marks=pytest.mark.slow),
+    ],
+)
 def test_resume_bitwise(tmp_path, whole, case, how):
     words = [*COMMON, *CASES[case], f"run_dir={tmp_path}"]
     process = start(*words)

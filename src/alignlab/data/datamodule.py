@@ -146,6 +146,8 @@ class DataModule(lightning.LightningDataModule):
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
             raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
+        if part == "validation" and len(table) == 0 and self.load.validation_size is not None:
+            log.warning("no held-out row is left, so there is no validation: %s", table.counts)
         return table if len(table) else None
 
     def _tell_dropped(self) -> None:
