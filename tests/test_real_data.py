@@ -35,7 +35,7 @@ SFT = {
     # Rows with a verdict are Unpaired by detection; named, they are demonstrations.
     "messages_kto_50.json": ["data.format=messages"],
     # The prompts alone are longer than the model's context.
-    "messages_reason_tool_10.jsonl": ["data.truncation=left_prompt", "data.validation_size=0.5"],
+    "messages_reason_tool_10.jsonl": ["data.truncation=left_prompt", "data.loss_on=last"],
     # Five of its 17 rows hold images or videos.
     "messages_reasoning_tokenize.jsonl": ["data.bad_rows=drop"],
     "multi_turn_sharegpt_200.jsonl": [],
@@ -55,12 +55,12 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def assert_learned(run):
+def assert_learned(run, validated=True):
     losses = [row["train/loss"] for row in metrics(run)]
     assert len(losses) == STEPS
     assert mean(losses[-5:]) < mean(losses[:5])
     assert summary(run)["status"] == "done"
-    assert summary(run)["metrics"]["val/loss"] > 0
+    assert ("val/loss" in summary(run)["metrics"]) == validated
 
 
 @pytest.mark.parametrize("name", SFT)
@@ -68,7 +68,8 @@ def test_sft_learns_every_file(shared, tmp_path, name):
     model = f"model.path={shared / 'data/models/stories260K'}"
     words = ["data=jsonl", f"data.path={shared / 'data/sft' / name}", "data.max_tokens_per_sequence=512", *SFT[name]]
     assert alignlab("train", *COMMON, model, *words, f"run_dir={tmp_path / 'run'}") == 0
-    assert_learned(tmp_path / "run")
+    # Of its ten long rows none of the two that are held out fits the model's context.
+    assert_learned(tmp_path / "run", validated=name != "messages_reason_tool_10.jsonl")
 
 
 @pytest.mark.parametrize("name", TEXT)
