@@ -121,7 +121,9 @@ class MicroBatch:
         tree: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
         numbers: Numeric columns per sequence, each of shape ``[S]``.
         num_tokens: Real tokens, prompts counted once, padding not counted.
+        ends: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
         counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
+        totals: Sizes of the whole optimizer step, for losses whose terms have different units.
     """
 
     inputs: dict[str, Any]
@@ -131,7 +133,9 @@ class MicroBatch:
     tree: Tensor
     numbers: dict[str, Tensor]
     num_tokens: int
+    ends: Tensor
     counted: int = 1
+    totals: "StepTotals | None" = None
 
     @property
     def num_sequences(self) -> int:
@@ -149,6 +153,7 @@ class StepTotals:
         trees: Prompts (pairs, groups, documents).
         tokens: Tokens that pass through the model.
         rows: Rows of data.
+        chosen_tokens: Targets of the first completion of every tree, counted once per completion that follows it.
     """
 
     supervised_tokens: int
@@ -156,6 +161,12 @@ class StepTotals:
     trees: int
     tokens: int
     rows: int
+    chosen_tokens: int = 0
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a first completion with another of its tree."""
+        return self.sequences - self.trees
 
 
 class StepBatch:

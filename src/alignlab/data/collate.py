@@ -9,7 +9,13 @@ from alignlab.batches import MicroBatch, StepTotals, TokenRow
 from alignlab.forest import plant, positions
 
 
-def collate(rows: Sequence[TokenRow], packing: bool, pad_token_id: int = 0, counted: int = 1) -> MicroBatch:
+def collate(
+    rows: Sequence[TokenRow],
+    packing: bool,
+    pad_token_id: int = 0,
+    counted: int = 1,
+    totals: StepTotals | None = None,
+) -> MicroBatch:
     """Make a micro-batch of rows.
 
     Args:
@@ -17,6 +23,7 @@ def collate(rows: Sequence[TokenRow], packing: bool, pad_token_id: int = 0, coun
         packing: Whether to lay the trees flat; else every prompt + completion becomes a padded row of its own.
         pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
         counted: 0 for a filler that only keeps the ranks in step.
+        totals: Sizes of the step that it belongs to.
     """
     trees = [tree for row in rows for tree in row.trees]
     tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
@@ -25,8 +32,11 @@ def collate(rows: Sequence[TokenRow], packing: bool, pad_token_id: int = 0, coun
     target, owner, source = _targets(paths, supervised)
     if packing:
         inputs = {"input_ids": tokens[None], "position_ids": positions(trees)[None], "forest": plant(trees)}
+        ends = [before + length - 1 for *_, before, length in paths]
     else:
         inputs, source = _padded(tokens, paths, source, owner, target, pad_token_id)
+        width = inputs["input_ids"].shape[1]
+        ends = [row * width + prompt + length - 1 for row, (_, _, prompt, _, length) in enumerate(paths)]
     return MicroBatch(
         inputs=inputs,
         predictor=source,
@@ -35,7 +45,9 @@ def collate(rows: Sequence[TokenRow], packing: bool, pad_token_id: int = 0, coun
         tree=torch.tensor([tree for tree, *_ in paths], dtype=torch.long),
         numbers=_numbers(rows),
         num_tokens=len(tokens),
+        ends=torch.tensor(ends, dtype=torch.long),
         counted=counted,
+        totals=totals,
     )
 
 
@@ -48,16 +60,26 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
         trees=len(trees),
         tokens=sum(len(row.tokens) for row in rows),
         rows=len(rows),
+        chosen_tokens=sum(_count_chosen(row) for row in rows),
     )
 
 
 def count_targets(row: TokenRow) -> int:
     """Supervised completion tokens of a row that something predicts (a path's first token has no predecessor)."""
-    count = 0
-    for _, _, prompt, before, length in _paths(row.trees):
-        first = before if prompt else before + 1
-        count += sum(row.supervised[first : before + length])
-    return count
+    return sum(_count(row, path) for path in _paths(row.trees))
+
+
+def _count_chosen(row: TokenRow) -> int:
+    """Targets of each tree's first completion, once per completion that follows it."""
+    others = [len(tree) - 2 for tree in row.trees]
+    firsts = {path[0]: path for path in reversed(_paths(row.trees))}
+    return sum(others[tree] * _count(row, path) for tree, path in firsts.items() if others[tree])
+
+
+def _count(row: TokenRow, path: "Path") -> int:
+    _, _, prompt, before, length = path
+    first = before if prompt else before + 1
+    return sum(row.supervised[first : before + length])
 
 
 Path = tuple[int, int, int, int, int]

@@ -170,13 +170,15 @@ class _Steps(IterableDataset):
             yield self._collate(planned)
 
     def _collate(self, planned: PlannedRows) -> StepBatch:
+        sizes = totals(planned.rows)
         batches = [
             collate(
                 [planned.rows[i] for i in batch.rows],
                 packing=self.loader.packing,
                 pad_token_id=self.loader.pad_token_id,
                 counted=batch.counted,
+                totals=sizes,
             )
             for batch in planned.micro_batches
         ]
-        return StepBatch(batches, totals(planned.rows), planned.epoch)
+        return StepBatch(batches, sizes, planned.epoch)

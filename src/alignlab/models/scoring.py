@@ -189,6 +189,7 @@ def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
         tree=nothing,
         numbers={},
         num_tokens=tokens.numel(),
+        ends=nothing,
     )
 
 
