@@ -95,7 +95,10 @@ class TokenRow:
         trees: Per tree the lengths ``(prompt, completion, completion, …)``; the prompt may be 0. The lengths of all
             trees sum to ``len(tokens)``.
         origin: Where the row came from.
-        numbers: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses.
+        numbers: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses: one for the row, or one
+            per completion.
+        token_numbers: Quantities by name with one value per target of the loss (``old_logps``), for losses.
+        record: Of a prompt, what rewards are told: ``prompt``, its messages, and ``columns``.
     """
 
     tokens: list[int]
@@ -103,6 +106,8 @@ class TokenRow:
     trees: list[list[int]]
     origin: str
     numbers: dict[str, Any] = field(default_factory=dict)
+    token_numbers: dict[str, list[float]] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 # --- batches: what a method sees --------------------------------------------------------------------------------------
@@ -120,6 +125,7 @@ class MicroBatch:
         owner: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
         tree: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
         numbers: Numeric columns per sequence, each of shape ``[S]``.
+        token_numbers: Numeric columns per supervised token, each of shape ``[N]``.
         num_tokens: Real tokens, prompts counted once, padding not counted.
         ends: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
         counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
@@ -134,6 +140,7 @@ class MicroBatch:
     numbers: dict[str, Tensor]
     num_tokens: int
     ends: Tensor
+    token_numbers: dict[str, Tensor] = field(default_factory=dict)
     counted: int = 1
     totals: "StepTotals | None" = None
 

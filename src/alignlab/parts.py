@@ -17,6 +17,7 @@ from alignlab.build import build, build_all, locate
 from alignlab.cards import StartCard
 from alignlab.data.context import TokenSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
+from alignlab.data.mixture import serve
 from alignlab.data.plan import PlanSettings
 from alignlab.data.templates import choose_template, set_template, stop_tokens
 from alignlab.data.texts import row_texts
@@ -39,6 +40,7 @@ Config = dict[str, Any]
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
     source = build(config["data"]["source"])
+    serve(source, locate(config["method"]["_target_"]).eats)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
     template = set_template(tokenizer, config["data"]["chat_template"])
@@ -109,6 +111,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
     """The method over factories of its policy, optimizer and schedule."""
     parts = Parts(
         make_policy=partial(make_policy, config, model, data),
+        open_model=partial(open_model, config, data),
         make_optimizer=build(config["optimizer"]),
         make_scheduler=build(config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
@@ -129,6 +132,13 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     if peft and isinstance(policy, PeftModel):
         return refuse_other_adapter(policy, peft)
     return attach(policy, build(peft)) if peft else policy
+
+
+def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
+    """Further weights for the same tokens, merged with their adapter where they have one."""
+    known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
+    model = build({**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model
 
 
 def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:

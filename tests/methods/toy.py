@@ -64,6 +64,7 @@ def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True
     """A method over the tiny policy with a constant learning rate."""
     parts = Parts(
         make_policy=policy,
+        open_model=lambda path: policy(),
         make_optimizer=functools.partial(optimizer, lr=lr),
         make_scheduler=lambda optimizer, num_training_steps: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
         gradient_clip_val=clip,

@@ -30,6 +30,7 @@ def collate(
     supervised = torch.tensor([flag for row in rows for flag in row.supervised], dtype=torch.bool)
     paths = _paths(trees)
     target, owner, source = _targets(paths, supervised)
+    per_token = sorted(set.intersection(*(set(row.token_numbers) for row in rows)))
     if packing:
         inputs = {"input_ids": tokens[None], "position_ids": positions(trees)[None], "forest": plant(trees)}
         ends = [before + length - 1 for *_, before, length in paths]
@@ -46,6 +47,7 @@ def collate(
         numbers=_numbers(rows),
         num_tokens=len(tokens),
         ends=torch.tensor(ends, dtype=torch.long),
+        token_numbers={name: torch.tensor([v for row in rows for v in row.token_numbers[name]]) for name in per_token},
         counted=counted,
         totals=totals,
     )

@@ -12,6 +12,13 @@ from alignlab.batches import Row
 from alignlab.data.fingerprint import digest
 from alignlab.errors import InputError, nearest, raise_all
 
+
+def serve(source: Any, kind: type[Row]) -> None:
+    """Tell a source that can make several kinds of rows which one the method eats."""
+    if hasattr(source, "serve"):
+        source.serve(kind)
+
+
 Stop = Literal["once", "first_exhausted", "all_exhausted", "never"]
 
 
@@ -50,6 +57,11 @@ class Mixture:
         raise_all(faults)
         self.sources, self.weights = dict(sources), dict(weights)
         self.stop, self.num_rows, self.seed = stop, num_rows, seed
+
+    def serve(self, kind: type[Row]) -> None:
+        """Tell the sources which kind of row the method eats."""
+        for source in self.sources.values():
+            serve(source, kind)
 
     @property
     def dropped(self) -> Counter[str]:

@@ -23,6 +23,7 @@ _SCHEMA = pa.schema(
         "trees": pa.list_(pa.list_(pa.int32())),
         "origin": pa.string(),
         "numbers": pa.string(),
+        "record": pa.string(),
         "num_supervised": pa.int32(),
     }
 )
@@ -53,6 +54,7 @@ class TokenTable:
             trees=row["trees"].as_py(),
             origin=row["origin"].as_py(),
             numbers=json.loads(row["numbers"].as_py()),
+            record=json.loads(row["record"].as_py()),
         )
 
     def __iter__(self) -> Iterator[TokenRow]:
@@ -102,4 +104,5 @@ def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Cou
 
 
 def _record(row: TokenRow) -> dict:
-    return vars(row) | {"numbers": json.dumps(row.numbers), "num_supervised": sum(row.supervised)}
+    texts = {"numbers": json.dumps(row.numbers), "record": json.dumps(row.record)}
+    return vars(row) | texts | {"num_supervised": sum(row.supervised)}

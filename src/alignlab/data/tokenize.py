@@ -120,7 +120,8 @@ def _prompt(row: Prompt, context: Context) -> TokenRow:
     check_doubled(dialogue, tokens)
     if not tokens:
         raise refusal(row, context, "its prompt renders to nothing", ANOTHER_TEMPLATE, LEAVE_OUT)
-    return TokenRow(tokens, [False] * len(tokens), [[len(tokens)]], row.origin, _numbers(row))
+    record = {"prompt": list(row.prompt), "columns": row.columns}
+    return TokenRow(tokens, [False] * len(tokens), [[len(tokens)]], row.origin, _numbers(row), record=record)
 
 
 _TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {

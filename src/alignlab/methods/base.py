@@ -41,6 +41,7 @@ class Parts:
 
     Args:
         make_policy: Builds the model that is trained; called once, where the strategy wants models to be made.
+        open_model: Opens further weights by path, for a reference or a critic.
         make_optimizer: Parameter groups → optimizer.
         make_scheduler: ``(optimizer, num_training_steps=…)`` → schedule, stepped once per optimizer step.
         gradient_clip_val: Largest global gradient norm; ``None`` does not clip.
@@ -48,6 +49,7 @@ class Parts:
     """
 
     make_policy: Callable[[], nn.Module]
+    open_model: Callable[[str], nn.Module]
     make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     make_scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler]
     gradient_clip_val: float | None
@@ -102,6 +104,12 @@ class Method(lightning.LightningModule):
         """Weight of the whole step, in the unit of ``LossOutput.weight``; supervised tokens unless overridden."""
         return totals.supervised_tokens
 
+    def prepare_step(self, step: StepBatch) -> None:
+        """What must be known of a whole step before its first micro-batch; in training and validation."""
+
+    def finish_step(self) -> None:
+        """What follows the update of the weights."""
+
     # --- what Lightning calls -----------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -132,6 +140,7 @@ class Method(lightning.LightningModule):
         started = time.perf_counter()
         ratios, optimizer, spread = RunningRatios(), self.optimizers(), self.spread
         total_weight = self.total_weight(step.totals)
+        self.prepare_step(step)
         for index, batch in enumerate(step.micro_batches):
             last = index == len(step.micro_batches) - 1
             with spread.micro_batch(last):
@@ -144,6 +153,7 @@ class Method(lightning.LightningModule):
         norms = self._norms(spread.update(optimizer, self._trained(), self.parts.gradient_clip_val))
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
+        self.finish_step()
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
@@ -152,6 +162,7 @@ class Method(lightning.LightningModule):
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
         """Gather sums and weights; the means are taken over the whole validation set."""
+        self.prepare_step(step)
         for batch in step.micro_batches:
             output = self.spread.forward(self.compute_loss, batch)
             self.validation.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
@@ -162,6 +173,10 @@ class Method(lightning.LightningModule):
         if "val/nll" in means:
             means["val/perplexity"] = means["val/nll"].exp()
         self._log(means)
+
+    def carries(self, name: str) -> bool:
+        """Whether a checkpoint must carry a frozen weight of this name, because it changes all the same."""
+        return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the progress, as plain numbers."""

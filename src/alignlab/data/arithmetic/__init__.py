@@ -18,7 +18,7 @@ from alignlab.data.arithmetic.problems import Split, draw
 from alignlab.data.arithmetic.solutions import solve, wrong_solutions
 from alignlab.data.arithmetic.wording import word
 
-Kind = Literal["demonstration", "preference", "unpaired", "prompt", "text"]
+Kind = Literal["auto", "demonstration", "preference", "unpaired", "prompt", "text"]
 
 
 class Arithmetic:
@@ -28,7 +28,7 @@ class Arithmetic:
 
     Args:
         level: 1 one digit, 2 two digits, 3 products too, 4 three digits, 5 two operations.
-        kind: Kind of row.
+        kind: Kind of row; ``auto``: what the method eats.
         num_train: Training rows.
         num_validation: Held-out rows.
         num_rejected: Wrong solutions per preference row, each with another wrong answer.
@@ -48,6 +48,11 @@ class Arithmetic:
         self.level, self.kind, self.num_rejected, self.seed = level, kind, num_rejected, seed
         self.num_rows = {"train": num_train, "validation": num_validation}
         self.dropped: Counter[str] = Counter()  # none, ever
+
+    def serve(self, kind: type[Row]) -> None:
+        """Make the kind of row that the method eats, where the settings leave it open."""
+        if self.kind == "auto":
+            self.kind = kind.__name__.lower()
 
     def rows(self, split: Split) -> Iterator[Row]:
         """Rows of one side of the split, in order."""

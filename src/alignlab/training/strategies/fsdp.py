@@ -39,23 +39,34 @@ class Sharded(Spread):
 
     def shard(self, policy: nn.Module) -> nn.Module:
         """Shard block by block, then what is around the blocks; only the shares stay in memory."""
-        root = policy.get_base_model() if isinstance(policy, PeftModel) else policy
+        self.strategy.root = self._shard(policy)
+        return policy
+
+    def shard_frozen(self, model: nn.Module) -> nn.Module:
+        """Shard it in the same way, as a root of its own."""
+        self._shard(model, reshard_after_forward=True)  # no backward follows, which would do it
+        return model
+
+    def _shard(self, model: nn.Module, **options: Any) -> nn.Module:
+        root = _root(model)
         names = set(root._no_split_modules or ())
         blocks = [module for module in root.modules() if type(module).__name__ in names]
         for block in blocks:
             fully_shard(block, **self.strategy.options())
-        fully_shard(root, **self.strategy.options())
+        fully_shard(root, **self.strategy.options(), **options)
         _prefetch(blocks, self.strategy.prefetch_blocks)
         type(root).run_sharded = _run
         register_fsdp_forward_method(root, "run_sharded")
-        self.strategy.root = root
-        return policy
+        return root
 
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call it within the hooks of the root, so that embedding and head are there for a decoder called alone."""
-        kept: list[Result] = []
-        self.strategy.root.run_sharded(lambda: kept.append(function(*arguments)) or tensors_of(kept[0]))
-        return kept[0]
+        return _within(self.strategy.root, function, *arguments)
+
+    def forward_frozen(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Likewise within the hooks of another root; those of the policy's are open already."""
+        root = _root(model)
+        return function(*arguments) if root is self.strategy.root else _within(root, function, *arguments)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
@@ -99,6 +110,16 @@ class Sharded(Spread):
         """Gathered tensor by tensor onto the CPU of rank 0."""
         reshard(self.strategy.root)
         return get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _root(model: nn.Module) -> nn.Module:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _within(root: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    kept: list[Result] = []
+    root.run_sharded(lambda: kept.append(function(*arguments)) or tensors_of(kept[0]))
+    return kept[0]
 
 
 def _run(self: nn.Module, function: Callable[[], Any]) -> Any:

@@ -131,8 +131,11 @@ def names_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[list[s
 
 
 def carried_names(module: nn.Module) -> set[str]:
-    """Names of the state dict that a checkpoint must carry: trainable parameters and persistent buffers."""
-    trainable = {name for name, weight in module.named_parameters(remove_duplicate=False) if weight.requires_grad}
+    """Names of the state dict that a checkpoint must carry: trainable parameters, persistent buffers, and what the
+    module names besides (``carries``)."""
+    carries = getattr(module, "carries", lambda name: False)
+    weights = module.named_parameters(remove_duplicate=False)
+    trainable = {name for name, weight in weights if weight.requires_grad or carries(name)}
     buffers = {name for name, _ in module.named_buffers(remove_duplicate=False)}
     return (trainable | buffers) & module.state_dict().keys()
 

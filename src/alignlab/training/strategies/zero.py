@@ -39,6 +39,10 @@ class Partitioned(Spread):
         zero.Init(module=policy, config_dict_or_path=self.strategy.config)
         return policy
 
+    def shard_frozen(self, model: nn.Module) -> nn.Module:
+        """As the policy: a part of the same engine, whose hooks gather it."""
+        return self.shard(model)
+
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call it as the forward of the engine's module."""
         engine, module = self.strategy.model, self.strategy.lightning_module

@@ -37,7 +37,16 @@ class EngineState:
         carried = carried_names(self.module)
         aliases = {name: tensor for name, tensor in self.module.state_dict(keep_vars=True).items() if name in carried}
         found = {id(p): masters[name] for name, p in self.trained.items()}
-        return {name: found.get(id(tensor), tensor.detach()) for name, tensor in aliases.items()}
+        return {name: found[id(t)] if id(t) in found else self._frozen(t) for name, t in aliases.items()}
+
+    def _frozen(self, tensor: Tensor) -> Tensor:
+        """A buffer, or this rank's share of a frozen weight that ZeRO-3 partitioned."""
+        from deepspeed import zero
+
+        if not hasattr(tensor, "ds_id"):
+            return tensor.detach()
+        with zero.GatheredParameters([tensor]):
+            return self._share(tensor, tensor)
 
     def optimizer_shares(self) -> dict[str, dict[str, Any]]:
         """Shares of what has an entry per weight; what has one entry in all is kept for each parameter."""
