@@ -35,7 +35,7 @@ class Confident(Method):
         """Scaled negative log-likelihood."""
         scores = token_scores(self.policy, batch)
         output = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput(self.strength * output.sum, output.weight, token_metrics(*scores))
+        return LossOutput(self.strength * output.sum, output.weight, token_metrics(scores.logps, scores.hits))
 '''
 
 

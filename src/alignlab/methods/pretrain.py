@@ -15,4 +15,4 @@ class Pretrain(Method):
         """Token mean of the negative log-likelihood."""
         scores = token_scores(self.policy, batch)
         output = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput(output.sum, output.weight, token_metrics(*scores))
+        return LossOutput(output.sum, output.weight, token_metrics(scores.logps, scores.hits))

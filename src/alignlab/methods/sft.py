@@ -47,7 +47,7 @@ class SFT(Method):
         """Loss of the supervised tokens, summed over tokens or over the means of sequences."""
         scores = token_scores(self.policy, batch)
         output = self.loss(scores.logps, batch.owner, batch.num_sequences, reduction=self.reduction)
-        return LossOutput(output.sum, output.weight, token_metrics(*scores))
+        return LossOutput(output.sum, output.weight, token_metrics(scores.logps, scores.hits))
 
     def total_weight(self, totals: StepTotals) -> float:
         """Supervised tokens or sequences of the step, as the reduction has it."""

@@ -4,8 +4,9 @@ Only the positions that predict a supervised token reach the vocabulary head, in
 never exist. The flat and the padded layout differ only in what the decoder is given.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -30,38 +31,60 @@ class TokenScores(NamedTuple):
     Args:
         logps: Log-probability of each label, float32 at least, carries the gradient. Shape ``[N]``.
         hits: Whether the label is the most likely token. Shape ``[N]``, bool.
+        entropies: Entropy of each prediction in nats, carries the gradient. Shape ``[N]``, or ``[0]`` if not wanted.
+        log_collisions: Log of the sum of squared probabilities. Shape ``[N]``, or ``[0]`` if not wanted.
     """
 
     logps: Tensor
     hits: Tensor
+    entropies: Tensor
+    log_collisions: Tensor
 
 
-def token_scores(model: nn.Module, batch: MicroBatch, max_logits: int = MAX_LOGITS) -> TokenScores:
+def token_scores(
+    model: nn.Module,
+    batch: MicroBatch,
+    max_logits: int = MAX_LOGITS,
+    *,
+    temperature: float = 1.0,
+    want: Collection[Literal["entropies", "log_collisions"]] = (),
+) -> TokenScores:
     """Score the supervised tokens of a micro-batch.
 
     Args:
         model: A causal language model of Transformers, with or without an adapter.
         batch: Flat or padded.
         max_logits: Logits held at once, in elements.
+        temperature: Divides the logits; that of the sampling for what was sampled.
+        want: What to compute besides; each costs a pass over the logits.
 
     Returns:
         Scores in the order of ``batch.labels``.
     """
     hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.predictor]
-    head = vocabulary_head(model)
+    score = partial(_score, vocabulary_head(model), temperature, frozenset(want))
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
-        return TokenScores(*_score(head, hidden, batch.labels))
+        return TokenScores(*score(hidden, batch.labels))
     pieces = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
-    scored = [checkpoint(_score, head, states, labels, use_reentrant=False) for states, labels in pieces]
+    scored = [checkpoint(score, states, labels, use_reentrant=False) for states, labels in pieces]
     return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)))
 
 
-def _score(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _score(
+    head: Callable[[Tensor], Tensor], temperature: float, want: frozenset[str], hidden: Tensor, labels: Tensor
+) -> tuple[Tensor, ...]:
     logits = head(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    logps = logits.gather(-1, labels[:, None])[:, 0] - logits.logsumexp(-1)
-    return logps, logits.detach().argmax(-1) == labels
+    logits = logits if temperature == 1.0 else logits / temperature
+    normaliser = logits.logsumexp(-1)
+    logps = logits.gather(-1, labels[:, None])[:, 0] - normaliser
+    entropies = collisions = logps.new_empty(0)
+    if "entropies" in want:
+        entropies = normaliser - (logits.softmax(-1) * logits).sum(-1)
+    if "log_collisions" in want:
+        collisions = (2 * logits).logsumexp(-1) - 2 * normaliser
+    return logps, logits.detach().argmax(-1) == labels, entropies, collisions
 
 
 def base_model(model: nn.Module) -> nn.Module:
@@ -75,7 +98,7 @@ def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     if "forest" in inputs:
         no_mask = inputs["input_ids"].new_empty(NO_MASK, dtype=torch.bool)
         return decoder(**inputs, attention_mask=no_mask, use_cache=False).last_hidden_state
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
         return _behind_virtual_tokens(model, decoder, inputs)
     return decoder(**inputs, use_cache=False).last_hidden_state
 
