@@ -1,11 +1,11 @@
 """The one data module of all methods: a source's rows, made the method's kind, tokenised, planned and collated."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import lightning
 from pydantic import Field
@@ -17,6 +17,7 @@ from alignlab.data.plan import PlanSettings
 from alignlab.data.rows import convert, converts
 from alignlab.data.split import Part, Source, split_rows
 from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
+from alignlab.data.table import WithNumbers
 from alignlab.data.tokenize import TokenSettings
 from alignlab.errors import InputError
 
@@ -92,6 +93,10 @@ class DataModule(lightning.LightningDataModule):
     def rows(self, part: Part) -> Iterator[Row]:
         """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
         return split_rows(self.source, part, self.load.validation_size, self.load.streaming)
+
+    def add_numbers(self, part: Part, name: str, values: Sequence[Any]) -> None:
+        """Give every row of a part one more numeric column."""
+        setattr(self, part, WithNumbers(getattr(self, part), name, values))
 
     def validation_prompts(self, limit: int) -> list[Prompt]:
         """Held-out rows that have an ``answer`` column, as prompts, ``limit`` at most."""

@@ -1,11 +1,12 @@
 """A table of token rows, read from disk by memory map."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +86,30 @@ class TokenTable:
     def counts(self) -> Counts:
         """What became of the source's rows."""
         return Counts(**json.loads((self.folder / _COUNTS).read_text(encoding="utf-8")))
+
+
+class WithNumbers:
+    """A table whose rows have one more numeric column, held in memory.
+
+    Args:
+        table: The rows.
+        name: Of the column.
+        values: One entry per row.
+    """
+
+    def __init__(self, table: TokenTable, name: str, values: Sequence[Any]):
+        self.table, self.name, self.values = table, name, values
+        self.lengths = table.lengths
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        row = self.table[index]
+        return replace(row, numbers=row.numbers | {self.name: self.values[index]})
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return (self[index] for index in range(len(self)))
 
 
 def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Counts]) -> None:

@@ -1,6 +1,7 @@
 """What methods share that hold the policy against a reference."""
 
 import logging
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from alignlab.batches import MicroBatch, StepBatch
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums
 from alignlab.methods.base import Method
+from alignlab.methods.precompute import add_reference_column
 from alignlab.models.reference import MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
 
@@ -30,6 +32,7 @@ class Referenced(Method):
         reference: ``initial``, ``base``, ``ema``, ``synchronised``, ``none`` or the path of other weights.
         reference_decay: ``ema``: share of the old average that a step keeps.
         reference_every_n_steps: ``synchronised``: optimizer steps between two copies of the policy.
+        precompute_reference: Score all rows once before training, keep the values, and free the reference.
         parts: See ``Method``.
     """
 
@@ -39,11 +42,13 @@ class Referenced(Method):
         reference: str,
         reference_decay: Annotated[float, Field(ge=0, lt=1)],
         reference_every_n_steps: Annotated[int, Field(ge=1)],
+        precompute_reference: bool,
         **parts,
     ):
         super().__init__(**parts)
         self.reference_word = reference
         self.reference_decay, self.reference_every_n_steps = reference_decay, reference_every_n_steps
+        self.precompute_reference = precompute_reference
         self.reference: Reference | None = None
 
     def configure_model(self) -> None:
@@ -53,10 +58,20 @@ class Referenced(Method):
         policy = self.parts.make_policy().train()
         if self.reference_word != "none":
             self.reference = make_reference(policy, self.reference_word, self.parts.open_model)
-            log.info("reference: %s, fingerprint %s", self.reference_word, self.reference.fingerprint)
+            self.fingerprint = self.reference.fingerprint
+            log.info("reference: %s, fingerprint %s", self.reference_word, self.fingerprint)
         self.policy = self.spread.shard(policy)
         if self.reference is not None and self.reference.model is not None:
             self.spread.shard_frozen(self.reference.model)
+
+    def on_fit_start(self) -> None:
+        """Score the rows before training where asked, after which the reference has done its work."""
+        super().on_fit_start()
+        if self.precompute_reference and self.reference is not None:
+            score = partial(self.spread.forward, self.reference_logps)
+            data = self.trainer.datamodule
+            add_reference_column(data, COLUMN, self.reference.fingerprint, score, self.device)
+            self.reference = None
 
     def carries(self, name: str) -> bool:
         """A checkpoint must also carry a reference that moves."""
@@ -94,7 +109,7 @@ class Referenced(Method):
             raise InputError(
                 f"method.reference={self.reference_word}",
                 f"before the first step policy and reference differ by {difference:.3g} nats per token, and must be "
-                f"equal; the reference has the fingerprint {self.reference.fingerprint}",
+                f"equal; the reference has the fingerprint {self.fingerprint}",
                 "Type method.precompute_reference=false if its cached values are of other weights, or name the "
                 "reference that is meant: method.reference=base or a path",
             )

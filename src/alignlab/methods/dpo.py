@@ -1,0 +1,104 @@
+"""Direct preference optimisation (arXiv 2305.18290) and its family: raise the chosen above the rejected.
+
+1. A row with K rejected completions is K pairs; prompt and chosen are computed once.
+2. Losses may be summed with weights (MPO, arXiv 2411.10442); each is a mean over the pairs of the whole step.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignlab.batches import LossOutput, MicroBatch, Preference, Ratio, StepTotals
+from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
+from alignlab.losses.preference import Pairs, wpo_weights
+from alignlab.methods.referenced import Referenced
+from alignlab.models.scoring import token_scores
+
+PairLoss = Callable[..., Tensor]
+
+
+class DPO(Referenced):
+    """Minimise losses of pairs.
+
+    Args:
+        beta: Strength of the pull towards the reference.
+        loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair; see ``losses.preference``.
+        loss_weights: Their weights, in their order; ``None`` for 1 each.
+        divergence: Log-ratio → score; see ``losses.divergence``.
+        length_desensitisation: What tokens past the pair's shorter completion count (LD-DPO, arXiv 2409.06411).
+        weighting: ``wpo`` weighs a pair by how likely it is the policy's own (arXiv 2406.11827).
+        parts: See ``Referenced``.
+    """
+
+    eats = Preference
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Field(gt=0)],
+        loss: dict[str, PairLoss],
+        loss_weights: list[float] | None,
+        divergence: Callable[[Tensor], Tensor],
+        length_desensitisation: Annotated[float, Field(ge=0, le=1)],
+        weighting: Literal["none", "wpo"],
+        **parts,
+    ):
+        super().__init__(**parts)
+        self.beta, self.losses, self.divergence = beta, loss, divergence
+        self.loss_weights = name_weights(loss, loss_weights)
+        self.length_desensitisation, self.weighting = length_desensitisation, weighting
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Weighted sum of the losses of all pairs."""
+        scores = token_scores(self.policy, batch, want=("log_collisions",) if self.weighting == "wpo" else ())
+        pairs = self._pairs(scores.logps, batch)
+        losses = sum(weight * self.losses[name](pairs, beta=self.beta) for name, weight in self.loss_weights.items())
+        if self.weighting == "wpo":
+            index = pair_index(batch.tree)
+            likely = wpo_weights(scores.logps, scores.log_collisions, batch.owner, batch.num_sequences)
+            losses = losses * (likely[index.chosen] + likely[index.rejected]).exp()
+        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.beta))
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Pairs of the step."""
+        return totals.pairs
+
+    def _pairs(self, token_logps: Tensor, batch: MicroBatch) -> Pairs:
+        index, num_sequences = pair_index(batch.tree), batch.num_sequences
+        tokens = token_counts(batch.owner, num_sequences, token_logps.dtype)
+        if self.length_desensitisation == 1.0:
+            logps = sequence_sums(token_logps, batch.owner, num_sequences)
+            sides = (*self._sides(logps, index), *self._sides(self.reference_logps(batch), index))
+        else:
+            cut = (batch.owner, num_sequences, index, self.length_desensitisation)
+            reference = self.reference_token_logps(batch) if self.reference else torch.zeros_like(token_logps)
+            sides = (*desensitised_sums(token_logps, *cut), *desensitised_sums(reference, *cut))
+        scale = batch.totals.pairs / batch.totals.chosen_tokens
+        return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], scale, self.divergence)
+
+    @staticmethod
+    def _sides(values: Tensor, index) -> tuple[Tensor, Tensor]:
+        return values[index.chosen], values[index.rejected]
+
+
+def name_weights(losses: dict[str, PairLoss], weights: list[float] | None) -> dict[str, float]:
+    """The weight of each loss by its name."""
+    return dict(zip(losses, [1.0] * len(losses) if weights is None else weights, strict=True))
+
+
+def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Ratio]:
+    """Rewards (β times the log-ratio) of both sides, their margin, how often it is positive, and log-probabilities."""
+    chosen, rejected = (beta * ratio.detach() for ratio in (pairs.chosen_ratio, pairs.rejected_ratio))
+    values = {
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
+        "logps/chosen": pairs.chosen.detach(),
+        "logps/rejected": pairs.rejected.detach(),
+    }
+    count = chosen.new_tensor(chosen.numel())
+    return {name: Ratio(value.sum(), count) for name, value in values.items()}

@@ -1,0 +1,107 @@
+"""Reference log-probabilities computed once, before training, and kept beside the token tables.
+
+They are keyed by the weights, the rows and the code that computes them; nothing else can change them.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from alignlab.batches import MicroBatch, TokenRow, move
+from alignlab.data.cache import user_cache
+from alignlab.data.collate import collate
+from alignlab.data.datamodule import DataModule
+from alignlab.data.steps import num_epoch_steps, table_steps
+from alignlab.data.table import TokenTable
+from alignlab.models import attention, scoring
+from alignlab.training.reduction import num_ranks
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10
+
+Score = Callable[[MicroBatch], Tensor]
+
+
+def add_reference_column(data: DataModule, name: str, fingerprint: str, score: Score, device: torch.device) -> None:
+    """Give every row of the training and the held-out table the log-probabilities of its completions.
+
+    Args:
+        data: Whose tables get the column.
+        name: Of the column.
+        fingerprint: Of the weights that score.
+        score: Micro-batch → log-probabilities of its completions ``[S]``; every rank calls it equally often.
+        device: Where it wants the micro-batches.
+    """
+    folder = Path(data.load.cache_dir or user_cache()).parent / "reference"
+    for part in ("train", "validation"):
+        table = getattr(data, part)
+        if table is None:
+            continue
+        file = folder / f"{column_key(table, fingerprint)}.json"
+        known = file.exists() and not data.load.fresh
+        if all(_everyone(known)):
+            values = json.loads(file.read_text(encoding="utf-8"))
+        else:
+            values = score_table(data, table, score, device, part)
+            _write(file, values)
+        log.info("reference log-probabilities of the %s rows: %s", part, file)
+        data.add_numbers(part, name, values)
+
+
+def column_key(table: TokenTable, fingerprint: str) -> str:
+    """Hash of everything that decides the values: rows, weights and the code that scores."""
+    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (scoring, attention))
+    return hashlib.sha256(f"{table.key} {fingerprint} {code}".encode()).hexdigest()[:16]
+
+
+@torch.no_grad()
+def score_table(data: DataModule, table: TokenTable, score: Score, device: torch.device, part: str) -> list:
+    """Log-probabilities of the completions of every row, in the order of the table; the ranks share the work."""
+    plan = replace(data.plan, order="as_is")
+    num_steps = num_epoch_steps(len(table), plan)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    found: dict[int, list[float]] = {}
+    told = time.monotonic()
+    for number, step in enumerate(islice(table_steps(table, plan, rank, num_ranks(), 0), num_steps)):
+        for batch in step.micro_batches:
+            rows = [step.rows[index] for index in batch.rows]
+            micro = collate(rows, data.load.packing, data.tokenizer.pad_token_id or 0)
+            values = iter(score(move(micro, device)).double().tolist())
+            for index, row in zip(batch.rows, rows, strict=True):
+                found[number * plan.global_batch_size + index] = [next(values) for _ in range(_num_completions(row))]
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            log.info("reference log-probabilities, %s: %d of %d batches", part, number + 1, num_steps)
+    merged = {index: values for one in _everyone(found) for index, values in one.items()}
+    return [merged[index] for index in range(len(table))]
+
+
+def _everyone(value: Any) -> list[Any]:
+    """The values of all ranks."""
+    values = [value] * num_ranks()
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _num_completions(row: TokenRow) -> int:
+    return sum(len(tree) - 1 for tree in row.trees)
+
+
+def _write(file: Path, values: list) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, file)

@@ -1,0 +1,144 @@
+"""Group losses against slow loops, hand-worked numbers, and their limits."""
+
+import math
+
+import pytest
+import torch
+
+from alignlab.losses import group
+from alignlab.losses.group import Groups, group_metrics, hardest, hardest_place
+
+LOSSES = {
+    "group_hinge": ({"margin": 0.7, "sharpness": None}, lambda c, r, s: max(0.0, max(r) - c + 0.7)),
+    "group_hinge_smooth": ({"margin": 0.7, "sharpness": 2.0}, lambda c, r, s: max(0.0, smooth(r, 2.0) - c + 0.7)),
+    "group_logistic": ({"sharpness": None}, lambda c, r, s: softplus(max(r) - c)),
+    "group_softmax": ({}, lambda c, r, s: softplus(math.log(sum(math.exp(x - c) for x in r)))),
+    "all_pairs": ({"margin": 0.3}, lambda c, r, s: sum(softplus(x - c + 0.3) for x in r) / len(r)),
+    "plackett_luce": ({}, lambda c, r, s: ranking([c, *r], s)),
+}
+
+
+def softplus(value):
+    return math.log1p(math.exp(value))
+
+
+def smooth(values, sharpness):
+    weights = [math.exp(sharpness * value) for value in values]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
+def ranking(rewards, scores):
+    """Choose the best of those left, again and again."""
+    left = sorted(range(len(rewards)), key=lambda place: (-scores[place], place))
+    total = 0.0
+    while left:
+        total -= rewards[left[0]] - math.log(sum(math.exp(rewards[place]) for place in left))
+        left.pop(0)
+    return total
+
+
+def loss_of(name):
+    settings, slow = LOSSES[name]
+    function = getattr(group, name.removesuffix("_smooth"))
+    return lambda groups: function(groups, **settings), slow
+
+
+def make_groups(seed=0, sizes=(2, 5, 3, 2, 8), **changes):
+    generator = torch.Generator().manual_seed(seed)
+    tree = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    rewards = torch.randn(len(tree), dtype=torch.float64, generator=generator, requires_grad=True)
+    return Groups(rewards, tree, **changes)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_a_slow_loop_on_ragged_groups(name, seed):
+    scores = torch.randint(0, 4, (20,), generator=torch.Generator().manual_seed(seed)).double()
+    groups = make_groups(seed, scores=scores)
+    fast, slow = loss_of(name)
+    for number, found in enumerate(fast(groups).tolist()):
+        chosen, *rejected = groups.rewards[groups.tree == number].tolist()
+        assert found == pytest.approx(slow(chosen, rejected, scores[groups.tree == number].tolist()), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name):
+    groups = make_groups(4)
+    assert torch.autograd.gradcheck(lambda rewards: loss_of(name)[0](Groups(rewards, groups.tree)), (groups.rewards,))
+
+
+def test_worked_by_hand():
+    """Chosen 0.5 against 0.2 and 0.4 with margin 1: 0.4 - 0.5 + 1 = 0.9; the gradient reaches chosen and hardest."""
+    rewards = torch.tensor([0.5, 0.2, 0.4], dtype=torch.float64, requires_grad=True)
+    loss = group.group_hinge(Groups(rewards, torch.zeros(3, dtype=torch.long)), margin=1.0, sharpness=None)
+    assert loss.item() == pytest.approx(0.9)
+    loss.sum().backward()
+    assert rewards.grad.tolist() == [-1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("sharpness", [1e4, 1e9])
+def test_a_sharp_maximum_is_the_exact_one(sharpness):
+    groups = make_groups(2)
+    assert torch.allclose(hardest(groups, sharpness), hardest(groups), rtol=1e-12)
+    exact, sharp = (
+        torch.autograd.grad(group.group_hinge(groups, margin=9.0, sharpness=value).sum(), groups.rewards)[0]
+        for value in (None, sharpness)
+    )
+    assert torch.allclose(exact, sharp, atol=1e-9)
+
+
+def test_a_blunt_maximum_is_the_mean():
+    groups = make_groups(2)
+    rewards, tree = groups.rejected
+    means = torch.stack([rewards[tree == number].mean() for number in range(groups.num_groups)])
+    assert torch.allclose(hardest(groups, 1e-9), means, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [None, 0.5, 5.0])
+def test_one_rejected_is_the_pairwise_hinge(sharpness):
+    groups = make_groups(3, sizes=(2, 2, 2))
+    chosen, rejected = groups.rewards.view(3, 2).T
+    pairwise = torch.relu(1.5 - (chosen - rejected))
+    assert torch.allclose(group.group_hinge(groups, margin=1.5, sharpness=sharpness), pairwise, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["group_logistic", "group_softmax", "plackett_luce"])
+def test_one_rejected_is_the_logistic_loss(name):
+    groups = make_groups(3, sizes=(2, 2, 2))
+    chosen, rejected = groups.rewards.view(3, 2).T
+    assert torch.allclose(loss_of(name)[0](groups), torch.log1p(torch.exp(rejected - chosen)), rtol=1e-12)
+
+
+def test_of_equally_hard_ones_the_first():
+    rewards = torch.tensor([0.0, 2.0, 2.0, 1.0], requires_grad=True)
+    groups = Groups(rewards, torch.zeros(4, dtype=torch.long))
+    assert hardest_place(groups).tolist() == [0]
+    group.group_hinge(groups, margin=1.0, sharpness=None).sum().backward()
+    assert rewards.grad.tolist() == [-1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_huge_rewards_stay_finite(name):
+    rewards = torch.tensor([-1e4, 1e4, -1e4, 500.0], requires_grad=True)
+    loss = loss_of(name)[0](Groups(rewards, torch.zeros(4, dtype=torch.long)))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert rewards.grad.isfinite().all()
+
+
+def test_metrics_by_hand():
+    """Groups (1 | 0.5, 0) and (0 | 2): leads over the hardest 0.5 and -2, over the mean 0.75 and -2."""
+    groups = Groups(torch.tensor([1.0, 0.5, 0.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 1, 1]))
+    means = {name: (ratio.sum / ratio.weight).item() for name, ratio in group_metrics(groups, margin=0.4).items()}
+    assert means == pytest.approx(
+        {
+            "rewards/chosen": 0.5,
+            "rewards/rejected": (0.25 + 2) / 2,
+            "rewards/margins": (0.75 - 2) / 2,
+            "rewards/margins_hardest": (0.5 - 2) / 2,
+            "rewards/accuracies": 0.5,
+            "group/active_fraction": 0.5,
+            "group/hardest_place": 0.0,
+            "group/num_rejected": 1.5,
+        }
+    )
