@@ -9,7 +9,17 @@ import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 
 from alignlab.errors import InputError
-from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows
+from tests.methods.toy import METHODS, Rows, fit, make_loader, make_method, make_rows, rows_for
+
+TIMED = {"train/tokens_per_second", "train/step_seconds"}
+
+
+def rounding(metric):
+    """Rewards are differences of sums over a whole completion, up to a hundred nats in float32."""
+    return 2e-5 if metric.startswith(("rewards/", "kto/")) else 1e-6
+
+
+SEEN_BY_A_RANK = {"group/hardest_changed"}  # a rank remembers only the rows that it had itself
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -20,15 +30,15 @@ def test_accumulation_invariance(name, optimizer):
     runs = {}
     for size in (8, 4, 1):
         method = make_method(name, optimizer=optimizer, lr=lr, clip=1.0)
-        runs[size] = fit(method, make_loader(make_rows(), size))
+        runs[size] = fit(method, make_loader(rows_for(name), size))
     weights, steps = runs[8]
     assert len(steps) == 4
     for size in (4, 1):
         others, other_steps = runs[size]
         assert (others - weights).norm() < 1e-6 * weights.norm(), f"{size} rows at a time"
         for one, other in zip(steps, other_steps, strict=True):
-            for metric in ("train/loss", "train/grad_norm", "train/nll"):
-                assert other[metric] == pytest.approx(one[metric], rel=1e-5)
+            for metric in sorted(one.keys() - TIMED):
+                assert other[metric] == pytest.approx(one[metric], rel=1e-5, abs=rounding(metric)), metric
 
 
 def test_the_first_gradient_is_that_of_the_plain_mean():
@@ -53,17 +63,17 @@ def test_the_first_gradient_is_that_of_the_plain_mean():
 @pytest.mark.parametrize("name", METHODS)
 def test_ragged_last_window(name):
     """The short window of an epoch is divided by its own weight: its loss is that of its rows alone."""
-    rows = make_rows()
+    rows = rows_for(name)
     _, steps = fit(make_method(name, lr=0.0), make_loader(rows, 2, num_steps=2, order="as_is"))
-    _, alone = fit(make_method(name, lr=0.0), make_loader(type(rows)(rows[8:]), 5, num_steps=1, order="as_is"))
+    _, alone = fit(make_method(name, lr=0.0), make_loader(Rows(list(rows)[8:]), 5, num_steps=1, order="as_is"))
     assert steps[1]["train/loss"] == pytest.approx(alone[0]["train/loss"], rel=1e-6)
     assert steps[1]["progress/samples"] == 13
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_packed_equals_padded(name):
-    flat, _ = fit(make_method(name), make_loader(make_rows(), 4))
-    padded, _ = fit(make_method(name, packing=False), make_loader(make_rows(), 4, packing=False))
+    flat, _ = fit(make_method(name, lr=0.1), make_loader(rows_for(name), 4))
+    padded, _ = fit(make_method(name, lr=0.1, packing=False), make_loader(rows_for(name), 4, packing=False))
     assert (flat - padded).norm() < 1e-6 * flat.norm()
 
 
@@ -95,7 +105,7 @@ def _train_rank(rank, num_ranks, port, folder):
     )  # fmt: skip
     torch.set_num_threads(1)
     for name in METHODS:
-        loader = make_loader(make_rows(), 2, rank=rank, num_ranks=num_ranks)
+        loader = make_loader(rows_for(name), 2, rank=rank, num_ranks=num_ranks)
         result = fit(make_method(name, clip=1.0), loader, strategy="ddp", devices=num_ranks)
         torch.save(result, f"{folder}/{name}-{rank}.pt")
 
@@ -111,13 +121,13 @@ def two_ranks(tmp_path_factory, free_port):
 @pytest.mark.parametrize("name", METHODS)
 def test_world_size_invariance(name, two_ranks):
     """Two processes give the weights and metrics of one, with a last window that leaves a rank short of rows."""
-    alone, steps = fit(make_method(name, clip=1.0), make_loader(make_rows(), 2))
+    alone, steps = fit(make_method(name, clip=1.0), make_loader(rows_for(name), 2))
     for rank in range(2):
         weights, rank_steps = torch.load(two_ranks / f"{name}-{rank}.pt")
         assert (weights - alone).norm() < 1e-6 * alone.norm()
         for one, other in zip(steps, rank_steps, strict=True):
-            for metric in ("train/loss", "train/grad_norm", "train/token_accuracy", "progress/tokens"):
-                assert other[metric] == pytest.approx(one[metric], rel=1e-5)
+            for metric in sorted(one.keys() - TIMED - SEEN_BY_A_RANK):
+                assert other[metric] == pytest.approx(one[metric], rel=1e-5, abs=rounding(metric)), metric
 
 
 def test_half_precision_with_a_scaler_trains_and_unscales_once():

@@ -11,7 +11,7 @@ A *tree* is a prompt followed by its completions: each completion attends to its
 completion per tree, a preference 1 + K (the chosen first), GRPO G, a text block none of the prompt.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +99,7 @@ class TokenRow:
             per completion.
         token_numbers: Quantities by name with one value per target of the loss (``old_logps``), for losses.
         record: Of a prompt, what rewards are told: ``prompt``, its messages, and ``columns``.
+        companion: A second row that goes with this one, without a gradient, for methods that want one.
     """
 
     tokens: list[int]
@@ -108,6 +109,7 @@ class TokenRow:
     numbers: dict[str, Any] = field(default_factory=dict)
     token_numbers: dict[str, list[float]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    companion: "TokenRow | None" = None
 
 
 # --- batches: what a method sees --------------------------------------------------------------------------------------
@@ -183,15 +185,20 @@ class StepBatch:
         micro_batches: What goes through the model one after the other.
         totals: Sizes of the step over all ranks.
         epoch: Passes over the training rows once this step is done.
+        companions: Of each micro-batch the companions of its rows, where the method wants them.
     """
 
-    def __init__(self, micro_batches: list[MicroBatch], totals: StepTotals, epoch: float):
-        self.micro_batches, self.totals, self.epoch = micro_batches, totals, epoch
+    def __init__(
+        self, micro_batches: list[MicroBatch], totals: StepTotals, epoch: float, companions: Sequence[MicroBatch] = ()
+    ):
+        self.micro_batches, self.totals, self.epoch, self.companions = micro_batches, totals, epoch, companions
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
         """The same step with its tensors on another device."""
-        batches = [move(batch, device, non_blocking) for batch in self.micro_batches]
-        return StepBatch(batches, self.totals, self.epoch)
+        batches, companions = (
+            [move(batch, device, non_blocking) for batch in some] for some in (self.micro_batches, self.companions)
+        )
+        return StepBatch(batches, self.totals, self.epoch, companions)
 
 
 def move(value: Any, device, non_blocking: bool = False) -> Any:

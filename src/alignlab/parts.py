@@ -64,10 +64,11 @@ INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "tr
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
     """The data module, its rows tokenised, and the number of optimizer steps settled."""
-    node = {**config["data"], "seed": config["seed"]}
+    node, method = {**config["data"], "seed": config["seed"]}, locate(config["method"]["_target_"])
     data = DataModule(
         source=source,
-        kind=locate(config["method"]["_target_"]).eats,
+        kind=method.eats,
+        companions=method.wants_companions,
         tokenizer=tokenizer,
         tokens=pick(TokenSettings, node),
         plan=pick(PlanSettings, node),

@@ -1,5 +1,6 @@
 """A tiny policy, rows in memory and a bare Trainer: what the invariants of every method are tested with."""
 
+import dataclasses
 import functools
 
 import lightning
@@ -7,19 +8,52 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignlab.batches import TokenRow
+from alignlab.batches import Demonstration, Preference, Text, TokenRow, Unpaired
+from alignlab.data.mismatch import WithCompanions
 from alignlab.data.plan import PlanSettings
 from alignlab.data.steps import StepLoader, num_epoch_steps, table_steps
+from alignlab.losses import group, preference
+from alignlab.losses.divergence import reverse_kl
+from alignlab.losses.kto import kto
 from alignlab.losses.sft import nll
 from alignlab.methods.base import Parts
+from alignlab.methods.cpo import CPO
+from alignlab.methods.dpo import DPO
+from alignlab.methods.group_dpo import GroupDPO
+from alignlab.methods.kto import KTO
+from alignlab.methods.orpo import ORPO
 from alignlab.methods.pretrain import Pretrain
 from alignlab.methods.sft import SFT
+from alignlab.methods.simpo import SimPO
 from alignlab.models import attention  # noqa: F401  (registers the flat attention)
 
+REFERENCE = {
+    "reference": "initial",
+    "reference_decay": 0.9,
+    "reference_every_n_steps": 2,
+    "precompute_reference": False,
+}
+SIGMOID = {"sigmoid": functools.partial(preference.sigmoid, label_smoothing=0.0)}
+PAIRS = {"divergence": reverse_kl, "length_desensitisation": 1.0, "weighting": "none", "loss_weights": None}
+HINGE = functools.partial(group.group_hinge, margin=1.0, sharpness=None)
 METHODS = {
     "sft": functools.partial(SFT, loss=nll, reduction="token", neftune_alpha=0.0),
     "sft_by_sequence": functools.partial(SFT, loss=nll, reduction="sequence", neftune_alpha=0.0),
     "pretrain": Pretrain,
+    "dpo": functools.partial(DPO, beta=0.5, loss=SIGMOID, **PAIRS, **REFERENCE),
+    "dpo_with_sft": functools.partial(
+        DPO,
+        beta=0.5,
+        loss={**SIGMOID, "sft": preference.sft},
+        **{**PAIRS, "loss_weights": [0.8, 0.2], "weighting": "wpo", "length_desensitisation": 0.5},
+        **REFERENCE,
+    ),
+    "dpo_ema": functools.partial(DPO, beta=0.5, loss=SIGMOID, **PAIRS, **{**REFERENCE, "reference": "ema"}),
+    "group_dpo": functools.partial(GroupDPO, beta=0.5, loss=HINGE, length_normalised=False, **REFERENCE),
+    "orpo": functools.partial(ORPO, beta=0.5),
+    "simpo": functools.partial(SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1),
+    "cpo": functools.partial(CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0),
+    "kto": functools.partial(KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, **REFERENCE),
 }
 
 
@@ -30,18 +64,39 @@ class Rows(list):
     def lengths(self):
         return np.array([len(row.tokens) for row in self])
 
+    key, counts, longest_sequence = "toy", None, 60
+
 
 def make_rows(num_rows=13, seed=0):
     """Ragged rows: a prompt and a completion of 1 to 30 tokens each, some targets masked."""
     draw = torch.Generator().manual_seed(seed)
-    rows = Rows()
-    for index in range(num_rows):
-        prompt, completion = torch.randint(1, 30, (2,), generator=draw).tolist()
-        tokens = torch.randint(1, 64, (prompt + completion,), generator=draw).tolist()
-        supervised = [False] * prompt + (torch.rand(completion, generator=draw) > 0.3).tolist()
-        supervised[-1] = True
-        rows.append(TokenRow(tokens, supervised, [[prompt, completion]], f"row {index}"))
+    return Rows(_row(index, draw, 1) for index in range(num_rows))
+
+
+def rows_for(name, num_rows=13):
+    """Rows of the kind that a method eats: for groups one chosen and one to three rejected completions."""
+    draw = torch.Generator().manual_seed(0)
+    kind = KINDS[METHODS[name].func.eats if isinstance(METHODS[name], functools.partial) else METHODS[name].eats]
+    if kind == "groups":
+        return Rows(_row(index, draw, 2 + index % 3) for index in range(num_rows))
+    rows = make_rows(num_rows)
+    if kind == "verdicts":
+        rows = Rows(dataclasses.replace(row, numbers={"desirable": i % 3 > 0}) for i, row in enumerate(rows))
+        return WithCompanions(rows, max_tokens=60)
     return rows
+
+
+KINDS = {Preference: "groups", Unpaired: "verdicts", Demonstration: "demonstrations", Text: "demonstrations"}
+
+
+def _row(index, draw, num_completions):
+    prompt, *completions = torch.randint(1, 30, (1 + num_completions,), generator=draw).tolist()
+    tokens = torch.randint(1, 64, (prompt + sum(completions),), generator=draw).tolist()
+    supervised = [False] * prompt
+    for completion in completions:
+        supervised += (torch.rand(completion, generator=draw) > 0.3).tolist()
+        supervised[-1] = True
+    return TokenRow(tokens, supervised, [[prompt, *completions]], f"row {index}", {"row": index})
 
 
 def make_policy(dropout=0.0):
@@ -122,4 +177,4 @@ class History(lightning.Callback):
         self.steps.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
-__all__ = ["METHODS", "fit", "make_loader", "make_method", "make_policy", "make_rows", "num_epoch_steps"]
+__all__ = ["METHODS", "fit", "make_loader", "make_method", "make_policy", "make_rows", "num_epoch_steps", "rows_for"]

@@ -16,7 +16,7 @@ from alignlab.models.load import locate, open_weights
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.storage import open_checkpoint
 from alignlab.training.strategies import make_strategy
-from tests.methods.toy import fit, make_loader, make_method, make_policy, make_rows
+from tests.methods.toy import fit, make_loader, make_method, make_policy, rows_for
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (torch.optim.AdamW, 1e-2)}
@@ -63,7 +63,7 @@ def train(
     adapter, spread_node = choices(peft, strategy, **(changes or {}))
     policy = functools.partial(make_adapted, base, adapter)
     made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)
-    loader = make_loader(make_rows(), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
+    loader = make_loader(rows_for(method), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
     chosen = make_strategy(**spread_node)
     callbacks = [Checkpoint(folder=Path(checkpoints), every_n_steps=2, keep_last=9)] if checkpoints else []
     resume = resume and open_checkpoint(Path(resume)).state

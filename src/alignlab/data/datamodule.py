@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.batches import Prompt, Row, TokenRow
 from alignlab.data.cache import TokenTable, build_table, tokenize_stream
+from alignlab.data.mismatch import WithCompanions
 from alignlab.data.plan import PlanSettings
 from alignlab.data.rows import convert, converts
 from alignlab.data.split import Part, Source, split_rows
@@ -58,6 +59,7 @@ class DataModule(lightning.LightningDataModule):
         tokens: How rows become tokens.
         plan: How rows become steps.
         load: How data is split, kept and brought to the model.
+        companions: Whether each row carries its prompt with the completion of another row.
     """
 
     def __init__(
@@ -65,13 +67,14 @@ class DataModule(lightning.LightningDataModule):
         *,
         source: Source,
         kind: type[Row],
+        companions: bool = False,
         tokenizer: PreTrainedTokenizerBase,
         tokens: TokenSettings,
         plan: PlanSettings,
         load: LoadSettings,
     ):
         super().__init__()
-        self.source, self.kind, self.tokenizer = source, kind, tokenizer
+        self.source, self.kind, self.companions, self.tokenizer = source, kind, companions, tokenizer
         self.tokens, self.plan, self.load = tokens, plan, load
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
@@ -94,9 +97,11 @@ class DataModule(lightning.LightningDataModule):
         """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
         return split_rows(self.source, part, self.load.validation_size, self.load.streaming)
 
-    def add_numbers(self, part: Part, name: str, values: Sequence[Any]) -> None:
-        """Give every row of a part one more numeric column."""
-        setattr(self, part, WithNumbers(getattr(self, part), name, values))
+    def add_numbers(
+        self, part: Part, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None = None
+    ) -> None:
+        """Give every row of a part, and its companion where it has one, one more numeric column."""
+        setattr(self, part, WithNumbers(getattr(self, part), name, values, companion_values))
 
     def validation_prompts(self, limit: int) -> list[Prompt]:
         """Held-out rows that have an ``answer`` column, as prompts, ``limit`` at most."""
@@ -153,7 +158,9 @@ class DataModule(lightning.LightningDataModule):
             raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
         if part == "validation" and len(table) == 0 and self.load.validation_size is not None:
             log.warning("no held-out row is left, so there is no validation: %s", table.counts)
-        return table if len(table) else None
+        if not len(table):
+            return None
+        return WithCompanions(table, self.tokens.max_tokens_per_sequence) if self.companions else table
 
     def _tell_dropped(self) -> None:
         """Say what the source left out, also where a cached table made reading it unnecessary."""

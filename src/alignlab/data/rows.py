@@ -2,7 +2,7 @@
 
 from dataclasses import fields
 
-from alignlab.batches import Demonstration, Preference, Prompt, Row, Text
+from alignlab.batches import Demonstration, Preference, Prompt, Row, Text, Unpaired
 from alignlab.data.formats.messages import split
 from alignlab.errors import InputError
 
@@ -12,7 +12,7 @@ def _chosen(row: Preference) -> Demonstration:
     return Demonstration(messages=messages, tools=row.tools, origin=row.origin, columns=row.columns)
 
 
-def _asked(row: Preference) -> Prompt:
+def _asked(row: Preference | Unpaired) -> Prompt:
     return Prompt(prompt=row.prompt, tools=row.tools, origin=row.origin, columns=row.columns)
 
 
@@ -31,6 +31,7 @@ def _written_out(row: Demonstration) -> Text:
 CONVERSIONS = {
     (Preference, Demonstration): _chosen,
     (Preference, Prompt): _asked,
+    (Unpaired, Prompt): _asked,
     (Demonstration, Prompt): _unanswered,
     (Demonstration, Text): _written_out,
 }

@@ -171,14 +171,11 @@ class _Steps(IterableDataset):
 
     def _collate(self, planned: PlannedRows) -> StepBatch:
         sizes = totals(planned.rows)
-        batches = [
-            collate(
-                [planned.rows[i] for i in batch.rows],
-                packing=self.loader.packing,
-                pad_token_id=self.loader.pad_token_id,
-                counted=batch.counted,
-                totals=sizes,
-            )
-            for batch in planned.micro_batches
-        ]
-        return StepBatch(batches, sizes, planned.epoch)
+        chosen = [[planned.rows[i] for i in batch.rows] for batch in planned.micro_batches]
+        layout = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id, "totals": sizes}
+        batches, companions = [], []
+        for rows, batch in zip(chosen, planned.micro_batches, strict=True):
+            batches.append(collate(rows, counted=batch.counted, **layout))
+            if rows[0].companion is not None:
+                companions.append(collate([row.companion for row in rows], counted=batch.counted, **layout))
+        return StepBatch(batches, sizes, planned.epoch, companions)

@@ -54,7 +54,7 @@ class TokenTable:
             supervised=row["supervised"].values.to_numpy(zero_copy_only=False).tolist(),
             trees=row["trees"].as_py(),
             origin=row["origin"].as_py(),
-            numbers=json.loads(row["numbers"].as_py()),
+            numbers={"row": index} | json.loads(row["numbers"].as_py()),
             record=json.loads(row["record"].as_py()),
         )
 
@@ -88,28 +88,55 @@ class TokenTable:
         return Counts(**json.loads((self.folder / _COUNTS).read_text(encoding="utf-8")))
 
 
-class WithNumbers:
-    """A table whose rows have one more numeric column, held in memory.
+class View:
+    """A table whose rows are given with something added; everything else is the table's own.
 
     Args:
-        table: The rows.
-        name: Of the column.
-        values: One entry per row.
+        table: A table or another view.
     """
 
-    def __init__(self, table: TokenTable, name: str, values: Sequence[Any]):
-        self.table, self.name, self.values = table, name, values
-        self.lengths = table.lengths
+    def __init__(self, table: "TokenTable | View"):
+        self.table = table
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, index: int) -> TokenRow:
-        row = self.table[index]
-        return replace(row, numbers=row.numbers | {self.name: self.values[index]})
+        raise NotImplementedError(f"{type(self).__name__} does not say what its rows are")
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(len(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "table":  # not there yet while the view is unpickled
+            raise AttributeError(name)
+        return getattr(self.table, name)
+
+
+class WithNumbers(View):
+    """Rows with one more numeric column, which is held in memory.
+
+    Args:
+        table: The rows.
+        name: Of the column.
+        values: One entry per row.
+        companion_values: Likewise for the companions, where rows have them.
+    """
+
+    def __init__(
+        self, table: TokenTable | View, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None
+    ):
+        super().__init__(table)
+        self.name, self.values, self.companion_values = name, values, companion_values
+
+    def __getitem__(self, index: int) -> TokenRow:
+        row = self._with(self.table[index], self.values[index])
+        if self.companion_values is None:
+            return row
+        return replace(row, companion=self._with(row.companion, self.companion_values[index]))
+
+    def _with(self, row: TokenRow, value: Any) -> TokenRow:
+        return replace(row, numbers=row.numbers | {self.name: value})
 
 
 def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Counts]) -> None:

@@ -75,13 +75,14 @@ def desensitised_sums(token_logps: Tensor, owner: Tensor, num_sequences: int, pa
         Log-probabilities of the chosen and of the rejected of each pair. Shapes ``[P]``.
     """
     counts = torch.bincount(owner, minlength=num_sequences)
-    # Running sums with a zero in front: a stretch of tokens is the difference of two of them.
-    running = torch.cat([token_logps.new_zeros(1), token_logps.cumsum(0)])
+    # Running sums with a zero in front: a stretch of tokens is the difference of two of them, hence double precision.
+    running = torch.cat([token_logps.new_zeros(1), token_logps]).double().cumsum(0)
     start = counts.cumsum(0) - counts
     shared = torch.minimum(counts[pairs.chosen], counts[pairs.rejected])
 
     def blend(sequence: Tensor) -> Tensor:
         begin, middle, end = start[sequence], start[sequence] + shared, start[sequence] + counts[sequence]
-        return running[middle] - running[begin] + alpha * (running[end] - running[middle])
+        blended = running[middle] - running[begin] + alpha * (running[end] - running[middle])
+        return blended.to(token_logps.dtype)
 
     return blend(pairs.chosen), blend(pairs.rejected)

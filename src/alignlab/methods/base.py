@@ -87,6 +87,9 @@ class Method(lightning.LightningModule):
     eats: ClassVar[type[Row]]
     """The kind of row that ``compute_loss`` understands."""
 
+    wants_companions: ClassVar[bool] = False
+    """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
+
     def __init__(self, *, parts: Parts):
         super().__init__()
         self.automatic_optimization = False

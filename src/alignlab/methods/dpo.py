@@ -11,9 +11,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, Ratio, StepTotals
+from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
+from alignlab.methods.pairs import pair_metrics
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
 
@@ -87,18 +88,3 @@ class DPO(Referenced):
 def name_weights(losses: dict[str, PairLoss], weights: list[float] | None) -> dict[str, float]:
     """The weight of each loss by its name."""
     return dict(zip(losses, [1.0] * len(losses) if weights is None else weights, strict=True))
-
-
-def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Ratio]:
-    """Rewards (β times the log-ratio) of both sides, their margin, how often it is positive, and log-probabilities."""
-    chosen, rejected = (beta * ratio.detach() for ratio in (pairs.chosen_ratio, pairs.rejected_ratio))
-    values = {
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
-        "logps/chosen": pairs.chosen.detach(),
-        "logps/rejected": pairs.rejected.detach(),
-    }
-    count = chosen.new_tensor(chosen.numel())
-    return {name: Ratio(value.sum(), count) for name, value in values.items()}

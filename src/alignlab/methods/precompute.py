@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,11 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
         if all(_everyone(known)):
             values = json.loads(file.read_text(encoding="utf-8"))
         else:
-            values = score_table(data, table, score, device, part)
+            sides = (_itself, attrgetter("companion")) if data.companions else (_itself,)
+            values = [score_table(data, table, score, device, part, side) for side in sides]
             _write(file, values)
         log.info("reference log-probabilities of the %s rows: %s", part, file)
-        data.add_numbers(part, name, values)
+        data.add_numbers(part, name, *values)
 
 
 def column_key(table: TokenTable, fingerprint: str) -> str:
@@ -67,8 +69,19 @@ def column_key(table: TokenTable, fingerprint: str) -> str:
 
 
 @torch.no_grad()
-def score_table(data: DataModule, table: TokenTable, score: Score, device: torch.device, part: str) -> list:
-    """Log-probabilities of the completions of every row, in the order of the table; the ranks share the work."""
+def score_table(
+    data: DataModule, table: TokenTable, score: Score, device: torch.device, part: str, side: Callable
+) -> list[list[float]]:
+    """Log-probabilities of the completions of every row, in the order of the table; the ranks share the work.
+
+    Args:
+        data: Whose layout and batch sizes are used.
+        table: The rows.
+        score: As in ``add_reference_column``.
+        device: Likewise.
+        part: For the log.
+        side: Row → what to score of it.
+    """
     plan = replace(data.plan, order="as_is")
     num_steps = num_epoch_steps(len(table), plan)
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -76,7 +89,7 @@ def score_table(data: DataModule, table: TokenTable, score: Score, device: torch
     told = time.monotonic()
     for number, step in enumerate(islice(table_steps(table, plan, rank, num_ranks(), 0), num_steps)):
         for batch in step.micro_batches:
-            rows = [step.rows[index] for index in batch.rows]
+            rows = [side(step.rows[index]) for index in batch.rows]
             micro = collate(rows, data.load.packing, data.tokenizer.pad_token_id or 0)
             values = iter(score(move(micro, device)).double().tolist())
             for index, row in zip(batch.rows, rows, strict=True):
@@ -94,6 +107,10 @@ def _everyone(value: Any) -> list[Any]:
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values
+
+
+def _itself(row: TokenRow) -> TokenRow:
+    return row
 
 
 def _num_completions(row: TokenRow) -> int:

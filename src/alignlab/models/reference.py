@@ -5,7 +5,7 @@
 | ``initial`` | the policy as training starts, an earlier stage's adapter included | a frozen copy | the adapter \
 switched off where it starts as the identity, else a frozen copy of the adapter |
 | ``base`` | the weights under the adapter | a frozen copy | the adapter switched off |
-| ``ema`` | an exponential moving average of the policy (TR-DPO, arXiv 2404.09656, eq. 7) | a copy | a copy of the adapter |
+| ``ema`` | a moving average of the policy (TR-DPO, arXiv 2404.09656, eq. 7) | a copy | a copy of the adapter |
 | ``synchronised`` | the policy as it was some steps ago (TR-DPO, eq. 8) | a copy | a copy of the adapter |
 | a path | other weights | these, frozen | these, frozen |
 """

@@ -1,0 +1,82 @@
+"""Group DPO: one chosen completion against all rejected ones of its prompt at once.
+
+    max(0, max over the rejected of r(y) - r(y_c) + α),   r(y) = β (log π(y|x) - log π_ref(y|x))
+
+Prompt and chosen completion go through the model once per group, however many rejected ones there are; groups of
+different sizes share a batch. See ``losses.group`` for the maximum, its smooth form and other losses of groups.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from alignlab.batches import LossOutput, MicroBatch, Preference, Ratio, StepTotals
+from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_place
+from alignlab.losses.logps import firsts, sequence_sums, token_counts
+from alignlab.methods.referenced import Referenced
+from alignlab.models.scoring import token_scores
+
+
+class GroupDPO(Referenced):
+    """Minimise a loss of groups.
+
+    Args:
+        beta: Strength of the pull towards the reference.
+        loss: ``(groups)`` → one loss per group; see ``losses.group``.
+        length_normalised: Rewards per token.
+        parts: See ``Referenced``.
+    """
+
+    eats = Preference
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Field(gt=0)],
+        loss: Callable[..., Tensor],
+        length_normalised: bool,
+        **parts,
+    ):
+        super().__init__(**parts)
+        self.beta, self.loss, self.length_normalised = beta, loss, length_normalised
+        self.margin = getattr(loss, "keywords", {}).get("margin", 0.0)
+        self.hardest_seen: dict[int, int] = {}
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Sum of the losses of all groups."""
+        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
+        tokens = token_counts(batch.owner, batch.num_sequences, logps.dtype)
+        reference = self.reference_logps(batch)
+        rewards = group_rewards(logps, reference, tokens, beta=self.beta, length_normalised=self.length_normalised)
+        groups = Groups(rewards, batch.tree, batch.numbers.get("scores"))
+        losses = self.loss(groups)
+        metrics = group_metrics(groups, self.margin) | self._changes(batch, groups)
+        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), metrics)
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Groups of the step."""
+        return totals.trees
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep also which rejected completion was the hardest of each row."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["hardest_seen"] = torch.tensor(list(self.hardest_seen.items()), dtype=torch.long).view(-1, 2)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().on_load_checkpoint(checkpoint)
+        self.hardest_seen = dict(checkpoint["hardest_seen"].tolist())
+
+    def _changes(self, batch: MicroBatch, groups: Groups) -> dict[str, Ratio]:
+        """Share of the rows seen before whose hardest rejected completion is another one now."""
+        if not self.training or "row" not in batch.numbers:
+            return {}
+        rows = batch.numbers["row"][firsts(batch.tree)].long().tolist()
+        now = dict(zip(rows, hardest_place(groups).tolist(), strict=True))
+        changes = [self.hardest_seen[row] != place for row, place in now.items() if row in self.hardest_seen]
+        self.hardest_seen.update(now)
+        pair = torch.tensor([sum(changes), len(changes)], dtype=torch.float64, device=groups.rewards.device)
+        return {"group/hardest_changed": Ratio(*pair)}

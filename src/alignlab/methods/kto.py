@@ -1,0 +1,85 @@
+"""Kahneman–Tversky optimisation (KTO, arXiv 2402.01306): completions that come alone, each desirable or not.
+
+1. The reference point z_0 is one number for the whole optimizer step, over all micro-batches and ranks, so that it does
+   not depend on how the step is cut. Each prompt is mismatched with the completion of the next row of the data.
+"""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch import Tensor
+
+from alignlab.batches import LossOutput, MicroBatch, Ratio, StepBatch, StepTotals, Unpaired
+from alignlab.losses.kto import reference_point
+from alignlab.losses.logps import sequence_sums
+from alignlab.methods.referenced import Referenced
+from alignlab.models.scoring import token_scores
+
+
+class KTO(Referenced):
+    """Minimise a loss of single completions.
+
+    Args:
+        beta: Strength of the pull towards the reference.
+        loss: ``(log_ratios, desirable, point, *, beta)`` → one loss per completion; see ``losses.kto``.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U; λ_D n_D / λ_U n_U between 1 and 4/3 suits unbalanced data (section 4.2).
+        parts: See ``Referenced``.
+    """
+
+    eats = Unpaired
+    wants_companions = True
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Field(gt=0)],
+        loss: Callable[..., Tensor],
+        desirable_weight: Annotated[float, Field(ge=0)],
+        undesirable_weight: Annotated[float, Field(ge=0)],
+        **parts,
+    ):
+        super().__init__(**parts)
+        self.beta, self.loss = beta, loss
+        self.weights = (desirable_weight, undesirable_weight)
+        self.point = torch.zeros(())
+
+    @torch.no_grad()
+    def prepare_step(self, step: StepBatch) -> None:
+        """Settle the reference point of the step."""
+        super().prepare_step(step)
+        table = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch, companion in zip(step.micro_batches, step.companions, strict=True):
+            ratios = self.spread.forward(self._log_ratios, companion)
+            table += batch.counted * torch.stack([ratios.sum().double(), ratios.new_tensor(len(ratios)).double()])
+        if dist.is_initialized():
+            dist.all_reduce(table)
+        self.point = reference_point(*table)
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Weighted sum of the losses of all completions."""
+        ratios = self._log_ratios(batch)
+        desirable = batch.numbers["desirable"].bool()
+        losses = self.loss(ratios, desirable, self.point.to(ratios), beta=self.beta)
+        weighted = torch.where(desirable, *(losses * weight for weight in self.weights))
+        return LossOutput(weighted.sum(), losses.new_tensor(losses.numel()), self._metrics(ratios.detach(), desirable))
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Completions of the step."""
+        return totals.sequences
+
+    def _log_ratios(self, batch: MicroBatch) -> Tensor:
+        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
+        return logps - self.reference_logps(batch)
+
+    def _metrics(self, ratios: Tensor, desirable: Tensor) -> dict[str, Ratio]:
+        rewards, kept = self.beta * ratios, desirable.to(ratios.dtype)
+        return {
+            "rewards/chosen": Ratio((rewards * kept).sum(), kept.sum()),
+            "rewards/rejected": Ratio((rewards * (1 - kept)).sum(), (1 - kept).sum()),
+            "kto/reference_point": Ratio(self.point * len(ratios), kept.new_tensor(len(ratios))),
+            "kto/desirable_fraction": Ratio(kept.sum(), kept.new_tensor(len(ratios))),
+        }

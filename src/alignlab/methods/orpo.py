@@ -1,0 +1,40 @@
+"""Odds-ratio preference optimisation (ORPO, arXiv 2403.07691): imitate the chosen, shun the rejected, no reference.
+
+1. The likelihood is that of the completion, as in the paper's eq. 6; some implementations add the prompt.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.losses.odds_ratio import odds_ratio
+from alignlab.losses.preference import sft
+from alignlab.methods.base import Method
+from alignlab.methods.pairs import free_pairs, pair_metrics
+from alignlab.models.scoring import token_scores
+
+
+class ORPO(Method):
+    """Minimise L_SFT + β L_OR (eq. 6).
+
+    Args:
+        beta: Weight of the odds ratio (the paper's λ).
+        parts: See ``Method``.
+    """
+
+    eats = Preference
+
+    def __init__(self, *, beta: Annotated[float, Field(ge=0)], **parts):
+        super().__init__(**parts)
+        self.beta = beta
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Likelihood of the chosen as a token mean, and the odds ratio as a mean over pairs."""
+        pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
+        losses = sft(pairs, beta=self.beta) + self.beta * odds_ratio(pairs)
+        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.beta))
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Pairs of the step."""
+        return totals.pairs

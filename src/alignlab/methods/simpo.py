@@ -1,0 +1,51 @@
+"""Simple preference optimisation (SimPO, arXiv 2405.14734): log-probabilities per token, a margin, no reference."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.losses.preference import sft
+from alignlab.losses.simpo import simpo
+from alignlab.methods.base import Method
+from alignlab.methods.pairs import free_pairs, pair_metrics
+from alignlab.models.scoring import token_scores
+
+
+class SimPO(Method):
+    """Minimise SimPO's loss (eq. 6), optionally with the likelihood of the chosen.
+
+    Args:
+        beta: Scale of the rewards.
+        margin: By which the chosen must lead (the paper's γ).
+        alpha: Bends the rewards (AlphaPO, arXiv 2501.03884); 0: SimPO's own.
+        label_smoothing: Share of labels taken for wrong.
+        sft_weight: Weight of the chosen completions' likelihood per token (CPO-SimPO).
+        parts: See ``Method``.
+    """
+
+    eats = Preference
+
+    def __init__(
+        self,
+        *,
+        beta: Annotated[float, Field(gt=0)],
+        margin: Annotated[float, Field(ge=0)],
+        alpha: float,
+        label_smoothing: Annotated[float, Field(ge=0, lt=0.5)],
+        sft_weight: Annotated[float, Field(ge=0)],
+        **parts,
+    ):
+        super().__init__(**parts)
+        self.settings = {"beta": beta, "margin": margin, "alpha": alpha, "label_smoothing": label_smoothing}
+        self.sft_weight = sft_weight
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Mean over pairs, and of the likelihood over tokens."""
+        pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
+        losses = simpo(pairs, **self.settings) + self.sft_weight * sft(pairs, beta=1.0)
+        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.settings["beta"]))
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Pairs of the step."""
+        return totals.pairs
