@@ -47,17 +47,45 @@ METRICS: dict[str, Metric] = {
     "group/num_rejected": Metric("completions", "rejected completions per group"),
     "kto/reference_point": Metric("nats", "KTO's z_0: mean log-ratio of mismatched completions, at least 0"),
     "kto/desirable_fraction": Metric("fraction", "completions that are desirable"),
+    "reward/mean": Metric("1", "weighted sum of the rewards, mean over the completions of a rollout"),
+    "reward/std": Metric("1", "its standard deviation"),
+    "completion_tokens/mean": Metric("tokens", "length of the completions of a rollout"),
+    "completion_tokens/max": Metric("tokens", "longest completion of a rollout"),
+    "truncated_fraction": Metric("fraction", "completions cut at rollout.max_completion_tokens"),
+    "zero_std_groups": Metric("fraction", "prompts whose completions all have the same reward"),
+    "zero_std_groups_right": Metric("fraction", "prompts whose completions are all right"),
+    "zero_std_groups_wrong": Metric("fraction", "prompts whose completions are all wrong"),
+    "time/rollout": Metric("s", "sampling and scoring a rollout"),
+    "time/scoring": Metric("s", "computing what must be known of a rollout's tokens before learning"),
+    "clip_fraction": Metric("fraction", "tokens whose gradient the ratio's bounds took away"),
+    "clip_fraction_low": Metric("fraction", "of these, bad tokens that had become unlikely enough"),
+    "clip_fraction_high": Metric("fraction", "of these, good tokens that had become likely enough"),
+    "ratio": Metric("1", "probability under the policy over that when sampled, mean over tokens"),
+    "approx_kl": Metric("nats per token", "divergence of the policy from the one that sampled (k3)"),
+    "entropy": Metric("nats per token", "entropy of the policy's predictions"),
+    "kl": Metric("nats per token", "divergence of the policy from the reference (k3)"),
     "logps/chosen": Metric("nats", "log-probability of the chosen completions under the policy"),
     "logps/rejected": Metric("nats", "log-probability of the rejected completions under the policy"),
 }
+
+
+FAMILIES: dict[str, Metric] = {
+    "reward/": Metric("1", "one reward by its name, mean over the completions of a rollout; with _std its deviation"),
+}
+"""Names that a run makes up itself, by their beginning."""
 
 
 def check_names(names) -> None:
     """Raise ``KeyError`` for a metric name that has no entry.
 
     Args:
-        names: Logged names; ``<group>/<name>`` as in ``METRICS``.
+        names: Logged names; ``<group>/<name>`` as in ``METRICS``, training's own also with ``train/`` or ``val/``.
     """
-    unknown = sorted(name for name in set(names) if name.removeprefix("val/") not in METRICS and name not in METRICS)
+    unknown = sorted(name for name in set(names) if not _known(name))
     if unknown:
         raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; add them to alignlab/metrics.py")
+
+
+def _known(name: str) -> bool:
+    plain = name.removeprefix("val/").removeprefix("train/")
+    return name in METRICS or plain in METRICS or plain.startswith(tuple(FAMILIES))

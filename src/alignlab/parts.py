@@ -74,7 +74,9 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
         plan=pick(PlanSettings, node),
         load=pick(LoadSettings, node),
     )
-    data.num_steps = num_steps(data.num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
+    passes = config["method"].get("num_iterations", 1)
+    num_epoch_steps = data.num_epoch_steps and data.num_epoch_steps * passes
+    data.num_steps = num_steps(num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
     return data
 
 
@@ -118,7 +120,10 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],
     )
-    return build(config["method"], parts=parts)
+    rollout = {} if config["rollout"] is None else {"rollout": build(config["rollout"])}
+    method = build(config["method"], parts=parts, **rollout)
+    data.experience = getattr(method, "experience", None)
+    return method
 
 
 def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:

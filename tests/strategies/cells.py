@@ -12,7 +12,7 @@ from alignlab.cli.composition.compose import compose
 from alignlab.errors import InputError
 from tests.commands import REPOSITORY
 
-METHODS = ("sft", "pretrain")
+METHODS = ("sft", "pretrain", "dpo", "group_dpo", "orpo", "simpo", "cpo", "kto")
 PEFTS = ("full", "lora", "qlora", "qlora_8bit")
 STRATEGIES = (
     "ddp", "fsdp", "deepspeed_z1", "deepspeed_z2", "deepspeed_z3",

@@ -79,6 +79,7 @@ class DataModule(lightning.LightningDataModule):
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
+        self.experience: Callable[..., Any] | None = None
         self._tell_dropped()
 
     @property
@@ -110,6 +111,8 @@ class DataModule(lightning.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         """All steps of the run, over all epochs; goes on where a checkpoint left off."""
+        if self.experience is not None:
+            return self.experience(self, self.num_steps)
         if self.train is None:
             return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps, resumable=True)
         return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
@@ -118,6 +121,8 @@ class DataModule(lightning.LightningDataModule):
         """The held-out rows once, in their order."""
         if self.validation is None:
             return []
+        if self.kind is Prompt:
+            return [0]  # prompts have nothing to compute a loss on; callbacks complete them when validation ends
         plan = replace(self.plan, order="as_is")
         num_steps = num_epoch_steps(len(self.validation), plan)
         return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)

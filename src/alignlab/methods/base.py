@@ -113,6 +113,10 @@ class Method(lightning.LightningModule):
     def finish_step(self) -> None:
         """What follows the update of the weights."""
 
+    def step_metrics(self) -> dict[str, float]:
+        """What a step logs besides the means over its micro-batches, equal on all ranks."""
+        return {}
+
     # --- what Lightning calls -----------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -160,7 +164,7 @@ class Method(lightning.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
-        self._log({**_named(ratios.means(), "train"), **norms, **timing, "train/lr": lr})
+        self._log({**_named(ratios.means(), "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
         self._refuse_divergence(norms["train/grad_norm"])
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:

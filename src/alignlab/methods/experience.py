@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from alignlab.batches import StepBatch, TokenRow
 from alignlab.data.collate import collate, totals
 from alignlab.data.plan import PlanSettings, plan_epoch, plan_step
@@ -94,7 +96,7 @@ class ExperienceLoader:
         number = self.next_rollout
         size = -(-len(self.rows) // self.settings.steps_per_rollout)
         plan = replace(self.settings.plan, global_batch_size=max(1, size), order="shuffled")
-        lengths = _lengths(self.rows)
+        lengths = np.array([len(row.tokens) for row in self.rows])
         passes = range(number * self.settings.num_iterations, (number + 1) * self.settings.num_iterations)
         self.steps = [step.tolist() for epoch in passes for step in plan_epoch(lengths, plan, epoch)]
         self.next_rollout += 1

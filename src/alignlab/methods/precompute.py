@@ -13,7 +13,6 @@ from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,6 +24,7 @@ from alignlab.data.collate import collate
 from alignlab.data.datamodule import DataModule
 from alignlab.data.steps import num_epoch_steps, table_steps
 from alignlab.data.table import TokenTable
+from alignlab.methods.annotate import everyone
 from alignlab.models import attention, scoring
 from alignlab.training.reduction import num_ranks
 
@@ -52,7 +52,7 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
             continue
         file = folder / f"{column_key(table, fingerprint)}.json"
         known = file.exists() and not data.load.fresh
-        if all(_everyone(known)):
+        if all(everyone(known)):
             values = json.loads(file.read_text(encoding="utf-8"))
         else:
             sides = (_itself, attrgetter("companion")) if data.companions else (_itself,)
@@ -97,16 +97,8 @@ def score_table(
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             log.info("reference log-probabilities, %s: %d of %d batches", part, number + 1, num_steps)
-    merged = {index: values for one in _everyone(found) for index, values in one.items()}
+    merged = {index: values for one in everyone(found) for index, values in one.items()}
     return [merged[index] for index in range(len(table))]
-
-
-def _everyone(value: Any) -> list[Any]:
-    """The values of all ranks."""
-    values = [value] * num_ranks()
-    if dist.is_initialized():
-        dist.all_gather_object(values, value)
-    return values
 
 
 def _itself(row: TokenRow) -> TokenRow:

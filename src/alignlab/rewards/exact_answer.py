@@ -40,3 +40,18 @@ def _canonical(answer: str) -> str | float:
         return float(plain)
     except ValueError:
         return " ".join(answer.split()).casefold()
+
+
+class ExactAnswer:
+    """``exact_answer`` against a column of the row.
+
+    Args:
+        column: Of the right answer.
+    """
+
+    def __init__(self, *, column: str):
+        self.column = column
+
+    def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
+        """1 or 0 for each completion."""
+        return [exact_answer(text, answer) for text, answer in zip(completions, columns[self.column], strict=True)]

@@ -1,6 +1,6 @@
 """Where completions end: at a stop token, or as soon as their text contains a stop string."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
+from alignlab.rollout.sampling import SamplingSettings
 
 
 class Stopping:
     """Tells which rows end with their newest token; text is decoded only for rows whose token can end a stop string.
 
     Args:
-        stop_tokens: Tokens that end a completion.
-        stop_strings: Texts that end a completion.
+        settings: Its stop tokens and stop strings.
         tokenizer: Decodes; needed for stop strings only.
         vocab_size: Rows of the logits.
         device: Of the tokens.
@@ -26,17 +26,18 @@ class Stopping:
 
     def __init__(
         self,
-        stop_tokens: Sequence[int],
-        stop_strings: Sequence[str],
+        settings: SamplingSettings,
         tokenizer: PreTrainedTokenizerBase | None,
         *,
         vocab_size: int,
         device: torch.device,
     ):
-        self.strings, self.tokenizer = tuple(filter(None, stop_strings)), tokenizer
+        self.strings, self.tokenizer, self.device = tuple(filter(None, settings.stop_strings)), tokenizer, device
         if self.strings and tokenizer is None:
-            raise InputError(f"stop_strings={list(self.strings)}", "there is no tokenizer", "Pass the model's tokenizer")
-        inside = [token for token in stop_tokens if token < vocab_size]
+            raise InputError(
+                f"stop_strings={list(self.strings)}", "there is no tokenizer", "Pass the model's tokenizer"
+            )
+        inside = [token for token in settings.stop_tokens if token < vocab_size]
         self.stops = torch.zeros(vocab_size, dtype=torch.bool, device=device)
         self.stops[torch.tensor(inside, dtype=torch.long, device=device)] = True
         if self.strings:

@@ -64,6 +64,7 @@ class Train(TypedDict):
     model: Node
     data: dict[str, Any]
     peft: Node | None
+    rollout: Node | None
     strategy: Strategy
     optimizer: Node
     scheduler: Node

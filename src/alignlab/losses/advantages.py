@@ -1,0 +1,226 @@
+"""From rewards of completions to advantages, over groups of any size that answer the same prompt.
+
+    grpo                 reward - mean of the group                            (arXiv 2402.03300)
+    rloo                 reward - mean of the others of the group              (arXiv 2402.14740)
+    reinforce_plus_plus  reward - mean of the batch                            (arXiv 2501.03262)
+    remax                reward - reward of the greedy completion              (arXiv 2310.10505)
+    pass_at_k            mean of the sets of k that it is in - mean of all     (arXiv 2508.10751)
+
+All is computed over the completions of a whole rollout
+or step, all ranks, which the caller has gathered. A missing reward is NaN: it counts nowhere and its advantage is 0.
+
+1. Standard deviations are those of samples (n - 1), plus 1e-4.
+2. The ``group`` scale of ``pass_at_k`` is the deviation over all sets (n), plus 1e-4.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from alignlab.batches import Ratio
+from alignlab.errors import InputError
+from alignlab.losses.pass_at_k import pass_at_k
+
+Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "remax", "pass_at_k"]
+Scale = Literal["group", "batch", "whiten", "none"]
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
+EPSILON = 1e-4
+"""Added to standard deviations."""
+
+SAME = 1e-8
+"""Rewards of a group that differ by no more are equal."""
+
+
+def advantages(
+    rewards: Tensor,
+    weights: Tensor,
+    tree: Tensor,
+    *,
+    aggregation: Aggregation,
+    estimator: Estimator,
+    scale: Scale,
+    num_picked: int = 1,
+    greedy_rewards: Tensor | None = None,
+) -> Tensor:
+    """Advantages from several rewards.
+
+    Args:
+        rewards: One column per reward, NaN where it is missing. Shape ``[S, R]``.
+        weights: Shape ``[R]``.
+        tree: Group of each completion. Shape ``[S]``.
+        aggregation: ``normalize_then_sum`` estimates from each reward by itself and whitens the weighted sum (GDPO,
+            arXiv 2601.05242).
+        estimator: What is taken off a reward.
+        scale: What it is divided by: see ``estimate``.
+        num_picked: k of ``pass_at_k``.
+        greedy_rewards: Of the greedy completion to the same prompt, for ``remax``. Shape ``[S, R]``.
+
+    Returns:
+        Without gradient; 0 where every reward is missing. Shape ``[S]``.
+    """
+    settings = {"estimator": estimator, "scale": scale, "num_picked": num_picked}
+    if aggregation == "sum_then_normalize":
+        greedy = None if greedy_rewards is None else weighted_sum(greedy_rewards, weights)
+        return estimate(weighted_sum(rewards, weights), tree, **settings, greedy_rewards=greedy)
+    columns = rewards.unbind(1)
+    greedy = [None] * len(columns) if greedy_rewards is None else greedy_rewards.unbind(1)
+    estimates = [
+        estimate(column, tree, **settings, greedy_rewards=by_greed)
+        for column, by_greed in zip(columns, greedy, strict=True)
+    ]
+    total = torch.stack(estimates, 1) @ weights.to(rewards.dtype)
+    return _among(~rewards.isnan().all(1), total, standardise)
+
+
+def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
+    """The rewards as one; a missing one counts 0 unless all are missing, which gives NaN.
+
+    Args:
+        rewards: Shape ``[S, R]``.
+        weights: Shape ``[R]``.
+
+    Returns:
+        Shape ``[S]``.
+    """
+    return (rewards.nan_to_num(nan=0.0) @ weights.to(rewards.dtype)).masked_fill(rewards.isnan().all(1), torch.nan)
+
+
+def estimate(
+    rewards: Tensor,
+    tree: Tensor,
+    *,
+    estimator: Estimator,
+    scale: Scale,
+    num_picked: int = 1,
+    greedy_rewards: Tensor | None = None,
+) -> Tensor:
+    """Advantages from one reward.
+
+    Args:
+        rewards: NaN where it is missing. Shape ``[S]``.
+        tree: Group of each completion. Shape ``[S]``.
+        estimator: What is taken off a reward.
+        scale: ``group`` and ``batch`` divide by the deviation of the rewards in the group or among all, ``whiten``
+            brings the advantages among all to mean 0 and deviation 1, ``none`` leaves them.
+        num_picked: k of ``pass_at_k``.
+        greedy_rewards: For ``remax``. Shape ``[S]``.
+
+    Returns:
+        Shape ``[S]``.
+
+    Raises:
+        InputError: ``remax`` without greedy rewards.
+    """
+    scored = ~rewards.isnan()
+    if estimator == "remax":
+        if greedy_rewards is None:
+            raise InputError("advantages by remax", "the greedy completions have no reward", "Sample them too")
+        scored = scored & ~greedy_rewards.isnan()
+        greedy_rewards = greedy_rewards[scored]
+    return _among(
+        scored, rewards, lambda found: _estimate(found, tree[scored], estimator, scale, num_picked, greedy_rewards)
+    )
+
+
+def _estimate(
+    rewards: Tensor, tree: Tensor, estimator: Estimator, scale: Scale, num_picked: int, greedy: Tensor | None
+) -> Tensor:
+    if estimator == "pass_at_k":
+        centred, deviation = pass_at_k(rewards, tree, num_picked)
+    else:
+        centred, deviation = rewards - BASELINES[estimator](rewards, tree, greedy), None
+    if scale == "group":
+        return centred / ((group_std(rewards, tree) if deviation is None else deviation) + EPSILON)
+    if scale == "batch":
+        return centred / (_std(rewards) + EPSILON)
+    return standardise(centred) if scale == "whiten" else centred
+
+
+def group_mean(rewards: Tensor, tree: Tensor) -> Tensor:
+    """Mean reward of each completion's group. Shape ``[S]``."""
+    return (_sums(rewards, tree) / _sizes(tree, rewards))[tree]
+
+
+def group_std(rewards: Tensor, tree: Tensor) -> Tensor:
+    """Standard deviation of rewards in each completion's group (n - 1); 0 where it is alone. Shape ``[S]``."""
+    squares = _sums((rewards - group_mean(rewards, tree)).square(), tree)
+    return (squares / (_sizes(tree, rewards) - 1).clamp(min=1)).sqrt()[tree]
+
+
+def others_mean(rewards: Tensor, tree: Tensor) -> Tensor:
+    """Mean reward of the others of the group; the completion's own where it is alone. Shape ``[S]``."""
+    sizes = _sizes(tree, rewards)[tree]
+    return torch.where(sizes > 1, (_sums(rewards, tree)[tree] - rewards) / (sizes - 1).clamp(min=1), rewards)
+
+
+BASELINES = {
+    "grpo": lambda rewards, tree, greedy: group_mean(rewards, tree),
+    "rloo": lambda rewards, tree, greedy: others_mean(rewards, tree),
+    "reinforce_plus_plus": lambda rewards, tree, greedy: rewards.mean(),
+    "remax": lambda rewards, tree, greedy: greedy,
+}
+
+
+def standardise(values: Tensor) -> Tensor:
+    """Values of mean 0 and, but for ``EPSILON``, deviation 1. Shape ``[M]``."""
+    return (values - values.mean()) / (_std(values) + EPSILON)
+
+
+def flat_groups(rewards: Tensor, tree: Tensor) -> Tensor:
+    """Groups from which nothing can be learned, since all their rewards are equal or none is known.
+
+    Args:
+        rewards: NaN where it is missing. Shape ``[S]``.
+        tree: Group of each completion, every group present. Shape ``[S]``.
+
+    Returns:
+        Shape ``[B]``, bool; ``~flat_groups(…)[tree]`` is a mask that leaves them out of the loss.
+    """
+    lowest, highest = _extremes(rewards, tree)
+    return ~(highest - lowest > SAME)
+
+
+def group_metrics(rewards: Tensor, tree: Tensor, *, right_reward: float) -> dict[str, Ratio]:
+    """Share of the groups without spread, and of those that are all right or all wrong.
+
+    Args:
+        rewards: Shape ``[S]``.
+        tree: Group of each completion, every group present. Shape ``[S]``.
+        right_reward: Reward from which on a completion counts as right.
+    """
+    flat, (lowest, highest) = flat_groups(rewards, tree), _extremes(rewards, tree)
+    shares = {
+        "zero_std_groups": flat,
+        "zero_std_groups_right": flat & (lowest >= right_reward) & highest.isfinite(),
+        "zero_std_groups_wrong": flat & (highest < right_reward) & lowest.isfinite(),
+    }
+    return {name: Ratio(share.sum(), share.new_tensor(len(flat), dtype=torch.long)) for name, share in shares.items()}
+
+
+def _extremes(rewards: Tensor, tree: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest and highest known reward of each group, infinite where none is known. Shapes ``[B]``."""
+    num_groups = int(tree.max()) + 1
+    return tuple(
+        rewards.new_full((num_groups,), bound).scatter_reduce(0, tree, rewards.nan_to_num(nan=bound), how)
+        for bound, how in ((torch.inf, "amin"), (-torch.inf, "amax"))
+    )
+
+
+def _among(some: Tensor, values: Tensor, change) -> Tensor:
+    """What ``change`` makes of some of the values, 0 for the others. Shape ``[S]``."""
+    changed = torch.zeros_like(values)
+    return changed.masked_scatter(some, change(values[some]).to(values.dtype)) if some.any() else changed
+
+
+def _std(values: Tensor) -> Tensor:
+    return ((values - values.mean()).square().sum() / max(values.numel() - 1, 1)).sqrt()
+
+
+def _sums(values: Tensor, tree: Tensor) -> Tensor:
+    return values.new_zeros(int(tree.max()) + 1).index_add(0, tree, values)
+
+
+def _sizes(tree: Tensor, like: Tensor) -> Tensor:
+    return torch.bincount(tree).to(like)

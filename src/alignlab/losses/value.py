@@ -1,0 +1,154 @@
+"""Rewards and values of tokens: generalised advantage estimation (arXiv 1506.02438) and the critic's loss.
+
+Tokens lie flat, those of a completion side by side in their order. Nothing is earned after a completion's last token:
+its value is 0 there, also where the completion was cut off.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from alignlab.batches import Ratio
+
+
+class Estimate(NamedTuple):
+    """What GAE says of each token.
+
+    Args:
+        advantages: A. Shape ``[N]``.
+        returns: A + V, what the critic should have said. Shape ``[N]``.
+    """
+
+    advantages: Tensor
+    returns: Tensor
+
+
+class ValueLoss(NamedTuple):
+    """Losses of a critic.
+
+    Args:
+        losses: Carry the gradient. Shape ``[N]``.
+        clipped: Where clipping took the gradient away. Shape ``[N]``, bool.
+    """
+
+    losses: Tensor
+    clipped: Tensor
+
+
+def token_rewards(scores: Tensor, token_kl: Tensor, owner: Tensor, *, kl_coef: float) -> Tensor:
+    """Rewards of tokens: the completion's score at its last one, and what each pays for leaving the reference.
+
+    Args:
+        scores: Shape ``[S]``.
+        token_kl: Estimates of the divergence; ``k1`` for the right gradient. Shape ``[N]``.
+        owner: Completion of each token, ascending. Shape ``[N]``.
+        kl_coef: Reward per nat.
+
+    Returns:
+        Shape ``[N]``. A completion without tokens leaves its score nowhere.
+    """
+    last = torch.ones_like(owner, dtype=torch.bool)
+    last[:-1] = owner[1:] != owner[:-1]
+    return torch.where(last, scores[owner], 0.0) - kl_coef * token_kl
+
+
+def gae(rewards: Tensor, values: Tensor, owner: Tensor, *, gamma: float, lam: float) -> Estimate:
+    """Generalised advantage estimation: A_t = Σ (γλ)^l δ_(t+l), δ_t = r_t + γ V_(t+1) - V_t (eq. 16).
+
+    Args:
+        rewards: Shape ``[N]``.
+        values: What the critic expected before each token, without gradient. Shape ``[N]``.
+        owner: Completion of each token, ascending. Shape ``[N]``.
+        gamma: Discount per token, in 0…1.
+        lam: λ in 0…1: 0 trusts the critic, 1 the rewards.
+    """
+    errors = rewards + gamma * _ahead(values, owner, 1) - values
+    advantages = discounted_sums(errors, owner, gamma * lam)
+    return Estimate(advantages, advantages + values)
+
+
+def discounted_sums(values: Tensor, owner: Tensor, discount: float) -> Tensor:
+    """Σ discount^l x_(t+l) over the rest of each completion, in log2(T) passes over all tokens.
+
+    Args:
+        values: Shape ``[N]``.
+        owner: Completion of each token, ascending. Shape ``[N]``.
+        discount: In 0…1.
+
+    Returns:
+        Shape ``[N]``.
+    """
+    longest = int(torch.bincount(owner).max()) if len(owner) else 0
+    reach = 1
+    # Sums over `reach` tokens become sums over twice as many: S_2n(t) = S_n(t) + discount^n S_n(t + n).
+    while reach < longest:
+        values = values + discount**reach * _ahead(values, owner, reach)
+        reach *= 2
+    return values
+
+
+def whiten(values: Tensor, kept: Tensor | None = None, *, shift: bool = True) -> Tensor:
+    """Values of variance 1 (n - 1) and, if shifted, mean 0.
+
+    Args:
+        values: Of the whole step or rollout over all ranks, gathered by the caller. Shape ``[M]``.
+        kept: What mean and variance are taken over; ``None`` for all. Shape ``[M]``, bool.
+        shift: False keeps the mean as it is.
+
+    Returns:
+        Shape ``[M]``, also where it was not kept.
+    """
+    counted = values if kept is None else values[kept]
+    mean = counted.mean()
+    variance = (counted - mean).square().sum() / max(counted.numel() - 1, 1)
+    whitened = (values - mean) * (variance + 1e-8).rsqrt()
+    return whitened if shift else whitened + mean
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_value: float | None) -> ValueLoss:
+    """Half the squared error, the larger of that of the value and of the value held near the old one.
+
+    The clipping is that of PPO's first implementation (Huang et al. 2022, "The 37 implementation details", no. 9).
+
+    Args:
+        values: With gradient. Shape ``[N]``.
+        old_values: Those of the rollout. Shape ``[N]``.
+        returns: Shape ``[N]``.
+        clip_value: How far from the old value a value still learns; ``None``: anywhere.
+    """
+    losses = (values - returns).square() / 2
+    if clip_value is None:
+        return ValueLoss(losses, torch.zeros_like(losses, dtype=torch.bool))
+    near = old_values + (values - old_values).clamp(-clip_value, clip_value)
+    clipped = (near - returns).square() / 2
+    return ValueLoss(torch.maximum(losses, clipped), (clipped > losses).detach())
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Ratio:
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, less for a harmful one.
+
+    Args:
+        values: Of the whole rollout over all ranks, gathered by the caller. Shape ``[M]``.
+        returns: Shape ``[M]``.
+    """
+    total, errors = ((x - x.mean()).square().sum().detach() for x in (returns, returns - values))
+    return Ratio(total - errors, total)
+
+
+def value_metrics(loss: ValueLoss, kept: Tensor) -> dict[str, Ratio]:
+    """``value_loss`` and ``value_clip_fraction`` of the kept tokens.
+
+    Args:
+        loss: From ``value_loss``.
+        kept: 0 for tokens that are left out. Shape ``[N]``.
+    """
+    parts = {"value_loss": loss.losses.detach(), "value_clip_fraction": loss.clipped}
+    return {name: Ratio((part * kept).sum(), kept.sum()) for name, part in parts.items()}
+
+
+def _ahead(values: Tensor, owner: Tensor, distance: int) -> Tensor:
+    """The value so many tokens later in the same completion, 0 past its end. Shape ``[N]``."""
+    later = torch.zeros_like(values)
+    later[:-distance] = values[distance:] * (owner[distance:] == owner[:-distance])
+    return later

@@ -1,0 +1,135 @@
+"""What is shown of a rollout: its metrics, and its completions with their rewards."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from alignlab.batches import Message
+from alignlab.losses.advantages import group_metrics
+from alignlab.rollout.experience import Group
+
+MAX_TABLE_ROWS = 16
+"""Completions of a rollout that go to the trackers; ``samples.jsonl`` gets all that are asked for."""
+
+
+def rollout_metrics(groups: Sequence[Group], right_reward: float) -> dict[str, float]:
+    """Rewards in all and by name, lengths, cut completions, and groups without spread.
+
+    Args:
+        groups: All that was sampled.
+        right_reward: Reward from which on a completion counts as right.
+    """
+    totals = torch.tensor([total for group in groups for total in group.totals], dtype=torch.float64)
+    tree = torch.tensor([index for index, group in enumerate(groups) for _ in group.totals])
+    completions = [completion for group in groups for completion in group.completions]
+    lengths = torch.tensor([len(completion.tokens) for completion in completions], dtype=torch.float64)
+    by_name = {
+        name: torch.tensor([value for group in groups for value in group.rewards[name]], dtype=torch.float64)
+        for name in groups[0].rewards
+    }
+    metrics = {
+        **_mean_and_spread("reward", totals),
+        **{key: value for name, values in by_name.items() for key, value in _named(name, values).items()},
+        "completion_tokens/mean": lengths.mean(),
+        "completion_tokens/max": lengths.max(),
+        "truncated_fraction": 1 - sum(completion.finished for completion in completions) / len(completions),
+        **{
+            key: ratio.sum / ratio.weight
+            for key, ratio in group_metrics(totals, tree, right_reward=right_reward).items()
+        },
+    }
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
+
+
+def _named(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"reward/{name}": values.nanmean(), f"reward/{name}_std": _std(values)}
+
+
+def _mean_and_spread(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {f"{name}/mean": values.nanmean(), f"{name}/std": _std(values)}
+
+
+def _std(values: torch.Tensor) -> torch.Tensor:
+    known = values[~values.isnan()]
+    return known.std(correction=min(1, max(known.numel() - 1, 0)))
+
+
+class SampleLog(lightning.Callback):
+    """Writes completions with their rewards to ``samples.jsonl`` and, as tables, to the trackers.
+
+    Args:
+        path: Of ``samples.jsonl``.
+        every_n_steps: Optimizer steps between two rollouts that are written.
+        num_prompts: Prompts of a rollout that are written, at most.
+    """
+
+    def __init__(self, *, path: Path, every_n_steps: int, num_prompts: int):
+        self.path, self.every_n_steps, self.num_prompts = Path(path), every_n_steps, num_prompts
+        self.next_step = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step from which on the next rollout is written."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.next_step = state["next_step"]
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Write a new rollout where one is due."""
+        groups, method.samples = getattr(method, "samples", []), []
+        if not groups or method.progress.step < self.next_step:
+            return
+        self.next_step = method.progress.step + self.every_n_steps
+        records = sample_records(groups[: self.num_prompts], method.progress.step)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        for logger in trainer.loggers:
+            _log_table(logger, records[:MAX_TABLE_ROWS], method.progress.step)
+
+
+def sample_records(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
+    """One plain record per completion."""
+    return [
+        {
+            "step": step,
+            "prompt": written(group.prompt.record["prompt"]),
+            "completion": text,
+            "reward": _plain(group.totals[index]),
+            **{f"reward/{name}": _plain(values[index]) for name, values in group.rewards.items()},
+            "tokens": len(group.completions[index].tokens),
+            "finished": group.completions[index].finished,
+        }
+        for group in groups
+        for index, text in enumerate(group.texts)
+    ]
+
+
+def written(prompt: Sequence[Message]) -> str:
+    """A prompt as text; turns are told apart where there are several."""
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _log_table(logger: Any, records: list[dict[str, Any]], step: int) -> None:
+    columns = list(records[0])
+    rows = [[record[column] for column in columns] for record in records]
+    if isinstance(logger, WandbLogger):
+        logger.log_table("samples", columns=columns, data=rows, step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(str(value).replace("\n", "<br>") for value in row) + " |" for row in rows]
+        logger.experiment.add_text("samples", "\n".join(lines), step)

@@ -1,0 +1,34 @@
+"""The entropy bonus and the tokens of highest entropy."""
+
+import pytest
+import torch
+
+from alignlab.losses.entropy import entropy_loss, entropy_threshold, top_entropy_mask
+
+ENTROPIES = torch.tensor([0.5, 3.0, 1.0, 2.0, 0.0], dtype=torch.float64)
+
+
+def test_the_bonus_is_a_token_mean_whatever_the_loss_is_divided_by():
+    """Mean of 0.5, 3, 1 and 2 is 1.625; with 0.1 per nat the loss falls by 0.1625."""
+    entropies = ENTROPIES.clone().requires_grad_()
+    kept = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
+    for total_weight in (2.0, 4.0, 70.0):
+        loss = entropy_loss(entropies, kept, entropy_coef=0.1, total_weight=total_weight, total_tokens=4) / total_weight
+        assert loss.item() == pytest.approx(-0.1625)
+        (gradient,) = torch.autograd.grad(loss, entropies)
+        assert gradient.tolist() == pytest.approx([-0.025] * 4 + [0.0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.4, 0.5, 1.0])
+def test_the_threshold_is_a_quantile(share):
+    assert entropy_threshold(ENTROPIES, share).item() == pytest.approx(torch.quantile(ENTROPIES, 1 - share).item())
+
+
+def test_the_top_two_of_five():
+    mask = top_entropy_mask(ENTROPIES, entropy_threshold(ENTROPIES, 0.4))
+    assert mask.tolist() == [False, True, False, True, False]
+
+
+def test_all_and_the_single_highest():
+    assert top_entropy_mask(ENTROPIES, entropy_threshold(ENTROPIES, 1.0)).all()
+    assert top_entropy_mask(ENTROPIES, entropy_threshold(ENTROPIES, 0.0)).sum() == 1
