@@ -25,6 +25,7 @@ from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Method, Parts
 from alignlab.metrics import METRICS
 from alignlab.models.adapters import attach
+from alignlab.models.heads import settle_pad
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.finish import ValidateAtEnd
 from alignlab.training.record import Summary
@@ -130,7 +131,8 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     """The model that is trained, with its adapter."""
     peft = dict(config["peft"] or {})
     quantization = build(peft.pop("quantization", None))
-    policy = model.load_model(data.tokenizer, quantization)
+    head = locate(config["method"]["_target_"]).head
+    policy = model.load_model(data.tokenizer, quantization, head=head)
     refuse_beyond_context(policy, data)
     stop_where_turns_end(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
@@ -148,8 +150,13 @@ def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
 
 
 def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
-    """Let generation stop at what training teaches the model to end with, also where the result is served."""
+    """Let generation stop at what training teaches the model to end with, also where the result is served.
+
+    A reward model generates nothing; it must know its pad token from these.
+    """
     template = choose_template(data.tokenizer, data.tokens.chat_template)
+    if not policy.can_generate():
+        return settle_pad(policy, data.tokenizer, stop_tokens(data.tokenizer, template))
     declared = policy.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())
     policy.generation_config.eos_token_id = sorted({*declared, *stop_tokens(data.tokenizer, template)})

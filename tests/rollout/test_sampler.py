@@ -11,7 +11,7 @@ from alignlab.batches import MicroBatch
 from alignlab.errors import InputError
 from alignlab.models.attention import fitting
 from alignlab.models.scoring import token_scores
-from alignlab.rollout import decoder, sampler
+from alignlab.rollout import decoder, probe, sampler
 from alignlab.rollout.decoder import PlainDecoder, SharedDecoder
 from alignlab.rollout.probe import decoder_for
 from alignlab.rollout.sampler import Sampler, sample
@@ -156,6 +156,18 @@ def test_greedy_equals_generate_on_pocket(pocket, dtype):
     assert [group[0].tokens for group in found] == [row[: row.index(1) + 1] for row in alone] == padded
     assert all(group[0].finished for group in found)
     assert next(model.parameters()).dtype == torch.float32
+
+
+def test_under_autocast_it_is_the_autocast_forward_that_samples(pocket):
+    model, _, prompts = pocket
+    with torch.autocast("cpu", torch.bfloat16):
+        probe._known.clear()
+        assert decoder_for(model) is SharedDecoder
+        found = run(model, prompts, temperature=0.0, max_completion_tokens=64, stop_tokens=[1], num_completions=1)
+    for [completion], prompt in zip(found, prompts, strict=True):
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + completion.tokens])).logits[0, len(prompt) - 1 : -1]
+        assert completion.tokens == logits.argmax(-1).tolist()
 
 
 # --- drawn ------------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@
     remax                reward - reward of the greedy completion              (arXiv 2310.10505)
     pass_at_k            mean of the sets of k that it is in - mean of all     (arXiv 2508.10751)
 
-All is computed over the completions of a whole rollout
-or step, all ranks, which the caller has gathered. A missing reward is NaN: it counts nowhere and its advantage is 0.
+All is computed over the completions of a whole rollout or step, all ranks, which the caller has gathered. A missing
+reward is NaN: it counts nowhere and its advantage is 0.
 
 1. Standard deviations are those of samples (n - 1), plus 1e-4.
 2. The ``group`` scale of ``pass_at_k`` is the deviation over all sets (n), plus 1e-4.

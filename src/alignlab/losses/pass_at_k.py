@@ -1,6 +1,6 @@
 """Advantages of completions as members of sets of k, of which the best counts (Pass@k training, arXiv 2508.10751).
 
-All sets of k completions of a group are seen at once, in closed form (section 2.4 there).
+All sets of k completions of a group are seen at once, in closed form, as the paper does.
 
 1. Rewards may have any value, not 0 and 1 alone: a set has the reward of its best (as in arXiv 2505.15201).
 2. In a group of fewer than k all completions are the one set, from which nothing is learned.

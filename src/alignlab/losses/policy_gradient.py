@@ -90,7 +90,7 @@ def clipped(
         tokens: N tokens.
         clip_low: How far below 1 the ratio of a bad token may go.
         clip_high: How far above 1 the ratio of a good token may go.
-        dual_clip: Largest ratio of a bad token (arXiv 1912.09729, eq. 5); ``None`` sets none.
+        dual_clip: Largest ratio of a bad token (arXiv 1912.09729); ``None`` sets none.
         ratio_level: What the ratio is taken of; GSPO's (arXiv 2507.18071) is ``sequence``.
     """
     ratios, advantages = tokens.log_ratios(ratio_level).exp(), tokens.advantages

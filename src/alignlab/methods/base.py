@@ -24,6 +24,7 @@ from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, Step
 from alignlab.errors import InputError
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
+from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
 from alignlab.training.reduction import RunningRatios, num_ranks, step_loss
 from alignlab.training.strategies import Spread, full_shape, num_parameters, spread_of
@@ -86,6 +87,9 @@ class Method(lightning.LightningModule):
 
     eats: ClassVar[type[Row]]
     """The kind of row that ``compute_loss`` understands."""
+
+    head: ClassVar[Head] = "language_model"
+    """What the policy ends in."""
 
     wants_companions: ClassVar[bool] = False
     """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""

@@ -42,6 +42,8 @@ class ExactMatch(lightning.Callback):
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
         """Complete the prompts greedily, each rank its share, and log the share of right answers."""
+        if method.head != "language_model":
+            return
         data: DataModule = trainer.datamodule
         if self.prompts is None:
             self.prompts = self._prompts(data)

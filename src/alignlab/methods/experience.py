@@ -13,13 +13,26 @@ import numpy as np
 
 from alignlab.batches import StepBatch, TokenRow
 from alignlab.data.collate import collate, totals
+from alignlab.data.datamodule import DataModule
 from alignlab.data.plan import PlanSettings, plan_epoch, plan_step
+from alignlab.data.steps import table_steps
 
 Prompts = Callable[[int], tuple[Sequence[TokenRow], float]]
 """Number of a window of prompts → its rows, and the epochs that are over once it is used."""
 
 Produce = Callable[[int, Callable[[], Sequence[TokenRow]]], list[TokenRow]]
 """Number of a rollout, and where to take the next window of prompts → rows with completions, the same on all ranks."""
+
+
+def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
+    """Windows of prompts of as many steps as a rollout has."""
+    plan = replace(data.plan, global_batch_size=data.plan.global_batch_size * steps_per_rollout)
+
+    def window(number: int) -> tuple[Sequence[TokenRow], float]:
+        step = next(table_steps(data.train, plan, 0, 1, number))
+        return step.rows, step.epoch
+
+    return window
 
 
 @dataclass(frozen=True, kw_only=True)

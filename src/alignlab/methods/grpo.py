@@ -7,22 +7,24 @@ normaliser and divergence are each a choice; see ``losses.advantages``, ``losses
 2. Completions and groups that are left out are not in the batch: neither loss, divergence nor denominator knows them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, StepTotals
+from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
 from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages
 from alignlab.losses.entropy import entropy_loss
 from alignlab.losses.importance import truncated_importance
 from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses
+from alignlab.losses.logps import sequence_sums
 from alignlab.losses.normaliser import Normaliser, total_weight, weigh
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.online import Online
-from alignlab.models.scoring import token_scores
-from alignlab.rollout.experience import Group
+from alignlab.rollout.experience import Rollout
 
 Coefficient = Annotated[float, Field(ge=0)]
 
@@ -62,75 +64,53 @@ class GRPO(Online):
         reference: str,
         **parts,
     ):
-        super().__init__(reference=reference if kl_coef > 0 else "none", **parts)
+        needed = kl_coef > 0 or parts["reward_kl_coef"] > 0
+        super().__init__(reference=reference if needed else "none", **parts)
         self.loss, self.normaliser = loss, normaliser
         self.estimate = {"estimator": estimator, "scale": scale, "aggregation": aggregation, "num_picked": num_picked}
         self.kl_coef, self.entropy_coef, self.importance_cap = kl_coef, entropy_coef, importance_cap
         self.kl = {"estimator": kl_estimator, "gradient": kl_gradient}
 
-    def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
-        """Over the whole rollout, in float64."""
-        names = list(groups[0].rewards)
-        rewards = torch.tensor([list(one) for group in groups for one in self._columns(group, names)]).double()
-        tree = torch.tensor([index for index, group in enumerate(groups) for _ in group.texts])
-        weights = torch.tensor([self.scorer.weights[name] for name in names], dtype=torch.float64)
-        found = advantages(rewards, weights, tree, **self.estimate)
-        return [part.tolist() for part in found.split([len(group.texts) for group in groups])]
+    def learnable(self, rollout: Rollout) -> list[TokenRow]:
+        """Advantages over the whole rollout."""
+        names = [name for name in rollout.numbers if name.startswith("reward/")]
+        weights = [self.scorer.weights.get(name.removeprefix("reward/"), 1.0) for name in names]
+        rewards = torch.stack([rollout.numbers[name] for name in names], 1)
+        if self.reward_kl_coef:
+            penalty = sequence_sums(self.token_kl(rollout), rollout.owner, len(rewards))
+            rewards, weights = torch.cat([rewards, -penalty[:, None]], 1), [*weights, self.reward_kl_coef]
+        found = advantages(rewards, torch.tensor(weights, dtype=torch.float64), rollout.tree, **self.estimate)
+        return rollout.with_numbers(advantages=found)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of the tokens with the divergence added, each weighed as the normaliser has it."""
-        scores = token_scores(self.policy, batch, temperature=self.temperature, want=("entropies",))
-        tokens = PolicyTokens(
-            token_logps=scores.logps,
-            advantages=batch.numbers["advantages"][batch.owner],
-            owner=batch.owner,
-            num_sequences=batch.num_sequences,
-            old_token_logps=batch.token_numbers.get("old_logps"),
-            reference_token_logps=self.reference_token_logps(batch) if self.kl_coef else None,
-            sampled_token_logps=batch.token_numbers.get("sampled_logps"),
-            entropies=scores.entropies,
-        )
+        tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
+        if self.kl_coef:
+            tokens = replace(tokens, reference_token_logps=self.reference_token_logps(batch))
         policy_loss = self.loss(tokens)
         losses = policy_loss.losses
         if tokens.sampled_token_logps is not None:
-            losses = losses * self._importance(tokens)
+            losses = losses * self._importance(tokens, batch.token_numbers["old_logps"])
         if self.kl_coef:
-            arguments = (tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps)
-            losses = losses + self.kl_coef * kl_losses(*arguments, **self.kl)
-        output = weigh(
-            losses,
-            tokens.owner,
-            tokens.sequence_mask,
-            normaliser=self.normaliser,
-            max_completion_tokens=self.max_completion_tokens,
-            metrics=policy_metrics(tokens, policy_loss),
-        )
-        if not self.entropy_coef:
-            return output
-        bonus = entropy_loss(
-            scores.entropies,
-            tokens.kept,
-            entropy_coef=self.entropy_coef,
-            total_weight=self.total_weight(batch.totals),
-            total_tokens=batch.totals.supervised_tokens,
-        )
-        return LossOutput(output.sum + bonus, output.weight, output.metrics)
+            logps = (tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps)
+            losses = losses + self.kl_coef * kl_losses(*logps, **self.kl)
+        weights = {"normaliser": self.normaliser, "max_completion_tokens": self.rollout.max_completion_tokens}
+        metrics = policy_metrics(tokens, policy_loss)
+        output = weigh(losses, tokens.owner, tokens.sequence_mask, **weights, metrics=metrics)
+        return replace(output, sum=output.sum + self._entropy_bonus(tokens, batch.totals))
 
     def total_weight(self, totals: StepTotals) -> float:
         """Tokens or completions of the step, as the normaliser has it."""
         return total_weight(self.normaliser, tokens=totals.supervised_tokens, sequences=totals.sequences)
 
-    def _importance(self, tokens: PolicyTokens) -> torch.Tensor:
-        return truncated_importance(
-            tokens.old_token_logps,
-            tokens.sampled_token_logps,
-            tokens.owner,
-            tokens.num_sequences,
-            cap=self.importance_cap,
-            level="token",
-            beyond="truncate",
-        )
+    def _entropy_bonus(self, tokens: PolicyTokens, totals: StepTotals) -> Tensor | float:
+        if not self.entropy_coef:
+            return 0.0
+        sizes = {"total_weight": self.total_weight(totals), "total_tokens": totals.supervised_tokens}
+        return entropy_loss(tokens.entropies, tokens.kept, entropy_coef=self.entropy_coef, **sizes)
 
-    @staticmethod
-    def _columns(group: Group, names: Sequence[str]):
-        return zip(*(group.rewards[name] for name in names), strict=True)
+    def _importance(self, tokens: PolicyTokens, old_logps: Tensor) -> Tensor:
+        """What corrects for an engine whose probabilities are not quite the trainer's."""
+        where = (tokens.owner, tokens.num_sequences)
+        settings = {"cap": self.importance_cap, "level": "token", "beyond": "truncate"}
+        return truncated_importance(old_logps, tokens.sampled_token_logps, *where, **settings)

@@ -1,6 +1,6 @@
 """What methods share that learn from completions they sample themselves.
 
-A rollout is: prompts → G completions each → rewards → advantages → rows. Every rank samples and scores its share of the
+A rollout is: prompts → G completions each → rewards → rows → advantages. Every rank samples and scores its share of the
 prompts and then holds all rows, so that advantages, batches and what is logged do not depend on the number of ranks.
 """
 
@@ -8,8 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,15 +16,17 @@ from torch import Tensor
 
 from alignlab.batches import MicroBatch, Prompt, TokenRow
 from alignlab.data.datamodule import DataModule
-from alignlab.data.steps import table_steps
 from alignlab.data.templates import choose_template, stop_tokens
 from alignlab.errors import InputError
+from alignlab.losses.kl import next_kl_coef
+from alignlab.losses.policy_gradient import PolicyTokens
 from alignlab.methods.annotate import annotate, everyone
-from alignlab.methods.experience import ExperienceLoader, ExperienceSettings
+from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, prompt_windows
 from alignlab.methods.referenced import Referenced
 from alignlab.methods.samples import rollout_metrics
+from alignlab.models.scoring import token_scores
 from alignlab.rewards.scorer import Scorer
-from alignlab.rollout.experience import Group, split
+from alignlab.rollout.experience import Group, Rollout, split
 from alignlab.training.reduction import num_ranks
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ MAX_EMPTY_ROLLOUTS = 10
 """Rollouts in a row from which nothing can be learned."""
 
 Count = Annotated[int, Field(ge=1)]
+Coefficient = Annotated[float, Field(ge=0)]
 
 
 class Online(Referenced):
@@ -43,6 +45,8 @@ class Online(Referenced):
         rollout: What samples; see ``rollout.sampler``.
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
+        reward_kl_coef: Taken off the reward per nat of divergence from the reference.
+        reward_kl_target: Divergence per completion that the coefficient is steered to; ``None`` leaves it fixed.
         num_completions: G, completions per prompt.
         num_iterations: Times that each completion is learned from.
         steps_per_rollout: Optimizer steps into which a rollout is cut.
@@ -50,13 +54,11 @@ class Online(Referenced):
         max_resample_rounds: Further rounds of prompts at most, for ``resample``.
         truncated: What to do with completions cut at the limit: keep, leave out, or penalise.
         truncation_penalty: Taken off the reward of a cut completion, for ``penalise``.
-        right_reward: Reward from which on a completion counts as right, for what is logged.
+        right_reward: Reward from which on a completion counts as right, in what is logged.
         parts: See ``Referenced``.
     """
 
     eats = Prompt
-    scores_before: ClassVar[bool] = False
-    """Whether ``known_before`` has anything to say."""
 
     def __init__(
         self,
@@ -64,41 +66,70 @@ class Online(Referenced):
         rollout: Any,
         reward: dict[str, Any],
         reward_weights: list[float] | None,
+        reward_kl_coef: Coefficient,
+        reward_kl_target: Annotated[float, Field(gt=0)] | None,
         num_completions: Count,
         num_iterations: Count,
         steps_per_rollout: Count,
         group_filter: Literal["keep", "drop", "resample"],
         max_resample_rounds: Annotated[int, Field(ge=0)],
         truncated: Literal["keep", "mask", "penalise"],
-        truncation_penalty: Annotated[float, Field(ge=0)],
+        truncation_penalty: Coefficient,
         right_reward: float,
         **parts,
     ):
         super().__init__(precompute_reference=False, **parts)
-        self.rollout, self.num_completions = rollout, num_completions
-        self.scorer = Scorer(reward, reward_weights)
-        self.num_iterations, self.steps_per_rollout = num_iterations, steps_per_rollout
+        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights)
+        self.reward_kl_coef, self.reward_kl_target = reward_kl_coef, reward_kl_target
+        self.num_completions, self.num_iterations = num_completions, num_iterations
+        self.steps_per_rollout = steps_per_rollout
         self.group_filter, self.max_resample_rounds = group_filter, max_resample_rounds
         self.truncated, self.truncation_penalty = truncated, truncation_penalty
         self.right_reward = right_reward
-        self.rollout_metrics: dict[str, float] = {}
+        self.metrics_of_rollout: dict[str, float] = {}
         self.samples: list[Group] = []
 
-    # --- what a method writes -----------------------------------------------------------------------------------------
+    # --- what a method writes, besides compute_loss ------------------------------------------------------------------
 
-    def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
-        """Advantages of the completions of all groups, over the whole rollout."""
-        raise NotImplementedError(f"{type(self).__name__} has no advantages(groups)")
+    def learnable(self, rollout: Rollout) -> list[TokenRow]:
+        """The rows of a rollout with what ``compute_loss`` needs, such as advantages."""
+        raise NotImplementedError(f"{type(self).__name__} has no learnable(rollout)")
 
     def known_before(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Values of tokens to compute before learning begins, each ``[N]``; none unless overridden."""
-        return {}
+        """Values of tokens to compute before learning begins, each ``[N]``."""
+        known = {} if self.exact else {"old_logps": self._logps(batch)}
+        return known | ({"reference_logps": self.reference_token_logps(batch)} if self.reward_kl_coef else {})
 
-    def complete_rows(self, rows: list[TokenRow]) -> list[TokenRow]:
-        """The rows once ``known_before`` is known, for what is derived from it over the whole rollout."""
-        return rows
+    @property
+    def scores_before(self) -> bool:
+        """Whether ``known_before`` has anything to say."""
+        return bool(self.reward_kl_coef) or not self.exact
 
-    # --- the loader ---------------------------------------------------------------------------------------------------
+    @property
+    def exact(self) -> bool:
+        """Whether the log-probabilities taken while sampling are those of the training forward."""
+        return self.rollout.exact and "16" not in str(self.trainer.precision)
+
+    def policy_tokens(self, batch: MicroBatch, advantages: Tensor) -> PolicyTokens:
+        """The tokens of a micro-batch as losses take them.
+
+        Args:
+            batch: Rows of a rollout.
+            advantages: Of each token. Shape ``[N]``.
+        """
+        scores = token_scores(self.policy, batch, temperature=self.temperature, want=("entropies",))
+        numbers, once = batch.token_numbers, self.num_iterations * self.steps_per_rollout == 1
+        return PolicyTokens(
+            token_logps=scores.logps,
+            advantages=advantages.to(scores.logps),
+            owner=batch.owner,
+            num_sequences=batch.num_sequences,
+            old_token_logps=None if once else numbers.get("old_logps", numbers["sampled_logps"]),
+            sampled_token_logps=numbers["sampled_logps"] if "old_logps" in numbers else None,
+            entropies=scores.entropies,
+        )
+
+    # --- what the house asks ------------------------------------------------------------------------------------------
 
     def experience(self, data: DataModule, num_steps: int) -> ExperienceLoader:
         """Optimizer steps made of what the policy samples."""
@@ -109,11 +140,27 @@ class Online(Referenced):
             packing=data.load.packing,
             pad_token_id=data.tokenizer.pad_token_id or 0,
         )
+        windows = prompt_windows(data, self.steps_per_rollout)
         ranks = {"rank": self.trainer.global_rank, "num_ranks": num_ranks()}
-        return ExperienceLoader(self._prompts, self._roll_out, settings=settings, num_steps=num_steps, **ranks)
+        return ExperienceLoader(windows, self.roll_out, settings=settings, num_steps=num_steps, **ranks)
 
     def validation_step(self, step: Any, batch_index: int) -> None:
         """Nothing: held-out prompts have no completions to compute a loss on."""
+
+    def step_metrics(self) -> dict[str, float]:
+        """What is logged once per rollout, with its first step."""
+        metrics, self.metrics_of_rollout = self.metrics_of_rollout, {}
+        return metrics
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the coefficient that may have been steered."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reward_kl_coef"] = self.reward_kl_coef
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().on_load_checkpoint(checkpoint)
+        self.reward_kl_coef = checkpoint["reward_kl_coef"]
 
     # --- a rollout ----------------------------------------------------------------------------------------------------
 
@@ -125,36 +172,39 @@ class Online(Referenced):
     @property
     def temperature(self) -> float:
         """That of the sampling, at which the policy is scored too."""
-        return self.rollout.draw["temperature"] or 1.0
+        return self.rollout.temperature or 1.0
 
-    @property
-    def max_completion_tokens(self) -> int:
-        """The longest length that sampling allows."""
-        return self.rollout.draw["max_completion_tokens"]
-
-    def _prompts(self, window: int) -> tuple[list[TokenRow], float]:
-        """The prompts of a rollout, and the epochs that are over once they are used."""
-        size = self.data.plan.global_batch_size * self.steps_per_rollout
-        step = next(table_steps(self.data.train, replace(self.data.plan, global_batch_size=size), 0, 1, window))
-        return list(step.rows), step.epoch
-
-    def _roll_out(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]) -> list[TokenRow]:
+    def roll_out(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]) -> list[TokenRow]:
+        """Sample, score, and make rows to learn from; the same on all ranks."""
         clock = time.perf_counter()
         sampled, kept = self._gather_groups(number, next_prompts)
-        advantages = self.advantages(kept)
         scored = time.perf_counter()
         limit = self.data.plan.max_tokens_per_micro_batch
-        rows = [
-            part
-            for group, values in zip(kept, advantages, strict=True)
-            for part in split(group.row({"advantages": values}, self._sampled_logps(group)), limit)
-        ]
+        rows = [part for index, group in enumerate(kept) for part in split(group.row(index), limit)]
         if self.scores_before:
-            rows = self.complete_rows(annotate(rows, self._known_before, self.data, self.device))
+            rows = annotate(rows, self._score_tokens, self.data, self.device)
+        rollout = Rollout(rows)
+        rows, kl = self.learnable(rollout), self._steer(rollout)
         self.samples = sampled
         timing = {"time/rollout": scored - clock, "time/scoring": time.perf_counter() - scored}
-        self.rollout_metrics = rollout_metrics(sampled, self.right_reward) | timing
+        self.metrics_of_rollout = rollout_metrics(sampled, self.right_reward) | timing | kl
         return rows
+
+    def token_kl(self, rollout: Rollout) -> Tensor:
+        """k1 estimates of the divergence from the reference at each token; zeros without one. Shape ``[N]``."""
+        numbers = rollout.token_numbers
+        if "reference_logps" not in numbers:
+            return torch.zeros(len(rollout.owner), dtype=torch.float64)
+        return numbers.get("old_logps", numbers["sampled_logps"]) - numbers["reference_logps"]
+
+    def _steer(self, rollout: Rollout) -> dict[str, float]:
+        """Move the coefficient towards its target; gives what is logged."""
+        if not self.reward_kl_coef:
+            return {}
+        used, kl = self.reward_kl_coef, self.token_kl(rollout).sum().item() / len(rollout.lengths)
+        if self.reward_kl_target is not None:
+            self.reward_kl_coef = next_kl_coef(used, kl, target=self.reward_kl_target, gain=0.1)
+        return {"kl_per_completion": kl, "reward_kl_coef": used}
 
     def _gather_groups(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]):
         """All groups that were sampled, and those to learn from."""
@@ -170,16 +220,16 @@ class Online(Referenced):
                 return sampled, kept
             log.warning("rollout %d: none of %d groups is left to learn from; sampling others", number, len(sampled))
         raise InputError(
-            f"method.group_filter={self.group_filter}",
+            f"method.group_filter={self.group_filter} method.truncated={self.truncated}",
             f"in {MAX_EMPTY_ROLLOUTS} rollouts in a row all rewards of a prompt were equal, or all completions cut",
             "Raise method.num_completions or rollout.max_completion_tokens, take easier prompts, or type "
-            "method.group_filter=keep",
+            "method.group_filter=keep method.truncated=keep",
         )
 
     def _filter(self, groups: Sequence[Group]) -> list[Group]:
         """What is learned from: left out are, where asked, cut completions and groups without spread."""
         if self.truncated == "mask":
-            groups = [group.only([i for i, c in enumerate(group.completions) if c.finished]) for group in groups]
+            groups = [group.finished() for group in groups]
         groups = [group for group in groups if group.completions]
         return groups if self.group_filter == "keep" else [group for group in groups if group.spread > 0]
 
@@ -204,45 +254,33 @@ class Online(Referenced):
             Group(row, of, [tokenizer.decode(one.tokens, skip_special_tokens=True) for one in of])
             for row, of in zip(prompts, completions, strict=True)
         ]
-        return self._score(groups)
+        return self._reward(groups)
 
-    def _score(self, groups: list[Group]) -> list[Group]:
+    def _reward(self, groups: list[Group]) -> list[Group]:
         """Give the completions their rewards."""
-        texts = [text for group in groups for text in group.texts]
         records = [group.prompt.record for group in groups for _ in group.texts]
         columns = {name for record in records for name in record["columns"]}
         scores = self.scorer(
-            texts,
+            [text for group in groups for text in group.texts],
             [record["prompt"] for record in records],
             {name: [record["columns"].get(name) for record in records] for name in sorted(columns)},
         )
         start = 0
         for group in groups:
             part = slice(start, start := start + len(group.texts))
-            group.rewards = {name: values[part] for name, values in scores.by_name.items()}
-            group.totals = list(scores.total[part])
+            group.rewards = {name: list(values[part]) for name, values in scores.by_name.items()}
             if self.truncated == "penalise":
-                cut = [self.truncation_penalty * (not one.finished) for one in group.completions]
-                group.totals = [total - off for total, off in zip(group.totals, cut, strict=True)]
+                cut = [-self.truncation_penalty * (not one.finished) for one in group.completions]
+                group.rewards["truncation"] = cut
+            cut = group.rewards.get("truncation", [0.0] * len(group.texts))
+            group.totals = [total + off for total, off in zip(scores.total[part], cut, strict=True)]
         return groups
 
-    def _sampled_logps(self, group: Group) -> dict[str, list[float]]:
-        if not self.off_policy:
-            return {}
-        return {"old_logps": [value for completion in group.completions for value in completion.logps]}
-
-    @property
-    def off_policy(self) -> bool:
-        """Whether a step may learn from completions of an older policy."""
-        return self.num_iterations * self.steps_per_rollout > 1
-
-    def _known_before(self, batch: MicroBatch) -> dict[str, Tensor]:
+    def _score_tokens(self, batch: MicroBatch) -> dict[str, Tensor]:
         return self.spread.forward(self.known_before, batch)
 
-    def step_metrics(self) -> dict[str, float]:
-        """What is logged once per rollout, with its first step."""
-        metrics, self.rollout_metrics = self.rollout_metrics, {}
-        return metrics
+    def _logps(self, batch: MicroBatch) -> Tensor:
+        return token_scores(self.policy, batch, temperature=self.temperature).logps
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -77,10 +77,14 @@ class Referenced(Method):
         """A checkpoint must also carry a reference that moves."""
         return self.reference_word in MOVING and "reference" in name.split(".")
 
+    temperature: float = 1.0
+    """At which policy and reference are scored."""
+
     def reference_token_logps(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities of the supervised tokens under the reference. Shape ``[N]``."""
         with self.reference.standing_in(self.policy) as model:
-            return self.spread.forward_frozen(model, token_scores, model, batch).logps
+            score = partial(token_scores, temperature=self.temperature)
+            return self.spread.forward_frozen(model, score, model, batch).logps
 
     def reference_logps(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities of the completions under the reference; zeros where there is none. Shape ``[S]``."""
@@ -118,7 +122,8 @@ class Referenced(Method):
     def _mean_log_ratio(self, batch: MicroBatch) -> Tensor:
         """Mean over sequences of the absolute log-ratio per token, in eval mode. Shape ``[]``."""
         self.policy.eval()
-        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
+        logps = token_scores(self.policy, batch, temperature=self.temperature).logps
+        logps = sequence_sums(logps, batch.owner, batch.num_sequences)
         self.policy.train()
         tokens = torch.bincount(batch.owner, minlength=batch.num_sequences).clamp(min=1)
         return ((logps - self.reference_logps(batch)) / tokens).abs().mean()

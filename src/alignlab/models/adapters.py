@@ -9,11 +9,12 @@ from collections.abc import Callable
 from operator import attrgetter
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from alignlab.errors import InputError, raise_all
+from alignlab.models.heads import TASKS, head_of
 
 # Tensors whose gradient is exactly zero as long as the tensor that gates them is: LoRA's B and the gate of an
 # adaption prompt start at zero, so that an adapter starts as the identity (arXiv 2106.09685, 2303.16199).
@@ -43,14 +44,14 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     commit = getattr(model.config, "_commit_hash", None)
     # A copy: PEFT writes the resolved targets into the config, and a model may be built more than once.
     own_config = copy.deepcopy(peft_config)
-    own_config.task_type = own_config.task_type or TaskType.CAUSAL_LM
+    own_config.task_type = own_config.task_type or TASKS[head_of(model)]
     try:
         adapted = get_peft_model(model, own_config, revision=commit)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(
             asked, f"it does not fit {type(model).__name__}: {error}", "Type peft=lora, which fits every model"
         ) from error
-    raise_all([*_adapted_ends(adapted, ends, asked), *_narrow(adapted, asked)])
+    raise_all([*_adapted_ends(adapted, ends, asked), *_narrow(adapted, asked), *_left_head(adapted, asked)])
     return adapted
 
 
@@ -133,3 +134,12 @@ def _narrow(adapted: PeftModel, asked: str) -> list[InputError]:
         return []
     why = f"{names[0]} (of {len(names)}) would train in 16 bits, where small updates are rounded away"
     return [InputError(asked, why, "Type model.dtype=float32, with trainer.precision=bf16-mixed for speed")]
+
+
+def _left_head(adapted: PeftModel, asked: str) -> list[InputError]:
+    """Whether a reward model's head would be left as it is."""
+    saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if head_of(adapted) == "language_model" or any("score" in name.split(".") for name in saved):
+        return []
+    why = "this kind of adapter neither trains nor saves a reward model's head beside itself"
+    return [InputError(asked, why, "Type peft=lora")]

@@ -1,7 +1,8 @@
 """Results as other tools read them: a Hugging Face folder or a PEFT adapter folder, checked after writing.
 
 1. A folder appears whole or not at all.
-2. What was written is opened again and compared with the live model, tensor by tensor and in its logits.
+2. What was written is opened again and compared with the live model, tensor by tensor and in its logits, of a reward
+   model its scores.
 3. An adapter is merged into its base in the base's own precision, never into quantised weights.
 """
 
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
+from alignlab.models.heads import adapter_head, head_of, settle_pad
 from alignlab.models.load import open_weights
 from alignlab.models.places import Place, locate
 from alignlab.models.scoring import base_model
@@ -76,7 +78,8 @@ def save(
     extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
     model.save_pretrained(str(partial), state_dict=state_dict, **extra)
     tokenizer.save_pretrained(str(partial))
-    base_model(model).generation_config.save_pretrained(str(partial))
+    if base_model(model).can_generate():
+        base_model(model).generation_config.save_pretrained(str(partial))
     for file in partial.iterdir():
         file.chmod(0o644)  # safetensors makes its files for their owner alone
     if folder.exists():
@@ -122,7 +125,7 @@ def verify(
     if example_inputs is None:
         return 0.0
     expected = logits(model, example_inputs) if expected is None else expected
-    limit = TOLERANCE[base_model(model).dtype] * expected.abs().max().item()
+    limit = _limit(base_model(model).dtype, expected)
     return _checked(f"{folder} opened again", logits(reopened, example_inputs), expected, limit)
 
 
@@ -132,8 +135,11 @@ def reopen(folder: Path, like: PreTrainedModel | PeftModel) -> PreTrainedModel |
     remote = type(live).__module__.startswith("transformers_modules")
     quantization = getattr(live.config, "quantization_config", None)
     attention = live.config._attn_implementation
-    model = open_weights(place, live.dtype, attention, trust_remote_code=remote, quantization=quantization)
-    model = adapters.reattach(model, place.adapter) if place.adapter else model
+    options = {"trust_remote_code": remote, "quantization": quantization, "head": head_of(live)}
+    model = open_weights(place, live.dtype, attention, **options)
+    if place.adapter:
+        model.config.pad_token_id = live.config.pad_token_id  # the base does not know of it
+        model = adapters.reattach(model, place.adapter)
     return model if quantization else model.to(live.device)
 
 
@@ -160,7 +166,7 @@ def compare(stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[st
 
 @torch.no_grad()
 def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Logits in eval mode, float32, on the CPU; the mode is put back. Shape ``[B, T, V]``."""
+    """Logits ``[B, T, V]`` or scores ``[B, 1]`` in eval mode, float32, on the CPU; the mode is put back."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -175,6 +181,12 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for tensor in model.parameters():
         tensor.data = tensor.data.to(dtype)
     return model
+
+
+def _limit(dtype: torch.dtype, expected: Tensor) -> float:
+    """Largest difference that rounding explains; a single score may be near zero without its terms being so."""
+    largest = expected.abs().max().item()
+    return TOLERANCE[dtype] * (max(largest, 1.0) if expected.shape[-1] == 1 else largest)
 
 
 def _checked(what: str, ours: Tensor, theirs: Tensor, limit: float) -> float:
@@ -203,10 +215,13 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
     merged = cast(model.merge_and_unload(safe_merge=True), dtype)
     # In float32 again, so that the difference is the rounding of the weights, not that of the activations.
     after = logits(cast(merged, torch.float32), {"input_ids": ids})
-    limit = TOLERANCE[dtype] * before.abs().max().item() if max_logit_difference is None else max_logit_difference
+    limit = _limit(dtype, before) if max_logit_difference is None else max_logit_difference
     difference = _checked("the merged weights", after, before, limit)
     merged = cast(merged, dtype)
-    save(merged, AutoTokenizer.from_pretrained(place.tokenizer), to)
+    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
+    if head_of(merged) == "reward":
+        settle_pad(merged, tokenizer, ())
+    save(merged, tokenizer, to)
     verify(to, merged, {"input_ids": ids})
     num_bytes = sum(file.stat().st_size for file in Path(to).rglob("*") if file.is_file())
     return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)
@@ -217,7 +232,7 @@ def _open_mergeable(place: Place) -> tuple[PeftModel, torch.dtype]:
     asked = f"from={place.asked}"
     if place.adapter is None:
         raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")
-    base = open_weights(place, "auto", "eager")
+    base = open_weights(place, "auto", "eager", head=adapter_head(place.adapter))
     if getattr(base.config, "quantization_config", None):
         raise InputError(asked, f"its base {place.weights} exists only quantised", "Point it to the original weights")
     dtype = base.dtype

@@ -11,19 +11,16 @@ from typing import Any, Literal
 import torch
 from peft import PeftModel
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.attention import fitting, implementation
+from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
 
 log = logging.getLogger(__name__)
-
-
-# Tokens that models keep free for padding, in order of preference; the end of sequence comes after them.
-PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>", "[UNK]")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -68,19 +65,23 @@ class Pretrained:
         config = _read(place, AutoConfig, place.weights, trust_remote_code=self.trust_remote_code)
         return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
 
-    def load_model(self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None) -> PreTrainedModel | PeftModel:
+    def load_model(
+        self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None, head: Head = "language_model"
+    ) -> PreTrainedModel | PeftModel:
         """The weights, ready to be trained, with their adapter where the path holds one.
 
         Args:
             tokenizer: Decides the stop and pad tokens of generation.
             quantization: A quantisation config of Transformers for the (base) weights.
+            head: ``reward`` makes a reward model, of a language model too.
 
         Raises:
             InputError: Nothing is at the path, or its files do not fill the architecture.
         """
         place = locate(self.path, self.revision)
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
-        model = open_weights(place, self.dtype, attention, trust_remote_code=trust, quantization=quantization)
+        options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
+        model = open_weights(place, self.dtype, attention, **options)
         prepare(model, tokenizer, self.gradient_checkpointing)
         return adapters.reattach(model, place.adapter) if place.adapter else model
 
@@ -92,6 +93,7 @@ def open_weights(
     *,
     trust_remote_code: bool = False,
     quantization: Any = None,
+    head: Head = "language_model",
 ) -> PreTrainedModel:
     """Read the full weights of a place, without its adapter.
 
@@ -101,20 +103,28 @@ def open_weights(
         attn_implementation: A name registered with Transformers.
         trust_remote_code: Run the code that comes with the weights.
         quantization: A quantisation config of Transformers.
+        head: What the model is to have; a language model gets a new one to become a reward model.
 
     Raises:
-        InputError: The files cannot be read or do not fill the architecture; no layer is left random.
+        InputError: The files cannot be read or do not fill the architecture; no other layer is left random.
     """
+    asked = f"model.path={place.asked}"
+    if place.adapter:
+        refuse_other_adapter(place.adapter, head, asked)
     config = _read(place, AutoConfig, place.weights, trust_remote_code=trust_remote_code)
+    config = with_head(config, head, asked)
     attention = fitting(attn_implementation, config)
-    options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization}
+    options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization, "config": config}
     # Mismatched shapes are let through here so that all of them are named below.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
-    model, report = _read(place, AutoModelForCausalLM, place.weights, **options)
-    wrong = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    model, report = _read(place, AUTO_CLASSES[head], place.weights, **options)
+    new = fill_head(model, report, asked) if head == "reward" else set()
+    if new and not place.adapter:  # which would bring its own
+        log.info("score head: new, drawn from seed %d", torch.initial_seed())
+    wrong = sorted(report["missing_keys"] - new) + sorted(key for key, *_ in report["mismatched_keys"])
     if wrong:
         raise InputError(
-            f"model.path={place.asked}",
+            asked,
             f"its files lack {len(wrong)} tensors of {type(model).__name__} in its shapes: {', '.join(wrong[:4])}",
             "Name a folder whose config.json belongs to its weights",
         )

@@ -1,7 +1,8 @@
-"""Log-probabilities of supervised tokens: the one function through which every method looks at a model.
+"""What a model says of a micro-batch: the functions through which every method looks at one.
 
-Only the positions that predict a supervised token reach the vocabulary head, in chunks, so that logits ``[B, T, V]``
-never exist. The flat and the padded layout differ only in what the decoder is given.
+Of a language model the log-probabilities of the supervised tokens: only the positions that predict one reach the
+vocabulary head, in chunks, so that logits ``[B, T, V]`` never exist. Of a reward model the scores of the sequences:
+only their last tokens reach its head. The flat and the padded layout differ only in what the decoder is given.
 """
 
 from collections.abc import Callable, Collection
@@ -17,6 +18,7 @@ from alignlab.batches import MicroBatch
 from alignlab.errors import InputError
 from alignlab.forest import plant, positions
 from alignlab.models.attention import NO_MASK
+from alignlab.models.heads import head_of
 
 # Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
 MAX_LOGITS = 2**26
@@ -87,6 +89,24 @@ def _score(
     return logps, logits.detach().argmax(-1) == labels, entropies, collisions
 
 
+def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Score the sequences of a micro-batch at their last tokens.
+
+    Args:
+        model: A reward model of Transformers, with or without an adapter.
+        batch: Flat or padded.
+
+    Returns:
+        Rewards, float32 at least, carry the gradient. Shape ``[S]``.
+    """
+    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.ends]
+    head = base_model(model).score
+    # One number of 16 bits could not tell apart what differs by less than a hundredth of its size.
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores = head(hidden.to(next(head.parameters()).dtype))[:, 0]
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The Transformers model inside an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
@@ -144,7 +164,7 @@ def verify(model: nn.Module, packing: bool) -> float:
         packing: Whether it will see flat batches; a padded batch is compared otherwise.
 
     Returns:
-        Largest absolute difference of a log-probability, in nats.
+        Largest absolute difference of a log-probability, in nats, or of a reward model's score.
 
     Raises:
         InputError: The difference is beyond what the dtype explains.
@@ -153,11 +173,13 @@ def verify(model: nn.Module, packing: bool) -> float:
     config, was_training = base_model(model).config.get_text_config(), model.training
     device = next(model.parameters()).device
     tokens = torch.arange(7, 7 + 13 * sum(map(sum, trees)), 13, device=device)[None] % config.vocab_size
+    tokens[tokens == config.pad_token_id] += 1  # Transformers would look for the last token before it
+    score, plain = VIEWS[head_of(model)]
     model.eval()
     try:
         probe = _probe(tokens, trees, packing)
-        ours = token_scores(model, probe).logps
-        theirs = torch.cat([_plain_logps(model, path, skip) for path, skip in _paths(tokens[0], trees)])
+        ours = score(model, probe)
+        theirs = torch.cat([plain(model, path, skip) for path, skip in _paths(tokens[0], trees)])
         difference = (ours - theirs).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(model, packing, f"it does not run there ({error})") from error
@@ -168,7 +190,7 @@ def verify(model: nn.Module, packing: bool) -> float:
         # The probe is shorter than any window, so it cannot show that the flat mask leaves it out.
         raise _unfit(model, packing, "it narrows its attention by a mask alone, which the flat layout replaces")
     if not difference <= _tolerance(model):
-        raise _unfit(model, packing, f"its log-probabilities differ by {difference:.3g} nats from its own forward")
+        raise _unfit(model, packing, f"its answers differ by {difference:.3g} from its own forward")
     return difference
 
 
@@ -190,7 +212,7 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
-    device, predictor, labels, start = tokens.device, [], [], 0
+    device, predictor, labels, ends, start = tokens.device, [], [], [], 0
     for prompt, *completions in trees:
         before = start + prompt
         for length in completions:
@@ -200,6 +222,7 @@ def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
                     predictor.append(source)
                     labels.append(place)
             before += length
+            ends.append(before - 1)
         start = before
     layout = {"forest": plant(trees).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
     inputs = {"input_ids": tokens, "position_ids": positions(trees).to(device)[None], **layout}
@@ -212,7 +235,7 @@ def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
         tree=nothing,
         numbers={},
         num_tokens=tokens.numel(),
-        ends=nothing,
+        ends=torch.tensor(ends, device=device),
     )
 
 
@@ -230,3 +253,15 @@ def _paths(tokens: Tensor, trees: list[list[int]]):
 def _plain_logps(model: nn.Module, path: Tensor, skip: int) -> Tensor:
     logps = model(input_ids=path[None], use_cache=False).logits[0].float().log_softmax(-1)
     return logps[:-1].gather(-1, path[1:, None])[skip - 1 :, 0]
+
+
+def _logps(model: nn.Module, batch: MicroBatch) -> Tensor:
+    return token_scores(model, batch).logps
+
+
+def _plain_score(model: nn.Module, path: Tensor, _: int) -> Tensor:
+    return model(input_ids=path[None], use_cache=False).logits[:, 0].float()
+
+
+VIEWS = {"language_model": (_logps, _plain_logps), "reward": (sequence_scores, _plain_score)}
+"""By head: what this file answers for a batch, and the model's own forward for one sequence of it."""

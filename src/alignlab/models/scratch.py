@@ -18,7 +18,6 @@ from jinja2 import TemplateError
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.attention import fitting, implementation
+from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, with_head
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +97,15 @@ class Scratch:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    def load_model(self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None) -> PreTrainedModel:
+    def load_model(
+        self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None, head: Head = "language_model"
+    ) -> PreTrainedModel:
         """The architecture with random weights, the same ones for the same seed, whatever was drawn before.
 
         Args:
             tokenizer: Decides the vocabulary size and the stop and pad tokens.
             quantization: Must be ``None``; random weights are there to be trained.
+            head: Of a language model, or of a reward model.
 
         Raises:
             InputError: The config is not one of a causal language model.
@@ -110,11 +113,14 @@ class Scratch:
         if quantization is not None:
             raise InputError("model=scratch with quantised weights", "they could not be trained", "Type peft=none")
         config = make_config(self.config, tokenizer)
+        config = with_head(config, head, f"model.config.model_type={config.model_type}")
         attention = fitting(implementation(self.attn_implementation), config)
         with torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+            model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
+            if head == "reward":
+                draw_head(model)
         prepare(model, tokenizer, self.gradient_checkpointing)
         return model
 
@@ -219,10 +225,12 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient
     """Make fresh weights fit for training, and for generation with their tokenizer, in place."""
     # Embedding(padding_idx) would never train that row, and a pad token may double as the end of sequence.
     model.get_input_embeddings().padding_idx = None
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if not model.can_generate():
+        return
     generation = model.generation_config
     declared = generation.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())
     generation.eos_token_id = sorted({*declared, tokenizer.eos_token_id} - {None})
     generation.pad_token_id = tokenizer.pad_token_id
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})

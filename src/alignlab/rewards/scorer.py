@@ -43,5 +43,7 @@ class Scorer:
         return Scores(total, by_name, {})
 
     def _sum(self, place: int, by_name: Mapping[str, list[float]]) -> float:
-        known = [self.weights[name] * values[place] for name, values in by_name.items() if values[place] == values[place]]
+        known = [
+            self.weights[name] * values[place] for name, values in by_name.items() if values[place] == values[place]
+        ]
         return sum(known) if known else math.nan

@@ -1,7 +1,10 @@
-"""What came of a prompt: its completions, what they were worth, and how they become a row to learn from."""
+"""What came of a prompt: its completions, what they were worth, and how they become rows to learn from."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 from alignlab.batches import TokenRow
 from alignlab.rollout.ledger import Completion
@@ -31,32 +34,33 @@ class Group:
         known = [total for total in self.totals if total == total]
         return max(known) - min(known) if len(known) > 1 else 0.0
 
-    def only(self, places: Sequence[int]) -> "Group":
-        """The same group with some of its completions."""
+    def finished(self) -> "Group":
+        """The same group without completions that were cut."""
+        kept = [place for place, completion in enumerate(self.completions) if completion.finished]
         return Group(
             self.prompt,
-            [self.completions[i] for i in places],
-            [self.texts[i] for i in places],
-            {name: [values[i] for i in places] for name, values in self.rewards.items()},
-            [self.totals[i] for i in places],
+            [self.completions[i] for i in kept],
+            [self.texts[i] for i in kept],
+            {name: [values[i] for i in kept] for name, values in self.rewards.items()},
+            [self.totals[i] for i in kept],
         )
 
-    def row(self, numbers: Mapping[str, list[float]], token_numbers: Mapping[str, list[float]]) -> TokenRow:
+    def row(self, number: int) -> TokenRow:
         """A tree of the prompt and its completions, every token of which is a target.
 
         Args:
-            numbers: One value per completion.
-            token_numbers: One value per token of all completions.
+            number: Of the group in its rollout.
         """
         written = [token for completion in self.completions for token in completion.tokens]
         prompt = self.prompt.tokens
+        rewards = {f"reward/{name}": values for name, values in self.rewards.items()}
         return TokenRow(
             tokens=prompt + written,
             supervised=[False] * len(prompt) + [True] * len(written),
             trees=[[len(prompt), *(len(completion.tokens) for completion in self.completions)]],
             origin=self.prompt.origin,
-            numbers=dict(numbers),
-            token_numbers=dict(token_numbers),
+            numbers={"reward": self.totals, "group": [number] * len(self.totals), **rewards},
+            token_numbers={"sampled_logps": [value for one in self.completions for value in one.logps]},
         )
 
 
@@ -64,16 +68,14 @@ def split(row: TokenRow, max_tokens: int | None) -> list[TokenRow]:
     """A row as several trees of the same prompt, where one would be too long for a micro-batch.
 
     Args:
-        row: One tree, whose numbers are per completion and whose token numbers are per token of all completions.
+        row: As ``Group.row`` makes it.
         max_tokens: Most tokens of a part; a single completion is never cut. ``None`` leaves the row whole.
     """
     ((prompt, *lengths),) = row.trees
-    if max_tokens is None or len(row.tokens) <= max_tokens:
-        return [row]
     parts, start = [], 0
     while start < len(lengths):
         end = start + 1
-        while end < len(lengths) and prompt + sum(lengths[start : end + 1]) <= max_tokens:
+        while end < len(lengths) and (max_tokens is None or prompt + sum(lengths[start : end + 1]) <= max_tokens):
             end += 1
         before, size = sum(lengths[:start]), sum(lengths[start:end])
         parts.append(
@@ -88,3 +90,39 @@ def split(row: TokenRow, max_tokens: int | None) -> list[TokenRow]:
         )
         start = end
     return parts
+
+
+class Rollout:
+    """All completions of a rollout side by side, for what is computed over the whole of it.
+
+    Args:
+        rows: As ``split`` makes them, with the same numbers in each.
+    """
+
+    def __init__(self, rows: Sequence[TokenRow]):
+        self.rows = rows
+        self.lengths = [length for row in rows for _, *lengths in row.trees for length in lengths]
+        self.numbers = {name: self._flat("numbers", name) for name in rows[0].numbers}
+        self.token_numbers = {name: self._flat("token_numbers", name) for name in rows[0].token_numbers}
+        self.owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        # Groups count from 0 without gaps, whatever was left out.
+        self.tree = torch.unique_consecutive(self.numbers["group"], return_inverse=True)[1]
+
+    def _flat(self, field_name: str, name: str) -> Tensor:
+        values = [value for row in self.rows for value in getattr(row, field_name)[name]]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def with_numbers(self, **columns: Tensor) -> list[TokenRow]:
+        """The rows with more numbers per completion, each ``[S]``."""
+        return self._with("numbers", [len(row.trees[0]) - 1 for row in self.rows], columns)
+
+    def with_token_numbers(self, **columns: Tensor) -> list[TokenRow]:
+        """The rows with more numbers per token of the completions, each ``[N]``."""
+        return self._with("token_numbers", [sum(row.supervised) for row in self.rows], columns)
+
+    def _with(self, field_name: str, sizes: list[int], columns: dict[str, Tensor]) -> list[TokenRow]:
+        parts = {name: values.split(sizes) for name, values in columns.items()}
+        return [
+            replace(row, **{field_name: getattr(row, field_name) | {n: p[index].tolist() for n, p in parts.items()}})
+            for index, row in enumerate(self.rows)
+        ]

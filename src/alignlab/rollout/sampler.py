@@ -59,6 +59,21 @@ class Sampler:
         self.stop_strings, self.batch_size = stop_strings, batch_size
         self.dtype = getattr(torch, dtype) if dtype else None
 
+    @property
+    def temperature(self) -> float:
+        """Of the drawing."""
+        return self.draw["temperature"]
+
+    @property
+    def max_completion_tokens(self) -> int:
+        """Most tokens of a completion."""
+        return self.draw["max_completion_tokens"]
+
+    @property
+    def exact(self) -> bool:
+        """Whether its log-probabilities are those that the weights give in training."""
+        return self.dtype is None
+
     def __call__(
         self,
         model: nn.Module,

@@ -1,0 +1,55 @@
+"""REINFORCE leave-one-out (RLOO, arXiv 2402.14740): each completion against the mean reward of the others.
+
+1. The ratio of whole completions is clipped as PPO clips that of tokens; on policy it is 1, and the loss the paper's.
+2. The divergence from the reference is taken off the reward (``reward_kl_coef``), k1 summed over the completion.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
+from alignlab.losses.advantages import estimate
+from alignlab.losses.kl import penalise_rewards
+from alignlab.losses.normaliser import weigh
+from alignlab.losses.policy_gradient import PolicyLoss, policy_metrics
+from alignlab.methods.online import Online
+from alignlab.rollout.experience import Rollout
+
+
+class RLOO(Online):
+    """Minimise the policy gradient's surrogate with a leave-one-out baseline (eq. 9).
+
+    Args:
+        loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
+        scale: What advantages are divided by: none, batch or whiten.
+        parts: See ``Online``.
+    """
+
+    def __init__(
+        self, *, loss: Callable[..., PolicyLoss], scale: Literal["none", "batch", "whiten"], reference: str, **parts
+    ):
+        super().__init__(reference=reference if parts["reward_kl_coef"] > 0 else "none", **parts)
+        self.loss, self.scale = loss, scale
+
+    def learnable(self, rollout: Rollout) -> list[TokenRow]:
+        """Rewards less the divergence, against the others of the group."""
+        kl = self.token_kl(rollout)
+        rewards = penalise_rewards(rollout.numbers["reward"], kl, rollout.owner, kl_coef=self.reward_kl_coef)
+        return rollout.with_numbers(advantages=estimate(rewards, rollout.tree, estimator="rloo", scale=self.scale))
+
+    def compute_loss(self, batch: MicroBatch) -> LossOutput:
+        """Mean over the completions of the step."""
+        tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
+        loss = self.loss(tokens)
+        return weigh(
+            loss.losses,
+            tokens.owner,
+            tokens.sequence_mask,
+            normaliser="sequence",
+            max_completion_tokens=self.rollout.max_completion_tokens,
+            metrics=policy_metrics(tokens, loss),
+        )
+
+    def total_weight(self, totals: StepTotals) -> float:
+        """Completions of the step."""
+        return totals.sequences

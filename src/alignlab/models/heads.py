@@ -1,0 +1,154 @@
+"""The head on a decoder: over the vocabulary, or of a reward model one number per sequence.
+
+A reward model reads its number off the last token of a sequence by one linear map (arXiv 2009.01325, section 3.4).
+Last goes by the mask here. Transformers' own classes go by the pad token's id, so that token is chosen such that no
+sequence ends in it, and both find the same place.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from peft import PeftConfig, TaskType
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from alignlab.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Head = Literal["language_model", "reward"]
+
+AUTO_CLASSES = {"language_model": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
+
+TASKS = {"language_model": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
+"""What PEFT calls them; under the second it trains and saves the head beside its adapter."""
+
+WEIGHT = "score.weight"
+
+# Tokens that models keep free for padding, in order of preference.
+PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>", "[UNK]")
+RESERVED = ("pad", "reserved", "unused")
+
+
+def head_of(model: nn.Module) -> Head:
+    """Which head a model has, with or without an adapter."""
+    return "reward" if isinstance(getattr(model, "score", None), nn.Module) else "language_model"
+
+
+def adapter_head(folder: str) -> Head:
+    """Which head a saved adapter belongs to.
+
+    Args:
+        folder: Adapter folder.
+    """
+    return "reward" if PeftConfig.from_pretrained(folder).task_type == TASKS["reward"] else "language_model"
+
+
+def refuse_other_adapter(folder: str, head: Head, asked: str) -> None:
+    """Refuse an adapter that was trained under another head than the model is to have.
+
+    Args:
+        folder: Adapter folder.
+        head: What the model is to have.
+        asked: As the user typed it.
+
+    Raises:
+        InputError: It was.
+    """
+    names = {"language_model": "a language model", "reward": "a reward model"}
+    if adapter_head(folder) != head:
+        why = f"its adapter is that of {names[adapter_head(folder)]}, and {names[head]} is asked for"
+        raise InputError(asked, why, "Merge the adapter into its base, and name the merged weights")
+
+
+def with_head(config: PreTrainedConfig, head: Head, asked: str) -> PreTrainedConfig:
+    """The config with what its head asks for.
+
+    Args:
+        config: Changed in place.
+        head: What the model is to have.
+        asked: As the user typed it.
+
+    Raises:
+        InputError: Transformers has no reward model of this architecture.
+    """
+    if head == "language_model":
+        return config
+    remote = AutoModelForSequenceClassification.__name__ in (getattr(config, "auto_map", None) or {})
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not remote:
+        why = f"Transformers has no {config.model_type} that scores sequences (AutoModelForSequenceClassification)"
+        raise InputError(asked, why, "Use another architecture, such as llama or qwen2")
+    config.num_labels = 1
+    return config
+
+
+def fill_head(model: PreTrainedModel, report: dict[str, Any], asked: str) -> set[str]:
+    """Give a language model that becomes a reward model a new head.
+
+    Args:
+        model: As opened; changed in place.
+        report: Of Transformers, on what the files held.
+        asked: As the user typed it.
+
+    Returns:
+        Names of the tensors that the files lacked and that are filled now.
+
+    Raises:
+        InputError: The files hold a head with several numbers, or the architecture has it elsewhere.
+    """
+    if head_of(model) == "language_model":
+        raise InputError(asked, f"{type(model).__name__} has no head named score", "Use a decoder, such as llama")
+    for name, stored, _ in report["mismatched_keys"]:
+        if name == WEIGHT:
+            why = f"its head gives {stored[0]} numbers per sequence, and a reward is one"
+            raise InputError(asked, why, "Name weights with a single label, or a language model, which gets a new head")
+    if WEIGHT not in report["missing_keys"]:
+        return set()
+    draw_head(model)
+    return {WEIGHT}
+
+
+@torch.no_grad()
+def draw_head(model: PreTrainedModel) -> None:
+    """Small random weights that follow from the global seed alone; a zero head would give the decoder no gradient.
+
+    Their variance is 1 / (hidden size + 1) (arXiv 2009.01325).
+    """
+    weight = model.score.weight
+    seed = torch.initial_seed()  # what was drawn since is of no account
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    weight.copy_(drawn * (weight.shape[1] + 1) ** -0.5)
+
+
+def settle_pad(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+    """Choose a pad token in which no sequence ends, for the tokenizer and the config, in place.
+
+    Without one the config names none: Transformers then takes the last token, and refuses batches.
+
+    Args:
+        model: With a reward head.
+        tokenizer: Its pad token is kept where it serves.
+        ends: Ids in which sequences end.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    barred = {*ends, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    special = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    free = {token: index for token, index in special.items() if index not in barred and index < rows}
+    reserved = sorted(token for token in free if any(word in token.lower() for word in RESERVED))
+    pad = next((token for token in (tokenizer.pad_token, *PADS, *reserved) if token in free), None)
+    if pad is None:
+        log.info("pad token: no token is free, so that Transformers can score one sequence at a time only")
+    elif pad != tokenizer.pad_token:
+        log.info("pad token: %r instead of %r, in which sequences may end", pad, tokenizer.pad_token)
+        tokenizer.pad_token = pad
+    model.config.get_text_config().pad_token_id = free.get(pad)
+    model.config.pad_token_id = free.get(pad)
