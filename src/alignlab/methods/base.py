@@ -204,8 +204,13 @@ class Method(lightning.LightningModule):
         """How the work is spread."""
         return spread_of(self.trainer.strategy)
 
+    @property
+    def trained_modules(self) -> tuple[nn.Module, ...]:
+        """What the optimizer updates: the policy, and whatever learns beside it."""
+        return (self.policy,)
+
     def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        return [p for module in self.trained_modules for p in module.parameters() if p.requires_grad]
 
     def _norms(self, norm: Tensor) -> dict[str, Tensor]:
         """Global norm of the gradient before clipping and, where it is clipped, after."""

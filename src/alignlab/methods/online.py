@@ -117,9 +117,13 @@ class Online(Referenced):
             batch: Rows of a rollout.
             advantages: Of each token. Shape ``[N]``.
         """
+        return self.policy_tokens_and_hidden(batch, advantages)[0]
+
+    def policy_tokens_and_hidden(self, batch: MicroBatch, advantages: Tensor) -> tuple[PolicyTokens, Tensor]:
+        """The same with the hidden states that predict the tokens ``[N, hidden]``, for a critic."""
         scores = token_scores(self.policy, batch, temperature=self.temperature, want=("entropies",))
         numbers, once = batch.token_numbers, self.num_iterations * self.steps_per_rollout == 1
-        return PolicyTokens(
+        tokens = PolicyTokens(
             token_logps=scores.logps,
             advantages=advantages.to(scores.logps),
             owner=batch.owner,
@@ -128,6 +132,7 @@ class Online(Referenced):
             sampled_token_logps=numbers["sampled_logps"] if "old_logps" in numbers else None,
             entropies=scores.entropies,
         )
+        return tokens, scores.hidden
 
     # --- what the house asks ------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.batches import MicroBatch, StepBatch
 from alignlab.errors import InputError
@@ -56,13 +56,21 @@ class Referenced(Method):
         if self.policy is not None:
             return
         policy = self.parts.make_policy().train()
+        self.make_beside(policy)
+        self.policy = self.spread.shard(policy)
+        self.shard_beside()
+
+    def make_beside(self, policy: nn.Module) -> None:
+        """What stands beside the policy and begins as it does: its reference."""
         if self.reference_word != "none":
             self.reference = make_reference(policy, self.reference_word, self.parts.open_model)
             self.fingerprint = self.reference.fingerprint
             log.info("reference: %s, fingerprint %s", self.reference_word, self.fingerprint)
-        self.policy = self.spread.shard(policy)
+
+    def shard_beside(self) -> None:
+        """Spread what stands beside the policy."""
         if self.reference is not None and self.reference.model is not None:
-            self.spread.shard_frozen(self.reference.model)
+            self.spread.shard_beside(self.reference.model)
 
     def on_fit_start(self) -> None:
         """Score the rows before training where asked, after which the reference has done its work."""
@@ -84,7 +92,7 @@ class Referenced(Method):
         """Log-probabilities of the supervised tokens under the reference. Shape ``[N]``."""
         with self.reference.standing_in(self.policy) as model:
             score = partial(token_scores, temperature=self.temperature)
-            return self.spread.forward_frozen(model, score, model, batch).logps
+            return self.spread.forward_beside(model, score, model, batch).logps
 
     def reference_logps(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities of the completions under the reference; zeros where there is none. Shape ``[S]``."""

@@ -35,12 +35,14 @@ class TokenScores(NamedTuple):
         hits: Whether the label is the most likely token. Shape ``[N]``, bool.
         entropies: Entropy of each prediction in nats, carries the gradient. Shape ``[N]``, or ``[0]`` if not wanted.
         log_collisions: Log of the sum of squared probabilities. Shape ``[N]``, or ``[0]`` if not wanted.
+        hidden: Hidden states that predict the labels, for further heads. Shape ``[N, hidden]``.
     """
 
     logps: Tensor
     hits: Tensor
     entropies: Tensor
     log_collisions: Tensor
+    hidden: Tensor
 
 
 def token_scores(
@@ -67,10 +69,10 @@ def token_scores(
     score = partial(_score, vocabulary_head(model), temperature, frozenset(want))
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
-        return TokenScores(*score(hidden, batch.labels))
+        return TokenScores(*score(hidden, batch.labels), hidden)
     pieces = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
     scored = [checkpoint(score, states, labels, use_reentrant=False) for states, labels in pieces]
-    return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)))
+    return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)), hidden)
 
 
 def _score(

@@ -27,12 +27,12 @@ class Spread:
         """Leave on this rank its share of a freshly built model; in place."""
         return policy
 
-    def shard_frozen(self, model: nn.Module) -> nn.Module:
-        """Leave on this rank its share of a model that is not trained; in place."""
+    def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
+        """Leave on this rank its share of a model beside the policy, a reference or a critic; in place."""
         return model
 
-    def forward_frozen(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function that computes with such a model, or with the policy inside ``forward``."""
+    def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Call a function that computes with such a model, or with the policy, inside ``forward``."""
         return function(*arguments)
 
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:

@@ -40,16 +40,19 @@ class Sharded(Spread):
     def shard(self, policy: nn.Module) -> nn.Module:
         """Shard block by block, then what is around the blocks; only the shares stay in memory."""
         self.strategy.root = self._shard(policy)
+        self.strategy.trained_roots = [self.strategy.root]
         return policy
 
-    def shard_frozen(self, model: nn.Module) -> nn.Module:
+    def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
         """Shard it in the same way, as a root of its own."""
-        self._shard(model, reshard_after_forward=True)  # no backward follows, which would do it
+        # Without training no backward follows that would leave shares only.
+        root = self._shard(model, **({} if trained else {"reshard_after_forward": True}))
+        self.strategy.trained_roots += [root] if trained else []
         return model
 
     def _shard(self, model: nn.Module, **options: Any) -> nn.Module:
         root = _root(model)
-        names = set(root._no_split_modules or ())
+        names = set(getattr(root, "_no_split_modules", None) or ())
         blocks = [module for module in root.modules() if type(module).__name__ in names]
         for block in blocks:
             fully_shard(block, **self.strategy.options())
@@ -63,7 +66,7 @@ class Sharded(Spread):
         """Call it within the hooks of the root, so that embedding and head are there for a decoder called alone."""
         return _within(self.strategy.root, function, *arguments)
 
-    def forward_frozen(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
+    def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
         """Likewise within the hooks of another root; those of the policy's are open already."""
         root = _root(model)
         return function(*arguments) if root is self.strategy.root else _within(root, function, *arguments)
@@ -71,7 +74,8 @@ class Sharded(Spread):
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
         """Reduce gradients with the last micro-batch only."""
-        self.strategy.root.set_requires_gradient_sync(last)
+        for root in self.strategy.trained_roots:
+            root.set_requires_gradient_sync(last)
         yield
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
@@ -154,6 +158,7 @@ class FSDP(NamedState, ModelParallelStrategy):
         super().__init__(timeout=timeout)
         self.mixed_precision, self.offload, self.prefetch_blocks = mixed_precision, offload, prefetch_blocks
         self.root: Any = None
+        self.trained_roots: list[Any] = []
 
     def setup_environment(self) -> None:
         """Lay all ranks along the data axis; Lightning's default is tensor parallelism within a machine."""

@@ -39,7 +39,7 @@ class Partitioned(Spread):
         zero.Init(module=policy, config_dict_or_path=self.strategy.config)
         return policy
 
-    def shard_frozen(self, model: nn.Module) -> nn.Module:
+    def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
         """As the policy: a part of the same engine, whose hooks gather it."""
         return self.shard(model)
 

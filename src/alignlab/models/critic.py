@@ -1,0 +1,41 @@
+"""Critics: what a policy may expect from each token on."""
+
+import copy
+
+from torch import Tensor, nn
+
+from alignlab.batches import MicroBatch
+from alignlab.models.scoring import base_model, last_hidden_state
+
+
+class Critic(nn.Module):
+    """A linear head on hidden states: those of the policy, or of a trunk of its own.
+
+    Args:
+        policy: Whole and untrained in this run.
+        separate: Take a trained copy of the policy as trunk, else the policy's own hidden states.
+    """
+
+    def __init__(self, policy: nn.Module, *, separate: bool):
+        super().__init__()
+        config = base_model(policy).config.get_text_config()
+        self.trunk = copy.deepcopy(policy) if separate else None
+        self.head = nn.Linear(config.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)  # nothing is expected before anything is known
+        nn.init.zeros_(self.head.bias)
+        self.head.to(next(policy.parameters()).device)
+
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values before the tokens that the hidden states predict.
+
+        Args:
+            hidden: Shape ``[N, hidden]``.
+
+        Returns:
+            float32, carries the gradient. Shape ``[N]``.
+        """
+        return self.head(hidden.to(self.head.weight.dtype))[:, 0].float()
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states of the own trunk before the supervised tokens. Shape ``[N, hidden]``."""
+        return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.predictor]
