@@ -199,6 +199,36 @@ ROWS: tuple[Row, ...] = (
         "Type data.global_batch_size=ROWS_PER_STEP data.batch_size_per_device=ROWS_AT_ONCE",
     ),
     Row(
+        ("method.aggregation", "method.reward_kl_coef"),
+        lambda c: c["method.aggregation"] == "normalize_then_sum" and bool(c["method.reward_kl_coef"]),
+        "the divergence would be standardised like a reward of its own, whatever its coefficient",
+        "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
+    ),
+    Row(
+        ("rollout", "method"),
+        lambda c: c["rollout"] is not None and c["method.num_completions"] is None,
+        "this method learns from data and samples nothing",
+        "Leave rollout out, or type method=grpo",
+    ),
+    Row(
+        ("data.streaming", "method"),
+        lambda c: bool(c["data.streaming"]) and c["method.num_completions"] is not None,
+        "rollouts take their prompts by number, so that a resumed run finds them again",
+        "Type data.streaming=false",
+    ),
+    Row(
+        ("data.streaming", "method.precompute_reference"),
+        lambda c: bool(c["data.streaming"]) and bool(c["method.precompute_reference"]),
+        "rows of a stream are not known before training",
+        "Type data.streaming=false, or method.precompute_reference=false",
+    ),
+    Row(
+        ("method.reference", "method.precompute_reference"),
+        lambda c: c["method.reference"] in ("ema", "synchronised") and bool(c["method.precompute_reference"]),
+        "this reference moves while training, so its values cannot be known before",
+        "Type method.precompute_reference=false, or method.reference=initial",
+    ),
+    Row(
         ("data.streaming", "data.order"),
         lambda c: c["data.streaming"] and c["data.order"] in ("by_length", "curriculum"),
         "a stream cannot be sorted: rows are read while training",

@@ -16,11 +16,10 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
-from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages
+from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages, weighted_sum
 from alignlab.losses.entropy import entropy_loss
 from alignlab.losses.importance import truncated_importance
-from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses, penalise_rewards
 from alignlab.losses.normaliser import Normaliser, total_weight, weigh
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.online import Online
@@ -75,12 +74,12 @@ class GRPO(Online):
         """Advantages over the whole rollout."""
         names = [name for name in rollout.numbers if name.startswith("reward/")]
         weights = [self.scorer.weights.get(name.removeprefix("reward/"), 1.0) for name in names]
+        weights = torch.tensor(weights, dtype=torch.float64)
         rewards = torch.stack([rollout.numbers[name] for name in names], 1)
         if self.reward_kl_coef:
-            penalty = sequence_sums(self.token_kl(rollout), rollout.owner, len(rewards))
-            rewards, weights = torch.cat([rewards, -penalty[:, None]], 1), [*weights, self.reward_kl_coef]
-        found = advantages(rewards, torch.tensor(weights, dtype=torch.float64), rollout.tree, **self.estimate)
-        return rollout.with_numbers(advantages=found)
+            kl = {"token_kl": self.token_kl(rollout), "owner": rollout.owner, "kl_coef": self.reward_kl_coef}
+            rewards, weights = penalise_rewards(weighted_sum(rewards, weights), **kl)[:, None], weights.new_ones(1)
+        return rollout.with_numbers(advantages=advantages(rewards, weights, rollout.tree, **self.estimate))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of the tokens with the divergence added, each weighed as the normaliser has it."""
