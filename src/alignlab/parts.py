@@ -23,6 +23,7 @@ from alignlab.data.templates import choose_template, set_template, stop_tokens
 from alignlab.data.texts import row_texts
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Method, Parts
+from alignlab.methods.samples import SampleLog
 from alignlab.metrics import METRICS
 from alignlab.models.adapters import attach
 from alignlab.models.heads import settle_pad
@@ -208,6 +209,8 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
             raise InputError(
                 f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
             )
+    if config["rollout"] is not None:
+        chosen["samples"] = SampleLog(path=folder.path / "samples.jsonl")
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         {**node, "max_steps": data.num_steps, "max_epochs": -1},

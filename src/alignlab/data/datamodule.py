@@ -15,7 +15,7 @@ from alignlab.batches import Prompt, Row, TokenRow
 from alignlab.data.cache import TokenTable, build_table, tokenize_stream
 from alignlab.data.mismatch import WithCompanions
 from alignlab.data.plan import PlanSettings
-from alignlab.data.rows import convert, converts
+from alignlab.data.rows import convert, converts, prepend
 from alignlab.data.split import Part, Source, split_rows
 from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
 from alignlab.data.table import WithNumbers
@@ -32,6 +32,7 @@ class LoadSettings:
     Args:
         validation_size: Share (below 1) or number of training rows held out where the source has no validation part;
             rows with equal prompts stay together.
+        prepend: Messages before every dialogue or prompt: a system text, worked examples. None: nothing.
         packing: Flat micro-batches without padding; else padded ones.
         streaming: Read and tokenise while training instead of before; rows are shuffled within a buffer only.
         num_workers: 1 collates ahead in another process.
@@ -41,6 +42,7 @@ class LoadSettings:
     """
 
     validation_size: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] | None
+    prepend: list[dict[str, str]] | None
     packing: bool
     streaming: bool
     num_workers: Annotated[int, Field(ge=0, le=1)]
@@ -96,7 +98,8 @@ class DataModule(lightning.LightningDataModule):
 
     def rows(self, part: Part) -> Iterator[Row]:
         """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
-        return split_rows(self.source, part, self.load.validation_size, self.load.streaming)
+        rows = split_rows(self.source, part, self.load.validation_size, self.load.streaming)
+        return (prepend(row, self.load.prepend) for row in rows) if self.load.prepend else rows
 
     def add_numbers(
         self, part: Part, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None = None
@@ -142,7 +145,7 @@ class DataModule(lightning.LightningDataModule):
 
     def _table(self, part: Part) -> TokenTable | None:
         """The token table of a part, from the cache where nothing that decides it has changed."""
-        held_out = f"{part} {self.load.validation_size}"
+        held_out = f"{part} {self.load.validation_size} {self.load.prepend or ''}".rstrip()
         try:
             table = build_table(
                 (convert(row, self.kind) for row in self.rows(part)),

@@ -1,8 +1,9 @@
 """Conversions between kinds of rows: the few that lose nothing which the method could miss."""
 
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import fields, replace
 
-from alignlab.batches import Demonstration, Preference, Prompt, Row, Text, Unpaired
+from alignlab.batches import Demonstration, Message, Preference, Prompt, Row, Text, Unpaired
 from alignlab.data.formats.messages import split
 from alignlab.errors import InputError
 
@@ -35,6 +36,22 @@ CONVERSIONS = {
     (Demonstration, Prompt): _unanswered,
     (Demonstration, Text): _written_out,
 }
+
+
+def prepend(row: Row, messages: Sequence[Message]) -> Row:
+    """The row with messages before its dialogue or prompt.
+
+    Args:
+        row: Any kind but text.
+        messages: A system text, worked examples.
+
+    Raises:
+        InputError: The row is plain text.
+    """
+    field = "messages" if isinstance(row, Demonstration) else "prompt"
+    if not hasattr(row, field):
+        raise InputError("data.prepend", f"{row.origin} is plain text, which has no turns", "Leave it out")
+    return replace(row, **{field: (*messages, *getattr(row, field))})
 
 
 def converts(row: Row, kind: type[Row]) -> bool:

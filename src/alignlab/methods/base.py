@@ -102,6 +102,7 @@ class Method(lightning.LightningModule):
         self.progress = Progress()
         self.validation = RunningRatios()
         self.num_lost_steps = 0
+        self.awaits_census = True
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
@@ -110,6 +111,10 @@ class Method(lightning.LightningModule):
     def total_weight(self, totals: StepTotals) -> float:
         """Weight of the whole step, in the unit of ``LossOutput.weight``; supervised tokens unless overridden."""
         return totals.supervised_tokens
+
+    def has_signal(self, step: StepBatch) -> bool:
+        """Whether a step must give every trained tensor a gradient; the same on all ranks."""
+        return True
 
     def prepare_step(self, step: StepBatch) -> None:
         """What must be known of a whole step before its first micro-batch; in training and validation."""
@@ -158,8 +163,9 @@ class Method(lightning.LightningModule):
                 output = spread.forward(self.compute_loss, batch)
                 self.manual_backward(step_loss(output, total_weight, batch.counted))
             ratios.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
-        if batch_index == 0 and self.progress.step == 0:
+        if self.awaits_census and self.has_signal(step):
             self._refuse_dead_parameters()
+            self.awaits_census = False
         lr = optimizer.param_groups[0]["lr"]
         norms = self._norms(spread.update(optimizer, self._trained(), self.parts.gradient_clip_val))
         self.lr_schedulers().step()
@@ -196,6 +202,7 @@ class Method(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the progress."""
         self.progress = replace(self.progress, **checkpoint["progress"])
+        self.awaits_census = self.progress.step == 0
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 

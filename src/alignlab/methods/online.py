@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import MicroBatch, Prompt, TokenRow
+from alignlab.batches import MicroBatch, Prompt, StepBatch, TokenRow
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
 from alignlab.errors import InputError
@@ -25,7 +25,7 @@ from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, pr
 from alignlab.methods.referenced import Referenced
 from alignlab.methods.samples import rollout_metrics
 from alignlab.models.scoring import token_scores
-from alignlab.rewards.scorer import Scorer
+from alignlab.rewards.scorer import Limits, Scorer
 from alignlab.rollout.experience import Group, Rollout, split
 from alignlab.training.reduction import num_ranks
 
@@ -45,6 +45,7 @@ class Online(Referenced):
         rollout: What samples; see ``rollout.sampler``.
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
+        reward_limits: Of every reward: ``timeout_seconds``, ``num_retries``, ``default``; see ``rewards.scorer``.
         reward_kl_coef: Taken off the reward per nat of divergence from the reference.
         reward_kl_target: Divergence per completion that the coefficient is steered to; ``None`` leaves it fixed.
         num_completions: G, completions per prompt.
@@ -66,6 +67,7 @@ class Online(Referenced):
         rollout: Any,
         reward: dict[str, Any],
         reward_weights: list[float] | None,
+        reward_limits: dict[str, Any],
         reward_kl_coef: Coefficient,
         reward_kl_target: Annotated[float, Field(gt=0)] | None,
         num_completions: Count,
@@ -79,7 +81,7 @@ class Online(Referenced):
         **parts,
     ):
         super().__init__(precompute_reference=False, **parts)
-        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights)
+        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, Limits(**reward_limits))
         self.reward_kl_coef, self.reward_kl_target = reward_kl_coef, reward_kl_target
         self.num_completions, self.num_iterations = num_completions, num_iterations
         self.steps_per_rollout = steps_per_rollout
@@ -148,6 +150,11 @@ class Online(Referenced):
         windows = prompt_windows(data, self.steps_per_rollout)
         ranks = {"rank": self.trainer.global_rank, "num_ranks": num_ranks()}
         return ExperienceLoader(windows, self.roll_out, settings=settings, num_steps=num_steps, **ranks)
+
+    def has_signal(self, step: StepBatch) -> bool:
+        """Completions that are all alike good teach nothing."""
+        columns = (batch.token_numbers | batch.numbers for batch in step.micro_batches)
+        return any(everyone(any(bool(numbers["advantages"].any()) for numbers in columns)))
 
     def validation_step(self, step: Any, batch_index: int) -> None:
         """Nothing: held-out prompts have no completions to compute a loss on."""
@@ -268,7 +275,8 @@ class Online(Referenced):
         scores = self.scorer(
             [text for group in groups for text in group.texts],
             [record["prompt"] for record in records],
-            {name: [record["columns"].get(name) for record in records] for name in sorted(columns)},
+            {name: [record["columns"].get(name) for record in records] for name in sorted(columns)}
+            | {"num_tokens": [len(one.tokens) for group in groups for one in group.completions]},
         )
         start = 0
         for group in groups:

@@ -15,8 +15,14 @@ from alignlab.batches import Message
 from alignlab.losses.advantages import group_metrics
 from alignlab.rollout.experience import Group
 
+STEPS_BETWEEN = 20
+"""Optimizer steps between two rollouts that are shown."""
+
+MAX_PROMPTS = 4
+"""Prompts of a rollout whose completions are written."""
+
 MAX_TABLE_ROWS = 16
-"""Completions of a rollout that go to the trackers; ``samples.jsonl`` gets all that are asked for."""
+"""Completions of a rollout that go to the trackers."""
 
 
 def rollout_metrics(groups: Sequence[Group], right_reward: float) -> dict[str, float]:
@@ -66,13 +72,10 @@ class SampleLog(lightning.Callback):
 
     Args:
         path: Of ``samples.jsonl``.
-        every_n_steps: Optimizer steps between two rollouts that are written.
-        num_prompts: Prompts of a rollout that are written, at most.
     """
 
-    def __init__(self, *, path: Path, every_n_steps: int, num_prompts: int):
-        self.path, self.every_n_steps, self.num_prompts = Path(path), every_n_steps, num_prompts
-        self.next_step = 1
+    def __init__(self, *, path: Path):
+        self.path, self.next_step = Path(path), 1
 
     def state_dict(self) -> dict[str, Any]:
         """The step from which on the next rollout is written."""
@@ -88,8 +91,8 @@ class SampleLog(lightning.Callback):
         groups, method.samples = getattr(method, "samples", []), []
         if not groups or method.progress.step < self.next_step:
             return
-        self.next_step = method.progress.step + self.every_n_steps
-        records = sample_records(groups[: self.num_prompts], method.progress.step)
+        self.next_step = method.progress.step + STEPS_BETWEEN
+        records = sample_records(groups[:MAX_PROMPTS], method.progress.step)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         for logger in trainer.loggers:

@@ -91,11 +91,12 @@ def with_head(config: PreTrainedConfig, head: Head, asked: str) -> PreTrainedCon
     return config
 
 
-def fill_head(model: PreTrainedModel, report: dict[str, Any], asked: str) -> set[str]:
+def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked: str) -> set[str]:
     """Give a language model that becomes a reward model a new head.
 
     Args:
         model: As opened; changed in place.
+        head: What it is to have.
         report: Of Transformers, on what the files held.
         asked: As the user typed it.
 
@@ -105,7 +106,9 @@ def fill_head(model: PreTrainedModel, report: dict[str, Any], asked: str) -> set
     Raises:
         InputError: The files hold a head with several numbers, or the architecture has it elsewhere.
     """
-    if head_of(model) == "language_model":
+    if head == "language_model":
+        return set()
+    if head_of(model) != head:
         raise InputError(asked, f"{type(model).__name__} has no head named score", "Use a decoder, such as llama")
     for name, stored, _ in report["mismatched_keys"]:
         if name == WEIGHT:

@@ -6,6 +6,8 @@ is replaced by one inside, and the log says so.
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -117,8 +119,9 @@ def open_weights(
     options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization, "config": config}
     # Mismatched shapes are let through here so that all of them are named below.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
-    model, report = _read(place, AUTO_CLASSES[head], place.weights, **options)
-    new = fill_head(model, report, asked) if head == "reward" else set()
+    with _no_table_of(head):
+        model, report = _read(place, AUTO_CLASSES[head], place.weights, **options)
+    new = fill_head(model, head, report, asked)
     if new and not place.adapter:  # which would bring its own
         log.info("score head: new, drawn from seed %d", torch.initial_seed())
     wrong = sorted(report["missing_keys"] - new) + sorted(key for key, *_ in report["mismatched_keys"])
@@ -132,6 +135,21 @@ def open_weights(
     for module in (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")):
         module.support_avx512bf16_for_cpu = False
     return model
+
+
+@contextmanager
+def _no_table_of(head: Head) -> Iterator[None]:
+    """Without Transformers' table of what the files lack: of a new reward model that is its head, and we say so."""
+    reports = logging.getLogger("transformers.modeling_utils")
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return head == "language_model" or "LOAD REPORT" not in record.getMessage()
+
+    reports.addFilter(wanted)
+    try:
+        yield
+    finally:
+        reports.removeFilter(wanted)
 
 
 def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:

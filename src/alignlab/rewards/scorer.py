@@ -1,9 +1,31 @@
-"""All rewards of a batch of completions, weighted."""
+"""All rewards of a rollout, weighted, and what happens when one of them misbehaves.
 
+Every reward runs in a thread of its own and gets so many seconds. One that raises, hangs, or returns something else
+than one finite number per completion gives its default for these completions; it is counted and told, and stalls
+nobody. A thread that hangs cannot be ended: it is left behind, and a reward that has left ``MAX_LEFT_BEHIND`` of them
+is not called again.
+"""
+
+import logging
 import math
+import threading
+import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from alignlab.errors import InputError
+
+log = logging.getLogger(__name__)
+
+Reward = Callable[..., Sequence[float | None]]
+
+MAX_LEFT_BEHIND = 5
+MAX_TRACEBACK_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -13,12 +35,27 @@ class Scores:
     Args:
         total: Weighted sums; NaN where no reward has an opinion. Length S.
         by_name: Each reward, NaN where it has no opinion. Length S.
-        failures: Per reward the number of completions that got its default, by what went wrong.
+        failures: Per reward how many completions got its default, by what went wrong.
     """
 
     total: list[float]
     by_name: dict[str, list[float]]
-    failures: dict[str, dict[str, int]]
+    failures: dict[str, Counter[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a reward is granted.
+
+    Args:
+        timeout_seconds: Of one call.
+        num_retries: Further calls after one that raised.
+        default: What a completion gets that could not be scored; None: no opinion.
+    """
+
+    timeout_seconds: Annotated[float, Field(gt=0)]
+    num_retries: Annotated[int, Field(ge=0)]
+    default: float | None
 
 
 class Scorer:
@@ -26,24 +63,95 @@ class Scorer:
 
     Args:
         rewards: By name, each ``(completions, prompts, **columns)`` → one number per completion, or None.
-        weights: By the same order; None for 1 each.
+        weights: In the same order; None for 1 each.
+        limits: Of every reward.
+
+    Raises:
+        InputError: There are more or fewer weights than rewards, or no reward.
     """
 
-    def __init__(self, rewards: Mapping[str, Callable[..., Any]], weights: Sequence[float] | None):
-        self.rewards = dict(rewards)
-        self.weights = dict(zip(rewards, weights or [1.0] * len(rewards), strict=True))
+    def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float] | None, limits: Limits):
+        weights = [1.0] * len(rewards) if weights is None else weights
+        if len(weights) != len(rewards) or not rewards:
+            why = f"there are {len(rewards)} rewards ({', '.join(rewards)}) and {len(weights)} weights"
+            raise InputError(f"method.reward_weights={weights}", why, "Give one weight per reward, in their order")
+        self.rewards, self.limits = dict(rewards), limits
+        self.weights = dict(zip(rewards, weights, strict=True))
+        self.left_behind: Counter[str] = Counter()
 
     def __call__(self, completions: Sequence[str], prompts: Sequence[Any], columns: Mapping[str, list]) -> Scores:
-        """Score completions with the columns of their rows."""
-        by_name = {
-            name: [math.nan if value is None else float(value) for value in reward(completions, prompts, **columns)]
+        """Score completions.
+
+        Args:
+            completions: S texts.
+            prompts: Messages of each one's prompt. Length S.
+            columns: Of the rows, each of length S.
+        """
+        calls = {
+            name: _Call(reward, (list(completions), list(prompts)), columns, self.limits)
             for name, reward in self.rewards.items()
+            if self.left_behind[name] < MAX_LEFT_BEHIND
         }
+        deadline = time.monotonic() + self.limits.timeout_seconds * (1 + self.limits.num_retries)
+        by_name, failures = {}, {}
+        for name in self.rewards:
+            values, failed = self._result(name, calls.get(name), deadline, len(completions))
+            by_name[name], failures[name] = values, failed
         total = [self._sum(place, by_name) for place in range(len(completions))]
-        return Scores(total, by_name, {})
+        return Scores(total, by_name, {name: failed for name, failed in failures.items() if failed})
+
+    def _result(self, name: str, call: "_Call | None", deadline: float, size: int) -> tuple[list[float], Counter[str]]:
+        default = math.nan if self.limits.default is None else self.limits.default
+        if call is None:
+            return [default] * size, Counter(not_called=size)
+        call.thread.join(max(0.0, deadline - time.monotonic()))
+        if call.thread.is_alive():
+            self.left_behind[name] += 1
+            log.warning("reward %s gave no answer within %g s", name, self.limits.timeout_seconds)
+            return [default] * size, Counter(timed_out=size)
+        if call.error is not None:
+            log.warning("reward %s failed: %s", name, call.error)
+            return [default] * size, Counter(failed=size)
+        if not hasattr(call.values, "__len__") or len(call.values) != size:
+            log.warning("reward %s gave %s for %d completions", name, _amount(call.values), size)
+            return [default] * size, Counter(wrong_length=size)
+        values = [_number(value) for value in call.values]
+        bad = sum(value is None for value in values)
+        if bad:
+            log.warning("reward %s gave no finite number for %d of %d completions", name, bad, size)
+        return [default if value is None else value for value in values], Counter(not_finite=bad) if bad else Counter()
 
     def _sum(self, place: int, by_name: Mapping[str, list[float]]) -> float:
         known = [
-            self.weights[name] * values[place] for name, values in by_name.items() if values[place] == values[place]
+            self.weights[name] * values[place] for name, values in by_name.items() if not math.isnan(values[place])
         ]
         return sum(known) if known else math.nan
+
+
+class _Call:
+    """A reward in its thread; whatever it raises is kept, so that no thread prints."""
+
+    def __init__(self, reward: Reward, arguments: tuple, columns: Mapping[str, list], limits: Limits):
+        self.values: Any = None
+        self.error: str | None = None
+        self.thread = threading.Thread(target=self._run, args=(reward, arguments, columns, limits), daemon=True)
+        self.thread.start()
+
+    def _run(self, reward: Reward, arguments: tuple, columns: Mapping[str, list], limits: Limits) -> None:
+        for _ in range(1 + limits.num_retries):
+            try:
+                self.values, self.error = reward(*arguments, **columns), None
+                return
+            except Exception:  # code of others: whatever it is, it is told and counted
+                self.error = "\n".join(traceback.format_exc().splitlines()[-MAX_TRACEBACK_LINES:])
+
+
+def _number(value: Any) -> float | None:
+    """NaN for no opinion, None for what is no finite number."""
+    if value is None:
+        return math.nan
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _amount(values: Any) -> str:
+    return f"{len(values)} numbers" if hasattr(values, "__len__") else f"a {type(values).__name__}"

@@ -1,0 +1,94 @@
+"""Rewards that look at the text alone: an integer answer, a pattern, length and repetition."""
+
+import re
+from collections import Counter
+from typing import Annotated
+
+from pydantic import Field
+
+from alignlab.errors import InputError
+from alignlab.rewards.exact_answer import final_answer
+
+INTEGER = re.compile(r"-?\d+")
+
+
+class IntegerAnswer:
+    """1 where the marked answer is an integer, else 0."""
+
+    def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
+        """One number per completion."""
+        return [float(INTEGER.fullmatch((final_answer(text) or "").strip()) is not None) for text in completions]
+
+
+class Pattern:
+    """1 where a regular expression is found in the completion, else 0.
+
+    Args:
+        pattern: In Python's syntax; ``.`` matches line breaks too.
+        whole: Whether it must match the whole completion.
+
+    Raises:
+        InputError: It is no regular expression.
+    """
+
+    def __init__(self, *, pattern: str, whole: bool):
+        try:
+            compiled = re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise InputError(f"pattern={pattern}", f"it is no regular expression: {error}", "Mend it") from error
+        self.matches = compiled.fullmatch if whole else compiled.search
+
+    def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
+        """One number per completion."""
+        return [float(self.matches(text) is not None) for text in completions]
+
+
+class Length:
+    """Minus the share of the allowed tokens that was used: shorter is better.
+
+    Args:
+        max_tokens: Length that costs 1.
+    """
+
+    def __init__(self, *, max_tokens: Annotated[int, Field(ge=1)]):
+        self.max_tokens = max_tokens
+
+    def __call__(self, completions: list[str], prompts: list, *, num_tokens: list[int], **columns: list) -> list[float]:
+        """One number per completion, 0 or less."""
+        return [-count / self.max_tokens for count in num_tokens]
+
+
+class OverLength:
+    """0 up to a length, then falling linearly to -1 at the limit (DAPO, arXiv 2503.14476, eq. 13).
+
+    Args:
+        max_tokens: Limit.
+        soft_tokens: Tokens before the limit within which it falls.
+    """
+
+    def __init__(self, *, max_tokens: Annotated[int, Field(ge=1)], soft_tokens: Annotated[int, Field(ge=1)]):
+        self.start, self.soft_tokens = max_tokens - soft_tokens, soft_tokens
+
+    def __call__(self, completions: list[str], prompts: list, *, num_tokens: list[int], **columns: list) -> list[float]:
+        """One number per completion, -1 to 0."""
+        return [-min(max(count - self.start, 0) / self.soft_tokens, 1.0) for count in num_tokens]
+
+
+class Repetition:
+    """Minus the share of n-grams of words that stood there before (arXiv 2502.03373, appendix).
+
+    Args:
+        ngram_size: Words of an n-gram.
+    """
+
+    def __init__(self, *, ngram_size: Annotated[int, Field(ge=1)]):
+        self.ngram_size = ngram_size
+
+    def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
+        """One number per completion, above -1 and at most 0."""
+        return [-self._share(text.lower().split()) for text in completions]
+
+    def _share(self, words: list[str]) -> float:
+        ngrams = Counter(zip(*(words[start:] for start in range(self.ngram_size)), strict=False))
+        total = ngrams.total()
+        return 1 - len(ngrams) / total if total else 0.0
