@@ -50,7 +50,7 @@ def test_every_option_composes_and_passes(choice, monkeypatch):
         words = [choice, *NEEDED.get(choice, [])] + ([f"method={method}"] if method else [])
         plain = schema.check(compose(words))
         compat.check(plain)
-        assert leaves(plain) < 150
+        assert leaves(plain) < 160
 
 
 @pytest.mark.parametrize("name", options("../experiments"))
@@ -99,7 +99,7 @@ def test_several_loggers():
 def test_config_files_are_short_and_name_no_experiment(path: Path):
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 40
-    assert path.parent != CONF or len(text.splitlines()) < 30
+    assert path.parent != CONF or len(text.splitlines()) <= 30
     assert all(f"experiments/{name}" not in text for name in options("../experiments"))
 
 

@@ -38,11 +38,39 @@ OPTIONS = {
     "a callback by target": ["callbacks.timer._target_=lightning.pytorch.callbacks.Timer"],
     "max time": ["trainer.max_time=00:00:10:00"],
 }
+PREFERENCES = {
+    "dpo": ["method=dpo"],
+    "dpo of three losses": ["method=dpo", "method/loss=[sigmoid,bco_pair,sft]", "method.loss_weights=[0.8,0.2,1.0]"],
+    "dpo weighted": ["method=dpo", "method.weighting=wpo", "method.length_desensitisation=0.5"],
+    "dpo alpha": ["method=dpo", "method/divergence=alpha_divergence"],
+    "dpo precomputed": ["method=dpo", "method.precompute_reference=true"],
+    "dpo of an average": ["method=dpo", "method.reference=ema", "peft=lora"],
+    "dpo without reference": ["method=dpo", "method.reference=none"],
+    "dpo padded": ["method=dpo", "data.packing=false"],
+    "group_dpo": ["method=group_dpo"],
+    "group_dpo smooth": ["method=group_dpo", "method.loss.sharpness=5", "method.length_normalised=true"],
+    "orpo": ["method=orpo"],
+    "simpo": ["method=simpo"],
+    "cpo": ["method=cpo", "method/loss=hinge"],
+    "kto": ["method=kto"],
+    "kto precomputed": ["method=kto", "method.precompute_reference=true", "method/loss=apo_zero_unpaired"],
+}
+FEW = ["method.num_completions=4", "rollout.max_completion_tokens=40", "data.global_batch_size=4"]
+ONLINE = {
+    "grpo": ["method=grpo", *FEW],
+    "grpo held to its start": ["method=grpo", *FEW, "method.kl_coef=0.1", "peft=lora", "method.group_filter=resample"],
+    "grpo several rewards": ["method=grpo", *FEW, "method/reward=[exact_answer,xml_format,length]", "method/loss=dapo"],
+    "rloo": ["method=rloo", *FEW, "method.reward_kl_coef=0.1", "method.reward_kl_target=1"],
+    "ppo": ["method=ppo", *FEW, "method.num_iterations=2"],
+    "ppo of two models": ["method=ppo", *FEW, "method.critic=separate", "method.truncated=penalise"],
+}
 PEFT = ["lora", "rslora", "dora", "qlora", "qlora_8bit", "ia3", "prefix", "llama_adapter"]
 OPTIMIZERS = ["adamw_8bit", "adafactor", "sgd", "lion"]
 SCHEDULERS = ["constant", "linear", "wsd", "inverse_sqrt", "polynomial"]
 CASES = {
     **OPTIONS,
+    **PREFERENCES,
+    **ONLINE,
     **{f"peft {name}": [f"peft={name}"] for name in PEFT},
     **{f"pretrain peft {name}": ["method=pretrain", f"peft={name}"] for name in ("lora", "qlora")},
     **{f"optimizer {name}": [f"optimizer={name}"] for name in OPTIMIZERS},

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -194,7 +195,7 @@ class Online(Referenced):
         limit = self.data.plan.max_tokens_per_micro_batch
         rows = [part for index, group in enumerate(kept) for part in split(group.row(index), limit)]
         if self.scores_before:
-            rows = annotate(rows, self._score_tokens, self.data, self.device)
+            rows = annotate(rows, partial(self.spread.forward, self.known_before), self.data, self.device)
         rollout = Rollout(rows)
         rows, kl = self.learnable(rollout), self._steer(rollout)
         self.samples = sampled
@@ -288,9 +289,6 @@ class Online(Referenced):
             cut = group.rewards.get("truncation", [0.0] * len(group.texts))
             group.totals = [total + off for total, off in zip(scores.total[part], cut, strict=True)]
         return groups
-
-    def _score_tokens(self, batch: MicroBatch) -> dict[str, Tensor]:
-        return self.spread.forward(self.known_before, batch)
 
     def _logps(self, batch: MicroBatch) -> Tensor:
         return token_scores(self.policy, batch, temperature=self.temperature).logps

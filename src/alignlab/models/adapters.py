@@ -76,6 +76,8 @@ def reattach(model: PreTrainedModel, folder: str) -> PeftModel:
         ) from error
     if learns_prompt:  # PEFT opens these only frozen, but what it then reads is a tensor like any other
         adapted.prompt_encoder.requires_grad_(True)
+        if head_of(adapted) == "reward":
+            adapted.get_base_model().score.modules_to_save.requires_grad_(True)
     return adapted
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alignlab.errors import InputError
+from alignlab.models.adapters import GATED_BY
 
 ADAPTER = "reference"
 """Name of the frozen copy of an adapter."""
@@ -29,6 +30,9 @@ OWN = ("initial", "base", "ema", "synchronised")
 """References that come from the policy itself; any other word but ``none`` is a path."""
 
 MOVING = ("ema", "synchronised")
+
+GATED = (PeftType.LORA, PeftType.ADAPTION_PROMPT)
+"""Adapters that change nothing while their gates are zero."""
 
 
 class Reference(nn.Module):
@@ -95,11 +99,12 @@ def make_reference(policy: nn.Module, word: str, load: Callable[[str], nn.Module
         model = load(word)
         _refuse_other_vocabulary(policy, model, word)
         return Reference(model, None, fingerprint(model.state_dict()))
-    if not isinstance(policy, PeftModel):
-        return Reference(copy.deepcopy(policy), None, fingerprint(policy.state_dict()))
-    if word == "base" or (word == "initial" and _starts_as_identity(policy)):
+    adapted = isinstance(policy, PeftModel)
+    if adapted and (word == "base" or (word == "initial" and _starts_as_identity(policy))):
         frozen = {name: tensor for name, tensor in policy.named_parameters() if not tensor.requires_grad}
         return Reference(None, None, fingerprint(frozen))
+    if not adapted or policy.active_peft_config.is_adaption_prompt:  # of which two cannot stand side by side
+        return Reference(copy.deepcopy(policy), None, fingerprint(policy.state_dict()))
     _copy_adapter(policy)
     return Reference(None, ADAPTER, fingerprint(policy.state_dict()))
 
@@ -121,13 +126,14 @@ def _refuse_other_vocabulary(policy: nn.Module, model: nn.Module, path: str) -> 
 
 
 def _starts_as_identity(policy: PeftModel) -> bool:
-    """Whether the adapter changes nothing yet: LoRA whose every B is zero over the base's own weights."""
-    if policy.peft_type != PeftType.LORA or policy.active_peft_config.modules_to_save:
+    """Whether the adapter changes nothing yet: every gate of it (LoRA's B) is zero, over the base's own weights."""
+    if policy.peft_type not in GATED or getattr(policy.active_peft_config, "modules_to_save", None):
         return False
-    gates = [tensor for name, tensor in policy.named_parameters() if "lora_B." in name or "lora_embedding_B." in name]
-    return bool(gates) and not any(tensor.any() for tensor in gates)
+    gates = set(GATED_BY.values())
+    return not any(tensor.any() for name, tensor in policy.named_parameters() if gates & set(name.split(".")))
 
 
+@torch.no_grad()
 def _copy_adapter(policy: PeftModel) -> None:
     """Put a frozen copy of the policy's adapter beside it."""
     active = policy.active_adapter

@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.attention import fitting, implementation
-from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, with_head
+from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
 
 log = logging.getLogger(__name__)
 
@@ -222,13 +222,13 @@ def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient_checkpointing: bool) -> None:
-    """Make fresh weights fit for training, and for generation with their tokenizer, in place."""
+    """Make fresh weights fit for training, and for generation or scoring with their tokenizer, in place."""
     # Embedding(padding_idx) would never train that row, and a pad token may double as the end of sequence.
     model.get_input_embeddings().padding_idx = None
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if not model.can_generate():
-        return
+        return settle_pad(model, tokenizer, ())
     generation = model.generation_config
     declared = generation.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())

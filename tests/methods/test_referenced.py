@@ -1,0 +1,154 @@
+"""A method and its reference: equal before the first step, and afterwards where its word says that it is."""
+
+import functools
+import logging
+
+import lightning
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from alignlab.errors import InputError
+from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
+
+DECAY, EVERY = 0.9, 2  # of the toy methods
+NAMES = ("dpo", "group_dpo", "kto")
+
+
+def make_lora():
+    """The tiny policy with an adapter of an earlier stage."""
+    policy = get_peft_model(make_policy(), LoraConfig(r=2, target_modules="all-linear"))
+    draw = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+    return policy
+
+
+POLICIES = {"full": make_policy, "lora": make_lora}
+
+
+@pytest.fixture
+def with_reference(monkeypatch):
+    """``with_reference(name, word, policy="full")``: a toy method held against another reference."""
+
+    def make(name, word, policy="full", **options):
+        chosen = functools.partial(METHODS[name], reference=word)
+        monkeypatch.setitem(METHODS, name, chosen)
+        return make_method(name, policy=POLICIES[policy], lr=0.05, **options)
+
+    return make
+
+
+class Spy(lightning.Callback):
+    """Keeps what trains, and what of the reference moves, after every step."""
+
+    def __init__(self):
+        self.trained, self.reference = [], []
+
+    def on_train_start(self, trainer, method):
+        self._look(method)
+
+    def on_train_batch_end(self, trainer, method, *_):
+        self._look(method)
+
+    def _look(self, method):
+        tensors = [p for p in method.policy.parameters() if p.requires_grad]
+        if method.reference.model is not None:
+            beside = list(method.reference.model.parameters())
+        else:
+            beside = [p for name, p in method.policy.named_parameters() if ".reference." in name]
+        self.trained.append(torch.cat([p.detach().flatten() for p in tensors]))
+        self.reference.append(torch.cat([p.detach().flatten() for p in beside]) if beside else None)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("word", ["initial", "ema", "synchronised"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_mean_log_ratio_before_the_first_step_is_zero(with_reference, caplog, name, word, policy):
+    method = with_reference(name, word, policy)
+    with caplog.at_level(logging.INFO, "alignlab"):
+        fit(method, make_loader(rows_for(name), 4, num_steps=1), weights=False)
+    (line,) = [record for record in caplog.records if "log-ratio" in record.message]
+    assert float(line.args[0]) < 1e-5
+    assert any(f"reference: {word}, fingerprint {method.fingerprint}" == record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_loss_is_that_of_equal_policies(with_reference, name):
+    """With all log-ratios 0: ln 2 for a pair, the margin 1 for a group, λ (1 - σ(0)) for a verdict."""
+    rows = rows_for(name)
+    _, steps = fit(with_reference(name, "initial"), make_loader(rows, 4, num_steps=1, order="as_is"))
+    verdicts = [row.numbers["desirable"] for row in rows][:8] if name == "kto" else []
+    weights = [1.0 if desirable else 1.3 for desirable in verdicts]
+    expected = {"dpo": 0.693147, "group_dpo": 1.0, "kto": 0.5 * sum(weights) / 8}
+    assert steps[0]["train/loss"] == pytest.approx(expected[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("word", ["initial", "ema", "synchronised"])
+def test_a_reference_that_differs_stops_the_run(with_reference, word, policy):
+    """One weight of the policy is another once the reference has been made: the error says by how much, and what."""
+    method = with_reference("dpo", word, policy)
+    beside = method.make_beside
+
+    def make_beside(whole):
+        beside(whole)
+        with torch.no_grad():
+            next(p for p in whole.parameters() if p.requires_grad).add_(0.5)
+
+    method.make_beside = make_beside
+    with pytest.raises(InputError) as refused:
+        fit(method, make_loader(rows_for("dpo"), 4, num_steps=1))
+    assert f"method.reference={word}" in str(refused.value)
+    assert "differ by" in str(refused.value) and method.fingerprint in str(refused.value)
+
+
+@pytest.mark.parametrize("word", ["base", "somewhere"])
+def test_a_reference_that_is_meant_to_differ_is_only_reported(with_reference, caplog, word):
+    """The base under an adapter, or a path: the log tells the difference, and training goes on."""
+    method = with_reference("dpo", word, "lora")
+    with caplog.at_level(logging.INFO, "alignlab"):
+        _, steps = fit(method, make_loader(rows_for("dpo"), 4, num_steps=2), weights=False)
+    (line,) = [record for record in caplog.records if "log-ratio" in record.message]
+    assert float(line.args[0]) > 0.01
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_reference_the_rewards_are_those_of_the_policy_alone(with_reference, name):
+    method = with_reference(name, "none")
+    _, steps = fit(method, make_loader(rows_for(name), 4, num_steps=2))
+    assert method.reference is None
+    assert steps[0]["rewards/chosen"] < -1, "0.5 times a log-probability of a completion"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_average_follows_as_computed_by_hand(with_reference, policy):
+    """After each step: 0.9 of what it was, 0.1 of the policy."""
+    spy = Spy()
+    fit(with_reference("dpo", "ema", policy), make_loader(rows_for("dpo"), 4), callbacks=[spy], weights=False)
+    expected = spy.trained[0]
+    assert torch.equal(spy.reference[0], expected)
+    for trained, found in zip(spy.trained[1:], spy.reference[1:], strict=True):
+        expected = DECAY * expected + (1 - DECAY) * trained
+        torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
+    assert not torch.equal(spy.reference[-1], spy.reference[0])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_synchronised_reference_is_the_policy_of_every_second_step(with_reference, policy):
+    """Of steps 0 to 4 it is the policy of 0, 0, 2, 2, 4."""
+    spy = Spy()
+    fit(with_reference("dpo", "synchronised", policy), make_loader(rows_for("dpo"), 4), callbacks=[spy], weights=False)
+    for step, found in enumerate(spy.reference):
+        assert torch.equal(found, spy.trained[step - step % EVERY]), step
+    assert not torch.equal(spy.trained[1], spy.trained[2])
+
+
+@pytest.mark.parametrize("word", ["initial", "base"])
+def test_a_reference_that_stands_still_does(with_reference, word):
+    spy = Spy()
+    fit(with_reference("group_dpo", word), make_loader(rows_for("group_dpo"), 4), callbacks=[spy], weights=False)
+    assert all(torch.equal(found, spy.trained[0]) for found in spy.reference)
+    assert not torch.equal(spy.trained[0], spy.trained[-1])
