@@ -28,6 +28,10 @@ CASES = {
     "sft": ["method=sft", "method.neftune_alpha=5"],
     "sft_lora": ["method=sft", "peft=lora", "peft.lora_dropout=0.2", "model.gradient_checkpointing=true"],
     "pretrain": ["method=pretrain", "data.max_tokens_per_sequence=64"],
+    "dpo": ["method=dpo", "method.reference=ema"],
+    "dpo_lora": ["method=dpo", "method.reference=synchronised", "method.reference_every_n_steps=3", "peft=lora"],
+    "group_dpo": ["method=group_dpo"],
+    "kto": ["method=kto", "method.precompute_reference=true"],
 }
 
 
@@ -77,6 +81,10 @@ def whole(tmp_path_factory):
         pytest.param("sft", signal.SIGKILL, id="killed-sft"),
         pytest.param("sft_lora", signal.SIGKILL, id="killed-sft_lora"),
         pytest.param("pretrain", signal.SIGKILL, id="killed-pretrain"),
+        pytest.param("dpo", signal.SIGKILL, id="killed-dpo"),
+        pytest.param("dpo_lora", signal.SIGKILL, id="killed-dpo_lora", marks=pytest.mark.slow),
+        pytest.param("group_dpo", signal.SIGKILL, id="killed-group_dpo", marks=pytest.mark.slow),
+        pytest.param("kto", signal.SIGKILL, id="killed-kto", marks=pytest.mark.slow),
         pytest.param("sft", signal.SIGTERM, id="terminated-sft"),
         pytest.param("sft_lora", signal.SIGTERM, id="terminated-sft_lora", marks=pytest.mark.slow),
         pytest.param("pretrain", signal.SIGTERM, id="terminated-pretrain", marks=pytest.mark.slow),

@@ -1,3 +1,4 @@
+import dataclasses
 import logging
 import pickle
 from dataclasses import replace
@@ -44,10 +45,15 @@ def never():
     yield
 
 
+def numbered(rows):
+    """The rows as a table gives them: each knows its number."""
+    return [dataclasses.replace(row, numbers={"row": number, **row.numbers}) for number, row in enumerate(rows)]
+
+
 def test_table_gives_back_the_token_rows(tokenizer, tmp_path):
     table = build(good_rows(), tokenizer, tmp_path)
     expected = [tokenize(row, tokenizer, SETTINGS) for row in good_rows()]
-    assert list(table) == expected
+    assert list(table) == numbered(expected)
     assert table.lengths.tolist() == [len(row.tokens) for row in expected]
     assert table.num_supervised.tolist() == [sum(row.supervised) for row in expected]
     assert table.counts.kept_rows == len(table) == 5
@@ -194,7 +200,7 @@ def test_stream_gives_the_same_rows_and_tells_what_it_drops(tokenizer, tmp_path,
     settings = token_settings(max_tokens_per_sequence=50, truncation="drop")
     rows = good_rows(30)
     streamed = list(tokenize_stream(iter(rows), tokenizer, settings, Demonstration))
-    assert streamed == list(build(rows, tokenizer, tmp_path, settings=settings))
+    assert numbered(streamed) == list(build(rows, tokenizer, tmp_path, settings=settings))
     assert 0 < len(streamed) < 30
     assert "dropped f:30" in caplog.text
 

@@ -1,5 +1,6 @@
 """A method and its reference: equal before the first step, and afterwards where its word says that it is."""
 
+import dataclasses
 import functools
 import logging
 
@@ -25,6 +26,14 @@ def make_lora():
     return policy
 
 
+def make_other(path):
+    """Weights of a path that are not the policy's."""
+    policy = make_policy()
+    with torch.no_grad():
+        policy.lm_head.weight.mul_(1.5)
+    return policy
+
+
 POLICIES = {"full": make_policy, "lora": make_lora}
 
 
@@ -35,7 +44,9 @@ def with_reference(monkeypatch):
     def make(name, word, policy="full", **options):
         chosen = functools.partial(METHODS[name], reference=word)
         monkeypatch.setitem(METHODS, name, chosen)
-        return make_method(name, policy=POLICIES[policy], lr=0.05, **options)
+        method = make_method(name, policy=POLICIES[policy], lr=0.05, **options)
+        method.parts = dataclasses.replace(method.parts, open_model=make_other)
+        return method
 
     return make
 

@@ -25,7 +25,7 @@ def make_policy():
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, num_labels=1, **sizes)
     model = LlamaForSequenceClassification._from_config(config, attn_implementation="forest")
-    torch.nn.init.normal_(model.score.weight)
+    torch.nn.init.normal_(model.score.weight, std=0.2)
     return model
 
 
@@ -81,10 +81,10 @@ def test_training_tells_the_chosen_from_the_rejected():
 def test_centring_holds_the_rewards_near_zero():
     rows = rows_for("group_dpo")
     means = {}
-    for centring in (0.0, 0.5):
+    for centring in (0.0, 0.1):
         _, steps = fit(make(lr=0.05, centring=centring), make_loader(rows, 8, num_steps=30))
         means[centring] = abs(steps[-1]["rewards/chosen"] + steps[-1]["rewards/rejected"])
-    assert means[0.5] < 0.5 * means[0.0]
+    assert means[0.1] < 0.5 * means[0.0]
 
 
 def test_a_column_that_the_rows_lack_is_refused_with_the_nearest_name():

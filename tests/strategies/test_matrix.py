@@ -31,7 +31,18 @@ def name(cell):
     return "-".join(cell)
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=name)
+def is_quick(cell):
+    """What runs every time: the main jobs everywhere, the others where sharding could hurt most."""
+    method, peft, strategy = cell
+    if method in ("sft", "pretrain"):
+        return True
+    return strategy in ("fsdp", "deepspeed_z3") and peft in (("full", "lora") if method == "dpo" else ("full",))
+
+
+ALL_CELLS = [pytest.param(cell, id=name(cell), marks=[] if is_quick(cell) else pytest.mark.slow) for cell in CELLS]
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS)
 def test_same_as_one_process(cell, alone, together, tmp_path):
     """Loss, norms, final weights and logits of single, to 1e-5; and the model that was written gives these logits."""
     method, peft, strategy = cell

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
 from alignlab.methods.pairs import pair_metrics
@@ -51,6 +52,12 @@ class DPO(Referenced):
         self.beta, self.losses, self.divergence = beta, loss, divergence
         self.loss_weights = name_weights(loss, loss_weights)
         self.length_desensitisation, self.weighting = length_desensitisation, weighting
+        if self.precompute_reference and length_desensitisation < 1:
+            raise InputError(
+                f"method.precompute_reference=true with method.length_desensitisation={length_desensitisation}",
+                "it weighs the reference's single tokens, and only sums over whole completions are kept",
+                "Type method.precompute_reference=false",
+            )
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Weighted sum of the losses of all pairs."""

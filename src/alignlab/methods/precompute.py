@@ -18,12 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from alignlab import forest
 from alignlab.batches import MicroBatch, TokenRow, move
+from alignlab.data import mismatch
 from alignlab.data.cache import user_cache
 from alignlab.data.collate import collate
 from alignlab.data.datamodule import DataModule
 from alignlab.data.steps import num_epoch_steps, table_steps
 from alignlab.data.table import TokenTable
+from alignlab.losses import logps
 from alignlab.methods.annotate import everyone
 from alignlab.models import attention, scoring
 from alignlab.training.reduction import num_ranks
@@ -31,6 +34,9 @@ from alignlab.training.reduction import num_ranks
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10
+
+CODE = (scoring, attention, forest, logps, mismatch)
+"""Modules whose text decides the values."""
 
 Score = Callable[[MicroBatch], Tensor]
 
@@ -64,7 +70,7 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
 
 def column_key(table: TokenTable, fingerprint: str) -> str:
     """Hash of everything that decides the values: rows, weights and the code that scores."""
-    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (scoring, attention))
+    code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in CODE)
     return hashlib.sha256(f"{table.key} {fingerprint} {code}".encode()).hexdigest()[:16]
 
 

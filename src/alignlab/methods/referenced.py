@@ -77,8 +77,8 @@ class Referenced(Method):
         super().on_fit_start()
         if self.precompute_reference and self.reference is not None:
             score = partial(self.spread.forward, self.reference_logps)
-            data = self.trainer.datamodule
-            add_reference_column(data, COLUMN, self.reference.fingerprint, score, self.device)
+            scorer = f"{self.fingerprint} {self.trainer.precision}"
+            add_reference_column(self.trainer.datamodule, COLUMN, scorer, score, self.device)
             self.reference = None
 
     def carries(self, name: str) -> bool:
