@@ -74,8 +74,9 @@ def save(
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    # False: the embedding is never resized, and PEFT would ask a hub whether it was.
-    extra = {"save_embedding_layers": False} if isinstance(model, PeftModel) else {}
+    extra = {}
+    if isinstance(model, PeftModel):  # the embedding is never resized, and PEFT would ask a hub whether it was
+        extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
     model.save_pretrained(str(partial), state_dict=state_dict, **extra)
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
