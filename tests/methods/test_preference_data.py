@@ -137,6 +137,7 @@ def peak(max_logits):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+@pytest.mark.slow
 def test_chunks_of_the_vocabulary_head_bound_the_memory_of_dpo():
     """800 targets over 151,936 tokens are 464 MiB of float32 logits, and several times that with gradients.
 

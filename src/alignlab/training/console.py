@@ -21,6 +21,7 @@ EXPECTED = (
     ".*`IterableDataset` has `__len__` defined.*",
     ".*is smaller than the logging interval.*",
     ".*is_gradient_checkpointing.*deprecated.*",
+    ".*module\\(s\\) in eval mode.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
 )
 
