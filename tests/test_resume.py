@@ -80,7 +80,7 @@ def whole(tmp_path_factory):
     [
         pytest.param("sft", signal.SIGKILL, id="killed-sft"),
         pytest.param("sft_lora", signal.SIGKILL, id="killed-sft_lora"),
-        pytest.param("pretrain", signal.SIGKILL, id="killed-pretrain"),
+        pytest.param("pretrain", signal.SIGKILL, id="killed-pretrain", marks=pytest.mark.slow),
         pytest.param("dpo", signal.SIGKILL, id="killed-dpo"),
         pytest.param("dpo_lora", signal.SIGKILL, id="killed-dpo_lora", marks=pytest.mark.slow),
         pytest.param("group_dpo", signal.SIGKILL, id="killed-group_dpo", marks=pytest.mark.slow),

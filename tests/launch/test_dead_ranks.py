@@ -10,8 +10,8 @@ from tests.commands import QUIET, summary
 from tests.launch.jobs import is_alive, rank_pids, start_in, wait_for
 from tests.test_resume import assert_same_run
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "deepspeed_z2")]
-STRATEGIES = ["ddp", *SLOW, "deepspeed_z3"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "deepspeed_z2", "deepspeed_z3")]
+STRATEGIES = ["ddp", *SLOW]
 WORDS = [
     *QUIET,
     "trainer.devices=2",

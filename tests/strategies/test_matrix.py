@@ -88,6 +88,7 @@ def test_what_is_refused_does_not_run(cell, together):
         together(*cell)
 
 
+@pytest.mark.slow
 def test_the_table_in_the_docs_is_current():
     if os.environ.get("ALIGNLAB_WRITE_TABLE"):
         cells.write()
