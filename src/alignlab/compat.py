@@ -205,6 +205,12 @@ ROWS: tuple[Row, ...] = (
         "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
     ),
     Row(
+        ("rollout",),
+        lambda c: _is(c, "rollout", "VLLMSettings"),
+        "the engine's server, client and updates stand in alignlab.rollout.vllm, but no method draws from it yet",
+        "Type rollout=hf",
+    ),
+    Row(
         ("rollout", "method"),
         lambda c: c["rollout"] is not None and c["method.num_completions"] is None,
         "this method learns from data and samples nothing",
