@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning
-from peft import PeftModel
 from torch import nn
 
+from alignlab.adapted import base_model, is_adapted
 from alignlab.data.datamodule import DataModule
 from alignlab.data.table import TokenTable
 from alignlab.methods.base import Method
-from alignlab.models.scoring import base_model
 from alignlab.training.card import BatchFacts, ModelFacts, Piece, start_card
 from alignlab.training.console import show
 from alignlab.training.run_folder import RunFolder
@@ -66,7 +65,7 @@ def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> Mod
         num_trainable=num_parameters(policy, trainable_only=True),
         dtype=str(trained.dtype).removeprefix("torch."),
         attention=base.config._attn_implementation,
-        adapter=policy.active_peft_config.peft_type.value.lower() if isinstance(policy, PeftModel) else None,
+        adapter=policy.active_peft_config.peft_type.value.lower() if is_adapted(policy) else None,
         device=f"{trainer.strategy.root_device}, precision {trainer.precision}",
     )
 

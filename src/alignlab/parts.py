@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import lightning
 import torch
 from lightning.pytorch.loggers import Logger
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from alignlab.adapted import is_adapted
 from alignlab.build import build, build_all, locate
 from alignlab.cards import StartCard
 from alignlab.data.context import TokenSettings
@@ -138,7 +138,7 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     stop_where_turns_end(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
         log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
-    if peft and isinstance(policy, PeftModel):
+    if peft and is_adapted(policy):
         return refuse_other_adapter(policy, peft)
     return attach(policy, build(peft)) if peft else policy
 
@@ -147,7 +147,7 @@ def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
     """Further weights for the same tokens, merged with their adapter where they have one."""
     known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
     model = build({**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
-    return model.merge_and_unload() if isinstance(model, PeftModel) else model
+    return model.merge_and_unload() if is_adapted(model) else model
 
 
 def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
@@ -163,7 +163,7 @@ def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
     policy.generation_config.eos_token_id = sorted({*declared, *stop_tokens(data.tokenizer, template)})
 
 
-def refuse_other_adapter(policy: PeftModel, asked: Config) -> PeftModel:
+def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
     """The policy, which already carries the adapter that it is trained with; ``peft`` must not ask for another."""
     has = policy.active_peft_config.to_dict()
     other = [f"{key}={value}" for key, value in asked.items() if has.get(key, value) != value and has[key] is not None]

@@ -7,21 +7,25 @@ import copy
 import re
 from collections.abc import Callable
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from alignlab.adapted import is_adapted
 from alignlab.errors import InputError, raise_all
 from alignlab.models.heads import TASKS, head_of
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 # Tensors whose gradient is exactly zero as long as the tensor that gates them is: LoRA's B and the gate of an
 # adaption prompt start at zero, so that an adapter starts as the identity (arXiv 2106.09685, 2303.16199).
 GATED_BY = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "adaption_prompt": "adaption_gate"}
 
 
-def attach(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
+def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     """Freeze the model and put a new trainable adapter on it.
 
     Args:
@@ -31,8 +35,10 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     Raises:
         InputError: The kind does not fit the model, or what it would train cannot be trained or saved soundly.
     """
+    from peft import get_peft_model
+
     asked = f"peft={peft_config.peft_type.value.lower()}"
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
         raise InputError(asked, "the model already carries an adapter", "Type peft=none to train that one further")
     if not model.name_or_path:
         raise InputError(
@@ -55,7 +61,7 @@ def attach(model: PreTrainedModel, peft_config: PeftConfig) -> PeftModel:
     return adapted
 
 
-def reattach(model: PreTrainedModel, folder: str) -> PeftModel:
+def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     """Put a saved adapter on its base, trainable.
 
     A projected prefix was saved as the keys and values it projects to; these themselves train on.
@@ -67,6 +73,8 @@ def reattach(model: PreTrainedModel, folder: str) -> PeftModel:
     Raises:
         InputError: The adapter does not fit the model.
     """
+    from peft import PeftConfig, PeftModel
+
     learns_prompt = PeftConfig.from_pretrained(folder).is_prompt_learning
     try:
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=not learns_prompt)
@@ -120,7 +128,7 @@ def _tied_ends(model: PreTrainedModel) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if module is table or module is head}
 
 
-def _adapted_ends(adapted: PeftModel, ends: dict[str, nn.Module], asked: str) -> list[InputError]:
+def _adapted_ends(adapted: "PeftModel", ends: dict[str, nn.Module], asked: str) -> list[InputError]:
     base = adapted.get_base_model()
     changed = [name for name, module in ends.items() if base.get_submodule(name) is not module]
     if not changed:
@@ -129,7 +137,7 @@ def _adapted_ends(adapted: PeftModel, ends: dict[str, nn.Module], asked: str) ->
     return [InputError(asked, why, "Leave them out: peft.target_modules=all-linear peft.modules_to_save=null")]
 
 
-def _narrow(adapted: PeftModel, asked: str) -> list[InputError]:
+def _narrow(adapted: "PeftModel", asked: str) -> list[InputError]:
     narrow = (torch.float16, torch.bfloat16)
     names = [name for name, tensor in adapted.named_parameters() if tensor.requires_grad and tensor.dtype in narrow]
     if not names:
@@ -138,8 +146,10 @@ def _narrow(adapted: PeftModel, asked: str) -> list[InputError]:
     return [InputError(asked, why, "Type model.dtype=float32, with trainer.precision=bf16-mixed for speed")]
 
 
-def _left_head(adapted: PeftModel, asked: str) -> list[InputError]:
+def _left_head(adapted: "PeftModel", asked: str) -> list[InputError]:
     """Whether a reward model's head would be left as it is."""
+    from peft import get_peft_model_state_dict
+
     saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if head_of(adapted) == "language_model" or any("score" in name.split(".") for name in saved):
         return []

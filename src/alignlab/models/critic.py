@@ -4,8 +4,9 @@ import copy
 
 from torch import Tensor, nn
 
+from alignlab.adapted import base_model
 from alignlab.batches import MicroBatch
-from alignlab.models.scoring import base_model, last_hidden_state
+from alignlab.models.scoring import last_hidden_state
 
 
 class Critic(nn.Module):

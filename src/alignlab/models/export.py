@@ -11,22 +11,23 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignlab.adapted import base_model, is_adapted
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of, settle_pad
 from alignlab.models.load import open_weights
 from alignlab.models.places import Place, locate
-from alignlab.models.scoring import base_model
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Largest difference of a logit that rounding explains, as a share of the largest logit.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -56,7 +57,7 @@ class Merged:
 
 
 def save(
-    model: PreTrainedModel | PeftModel,
+    model: "PreTrainedModel | PeftModel",
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     state_dict: Mapping[str, Tensor] | None = None,
@@ -75,7 +76,7 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     extra = {}
-    if isinstance(model, PeftModel):  # the embedding is never resized, and PEFT would ask a hub whether it was
+    if is_adapted(model):  # the embedding is never resized, and PEFT would ask a hub whether it was
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
     model.save_pretrained(str(partial), state_dict=state_dict, **extra)
     tokenizer.save_pretrained(str(partial))
@@ -91,7 +92,7 @@ def save(
 
 def verify(
     folder: Path,
-    model: PreTrainedModel | PeftModel,
+    model: "PreTrainedModel | PeftModel",
     example_inputs: Mapping[str, Any] | None,
     state_dict: Mapping[str, Tensor] | None = None,
     expected: Tensor | None = None,
@@ -116,7 +117,9 @@ def verify(
         stored = _stored_tensors(folder, reopened)
     except (InputError, OSError, SafetensorError) as error:
         raise ExportError(f"{folder} does not open again: {error}") from error
-    if isinstance(model, PeftModel):
+    if is_adapted(model):
+        from peft import get_peft_model_state_dict
+
         live = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
     else:
         live = state_dict or model.state_dict()
@@ -130,7 +133,7 @@ def verify(
     return _checked(f"{folder} opened again", logits(reopened, example_inputs), expected, limit)
 
 
-def reopen(folder: Path, like: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+def reopen(folder: Path, like: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
     """Read a saved folder in the precision, quantisation, attention and device of a live model."""
     live, place = base_model(like), locate(str(folder))
     remote = type(live).__module__.startswith("transformers_modules")
@@ -146,7 +149,7 @@ def reopen(folder: Path, like: PreTrainedModel | PeftModel) -> PreTrainedModel |
 
 def _stored_tensors(folder: Path, reopened: nn.Module) -> Mapping[str, Tensor]:
     """Of an adapter the file itself; full weights may be renamed and split on disk, so they are taken as opened."""
-    if isinstance(reopened, PeftModel):
+    if is_adapted(reopened):
         return load_file(Path(folder) / "adapter_model.safetensors")
     return reopened.state_dict()
 
@@ -228,8 +231,10 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
     return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)
 
 
-def _open_mergeable(place: Place) -> tuple[PeftModel, torch.dtype]:
+def _open_mergeable(place: Place) -> tuple["PeftModel", torch.dtype]:
     """Base and adapter in float32, and the precision of the base's files."""
+    from peft.tuners.tuners_utils import BaseTuner
+
     asked = f"from={place.asked}"
     if place.adapter is None:
         raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")

@@ -10,7 +10,6 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
-from peft import PeftConfig, TaskType
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -29,7 +28,7 @@ Head = Literal["language_model", "reward"]
 
 AUTO_CLASSES = {"language_model": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 
-TASKS = {"language_model": TaskType.CAUSAL_LM, "reward": TaskType.SEQ_CLS}
+TASKS = {"language_model": "CAUSAL_LM", "reward": "SEQ_CLS"}
 """What PEFT calls them; under the second it trains and saves the head beside its adapter."""
 
 WEIGHT = "score.weight"
@@ -50,6 +49,8 @@ def adapter_head(folder: str) -> Head:
     Args:
         folder: Adapter folder.
     """
+    from peft import PeftConfig
+
     return "reward" if PeftConfig.from_pretrained(folder).task_type == TASKS["reward"] else "language_model"
 
 

@@ -8,10 +8,9 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from peft import PeftModel
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,6 +20,9 @@ from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Pretrained:
 
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None, head: Head = "language_model"
-    ) -> PreTrainedModel | PeftModel:
+    ) -> "PreTrainedModel | PeftModel":
         """The weights, ready to be trained, with their adapter where the path holds one.
 
         Args:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignlab.models.scoring import base_model
+from alignlab.adapted import base_model
 
 
 def add_embedding_noise(model: nn.Module, alpha: float) -> None:

@@ -14,14 +14,18 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel, PeftType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from alignlab.adapted import is_adapted
 from alignlab.errors import InputError
 from alignlab.models.adapters import GATED_BY
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 ADAPTER = "reference"
 """Name of the frozen copy of an adapter."""
@@ -31,7 +35,7 @@ OWN = ("initial", "base", "ema", "synchronised")
 
 MOVING = ("ema", "synchronised")
 
-GATED = (PeftType.LORA, PeftType.ADAPTION_PROMPT)
+GATED = ("LORA", "ADAPTION_PROMPT")
 """Adapters that change nothing while their gates are zero."""
 
 
@@ -99,7 +103,7 @@ def make_reference(policy: nn.Module, word: str, load: Callable[[str], nn.Module
         model = load(word)
         _refuse_other_vocabulary(policy, model, word)
         return Reference(model, None, fingerprint(model.state_dict()))
-    adapted = isinstance(policy, PeftModel)
+    adapted = is_adapted(policy)
     if adapted and (word == "base" or (word == "initial" and _starts_as_identity(policy))):
         frozen = {name: tensor for name, tensor in policy.named_parameters() if not tensor.requires_grad}
         return Reference(None, None, fingerprint(frozen))
@@ -125,7 +129,7 @@ def _refuse_other_vocabulary(policy: nn.Module, model: nn.Module, path: str) -> 
         raise InputError(f"method.reference={path}", why, "Name weights with the policy's tokenizer")
 
 
-def _starts_as_identity(policy: PeftModel) -> bool:
+def _starts_as_identity(policy: "PeftModel") -> bool:
     """Whether the adapter changes nothing yet: every gate of it (LoRA's B) is zero, over the base's own weights."""
     if policy.peft_type not in GATED or getattr(policy.active_peft_config, "modules_to_save", None):
         return False
@@ -134,7 +138,7 @@ def _starts_as_identity(policy: PeftModel) -> bool:
 
 
 @torch.no_grad()
-def _copy_adapter(policy: PeftModel) -> None:
+def _copy_adapter(policy: "PeftModel") -> None:
     """Put a frozen copy of the policy's adapter beside it."""
     active = policy.active_adapter
     policy.add_adapter(ADAPTER, copy.deepcopy(policy.peft_config[active]))
@@ -142,7 +146,7 @@ def _copy_adapter(policy: PeftModel) -> None:
         copied.requires_grad_(False).copy_(trained)
 
 
-def _copied_tensors(policy: PeftModel) -> list[tuple[nn.Parameter, nn.Parameter]]:
+def _copied_tensors(policy: "PeftModel") -> list[tuple[nn.Parameter, nn.Parameter]]:
     """Each tensor of the frozen adapter, and the one that it is a copy of."""
     tensors = dict(policy.named_parameters())
     part = f".{ADAPTER}"
@@ -151,7 +155,7 @@ def _copied_tensors(policy: PeftModel) -> list[tuple[nn.Parameter, nn.Parameter]
 
 
 @contextmanager
-def _switched(policy: PeftModel, adapter: str | None) -> Iterator[None]:
+def _switched(policy: "PeftModel", adapter: str | None) -> Iterator[None]:
     """Another adapter, or none, for a while.
 
     PEFT's own switches also change what is trained, which sharded strategies do not survive; here only the choice

@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from alignlab.adapted import base_model, is_adapted
 from alignlab.batches import MicroBatch
 from alignlab.errors import InputError
 from alignlab.forest import plant, positions
@@ -109,23 +109,18 @@ def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def base_model(model: nn.Module) -> nn.Module:
-    """The Transformers model inside an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Run the decoder without its vocabulary head. Shape ``[B, T, hidden]``."""
     decoder = base_model(model).get_decoder()
     if "forest" in inputs:
         no_mask = inputs["input_ids"].new_empty(NO_MASK, dtype=torch.bool)
         return decoder(**inputs, attention_mask=no_mask, use_cache=False).last_hidden_state
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
+    if is_adapted(model) and model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
         return _behind_virtual_tokens(model, decoder, inputs)
     return decoder(**inputs, use_cache=False).last_hidden_state
 
 
-def _behind_virtual_tokens(model: PeftModel, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def _behind_virtual_tokens(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Prefix tuning: trained keys and values stand before every sequence, as a filled cache, and take positions."""
     num_virtual = model.active_peft_config.num_virtual_tokens
     mask = inputs["attention_mask"]

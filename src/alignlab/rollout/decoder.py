@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import ClassVar, Protocol
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicCache
 
+from alignlab.adapted import base_model, is_adapted
 from alignlab.rollout.cache import SharedPromptCache
 
 MAX_PREFILL_TOKENS = 2**14
@@ -174,7 +174,7 @@ def prefill(
     tokens = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
     lengths = torch.tensor([len(p) for p in prompts], device=device)
     visible = torch.arange(width, device=device) >= width - lengths[:, None]
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if is_adapted(model) and model.active_peft_config.is_prompt_learning:
         cache = model.get_prompt(len(prompts))
         visible = torch.cat([visible.new_ones(len(prompts), cache.get_seq_length()), visible], dim=1)
     given = {"input_ids": tokens, "position_ids": (visible.cumsum(1) - 1).clamp(min=0)[:, -width:]}
@@ -182,11 +182,6 @@ def prefill(
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
     output = base(**given, attention_mask=visible.long(), past_key_values=cache, use_cache=True, **last)
     return output.logits[:, -1].float(), visible, cache
-
-
-def base_model(model: nn.Module) -> nn.Module:
-    """The Transformers model inside an adapter, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -6,8 +6,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from alignlab.adapted import base_model
 from alignlab.errors import InputError
-from alignlab.rollout.decoder import Decoder, PlainDecoder, SharedDecoder, base_model, device_of
+from alignlab.rollout.decoder import Decoder, PlainDecoder, SharedDecoder, device_of
 
 log = logging.getLogger(__name__)
 

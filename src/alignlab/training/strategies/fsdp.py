@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
-from peft import PeftModel
 from pydantic import Field
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -26,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from alignlab.adapted import base_model
 from alignlab.training.strategies.base import Result, Spread, tensors_of
 from alignlab.training.strategies.state import NamedState, Stored, carried_names, flat, names_of
 
@@ -51,7 +51,7 @@ class Sharded(Spread):
         return model
 
     def _shard(self, model: nn.Module, **options: Any) -> nn.Module:
-        root = _root(model)
+        root = base_model(model)
         names = set(getattr(root, "_no_split_modules", None) or ())
         blocks = [module for module in root.modules() if type(module).__name__ in names]
         for block in blocks:
@@ -68,7 +68,7 @@ class Sharded(Spread):
 
     def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
         """Likewise within the hooks of another root; those of the policy's are open already."""
-        root = _root(model)
+        root = base_model(model)
         return function(*arguments) if root is self.strategy.root else _within(root, function, *arguments)
 
     @contextmanager
@@ -114,10 +114,6 @@ class Sharded(Spread):
         """Gathered tensor by tensor onto the CPU of rank 0."""
         reshard(self.strategy.root)
         return get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def _root(model: nn.Module) -> nn.Module:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def _within(root: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
