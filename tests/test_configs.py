@@ -71,6 +71,14 @@ def test_the_default_run_is_sft_of_pocket_on_arithmetic():
     assert plain["peft"] is None
 
 
+def test_rates_that_suit_a_method_on_a_model_are_taken():
+    """A group that Hydra cannot find is silently none where it is optional; what is typed wins."""
+    for path in sorted((CONF / "pair" / "model").glob("*/*.yaml")):
+        words = [f"model={path.parent.name}", f"method={path.stem}"]
+        assert compose(words).optimizer.lr == OmegaConf.load(path).optimizer.lr, words
+    assert compose([*words, "optimizer.lr=0.5"]).optimizer.lr == 0.5
+
+
 def test_contracted_keys_are_there():
     plain = schema.check(compose(["peft=lora"]))
     keys = """method model.path model.dtype model.attn_implementation peft.r strategy.name data.path data.format
