@@ -32,7 +32,9 @@ def load():
 
 def problems(tokenizer, num_prompts):
     """Prompts as tokens, and their answers."""
-    source = Arithmetic(level=3, kind="prompt", num_train=num_prompts, num_validation=1, num_rejected=1, seed=0)
+    source = Arithmetic(
+        level=3, kind="prompt", num_train=num_prompts, num_validation=1, num_rejected=1, mistakes=0, seed=0
+    )
     rows = list(source.rows("train"))
     options = {"add_generation_prompt": True, "return_dict": False}
     prompts = [tokenizer.apply_chat_template(list(row.prompt), **options) for row in rows]

@@ -78,7 +78,7 @@ def test_generation_stops_at_the_end_of_a_turn(tokenizer):
 
 def test_is_half_trained(model, tokenizer):
     """About half right on problems that it never saw: every method can be seen to improve it."""
-    source = Arithmetic(level=2, kind="prompt", num_train=1, num_validation=200, num_rejected=1, seed=0)
+    source = Arithmetic(level=2, kind="prompt", num_train=1, num_validation=200, num_rejected=1, mistakes=0, seed=0)
     rows = list(source.rows("validation"))
     prompts = [
         tokenizer.apply_chat_template(list(row.prompt), add_generation_prompt=True, tokenize=True, return_dict=False)

@@ -12,7 +12,8 @@ from alignlab.data.arithmetic.problems import LEVELS, Problem, draw
 from alignlab.data.arithmetic.solutions import solve, wrong_solutions
 from alignlab.data.arithmetic.wording import word
 
-SETTINGS = {"level": 2, "kind": "demonstration", "num_train": 40, "num_validation": 40, "num_rejected": 1, "seed": 0}
+SETTINGS = {"level": 2, "kind": "demonstration", "num_train": 40, "num_validation": 40, "num_rejected": 1}
+SETTINGS |= {"mistakes": 0.0, "seed": 0}
 KINDS = {"demonstration": Demonstration, "preference": Preference, "unpaired": Unpaired, "prompt": Prompt, "text": Text}
 FORM = re.compile(r"<reasoning>(.+)</reasoning><answer>(\d+)</answer>")
 
@@ -96,6 +97,19 @@ def test_wrong_answers_are_wrong_and_distinct(level):
         answers = [answer_of(rejected[0]["content"]) for rejected in row.rejected]
         right = answer_of(row.chosen[0]["content"])
         assert len(set(answers)) == 16 and right not in answers and right == row.columns["answer"]
+
+
+def test_the_likeliest_mistake_is_a_forgotten_carry():
+    assert [next(wrong_solutions(Problem((47, 38), ("+",)), Random(seed))).answer for seed in range(5)] == ["75"] * 5
+    assert next(wrong_solutions(Problem((85, 38), ("-",)), Random(0))).answer == "57"
+
+
+def test_a_weak_pupil_is_wrong_as_often_as_asked():
+    """Three standard deviations of 1,000 draws at 0.6 are 0.046; whoever is right says what everybody says."""
+    pairs = list(zip(*(make(mistakes=m, num_train=1000).rows("train") for m in (0.6, 0.0)), strict=True))
+    wrong = [one.messages[-1] != other.messages[-1] for one, other in pairs]
+    assert all(one.messages[0] == other.messages[0] and one.columns == other.columns for one, other in pairs)
+    assert abs(sum(wrong) / 1000 - 0.6) < 0.046
 
 
 def test_train_and_validation_share_no_problem(level):

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from alignlab.batches import Demonstration, Message, Preference, Prompt, Row, Text, Unpaired
 from alignlab.data.arithmetic.problems import Split, draw
-from alignlab.data.arithmetic.solutions import solve, wrong_solutions
+from alignlab.data.arithmetic.solutions import Solution, solve, wrong_solutions
 from alignlab.data.arithmetic.wording import word
 
 Kind = Literal["auto", "demonstration", "preference", "unpaired", "prompt", "text"]
@@ -32,6 +32,7 @@ class Arithmetic:
         num_train: Training rows.
         num_validation: Held-out rows.
         num_rejected: Wrong solutions per preference row, each with another wrong answer.
+        mistakes: Share of demonstrations (and texts) that are wrong, as a weak pupil's are.
         seed: Chooses problems, wording and mistakes.
     """
 
@@ -43,9 +44,11 @@ class Arithmetic:
         num_train: Annotated[int, Field(ge=1)],
         num_validation: Annotated[int, Field(ge=1)],
         num_rejected: Annotated[int, Field(ge=1, le=16)],
+        mistakes: Annotated[float, Field(ge=0, le=1)],
         seed: Annotated[int, Field(ge=0)],
     ):
         self.level, self.kind, self.num_rejected, self.seed = level, kind, num_rejected, seed
+        self.mistakes = mistakes
         self.num_rows = {"train": num_train, "validation": num_validation}
         self.dropped: Counter[str] = Counter()  # none, ever
 
@@ -64,13 +67,17 @@ class Arithmetic:
         problem = draw(self.level, split, rng)
         question, right = word(problem, rng), solve(problem)
         wrong = islice(wrong_solutions(problem, rng), self.num_rejected)
+
+        def shown() -> Solution:
+            return next(wrong) if rng.random() < self.mistakes else right
+
         # Operations, columns and carries all lengthen the worked solution.
         columns = {"answer": right.answer, "difficulty": len(right.reasoning)}
         common = {"origin": f"arithmetic {split}:{index + 1}", "columns": columns}
         prompt, chosen = _turn("user", question), _turn("assistant", right)
         match self.kind:
             case "demonstration":
-                return Demonstration(messages=prompt + chosen, **common)
+                return Demonstration(messages=prompt + _turn("assistant", shown()), **common)
             case "preference":
                 rejected = tuple(_turn("assistant", solution) for solution in wrong)
                 return Preference(prompt=prompt, chosen=chosen, rejected=rejected, **common)
@@ -81,11 +88,11 @@ class Arithmetic:
             case "prompt":
                 return Prompt(prompt=prompt, **common)
             case "text":
-                return Text(text=f"{question}\n{right}", **common)
+                return Text(text=f"{question}\n{shown()}", **common)
 
     def fingerprint(self) -> str:
         """Hash of the settings and of the generator's code: equal for equal rows only."""
-        settings = repr((self.level, self.kind, self.num_rejected, self.seed, self.num_rows)).encode()
+        settings = repr((self.level, self.kind, self.num_rejected, self.mistakes, self.seed, self.num_rows)).encode()
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
         return hashlib.sha256(settings + code).hexdigest()
 

@@ -50,7 +50,9 @@ def solve(problem: Problem) -> Solution:
 
 
 def wrong_solutions(problem: Problem, rng: Random) -> Iterator[Solution]:
-    """Worked wrong solutions, every one with another wrong answer, the likely mistakes before the mere slips.
+    """Worked wrong solutions, every one with another wrong answer, the likelier mistakes first.
+
+    Most likely a carry or a borrow is forgotten, where one is due.
 
     Args:
         problem: What was asked.
@@ -67,8 +69,8 @@ def wrong_solutions(problem: Problem, rng: Random) -> Iterator[Solution]:
             yield solution
 
 
+HABIT = (Mistake(carry=False),)
 LIKELY = (
-    Mistake(carry=False),
     Mistake(swapped=True),
     Mistake(sign="+"),
     Mistake(sign="-"),
@@ -79,7 +81,7 @@ SLIPS = tuple(Mistake(slip=(column, by)) for column in (0, 1) for by in range(-9
 
 def _mistakes(num_operations: int, rng: Random) -> Iterator[tuple[Mistake, int]]:
     """Mistakes, each with the operation that it happens in."""
-    for mistakes in (LIKELY, SLIPS):
+    for mistakes in (HABIT, LIKELY, SLIPS):
         places = list(product(mistakes, range(num_operations)))
         yield from rng.sample(places, len(places))
 
