@@ -42,6 +42,11 @@ SFT = {
     "openai-gsm8k_first_100_lines.jsonl": [],
     "toolcall_sharegpt_40.json": [],
 }
+QUICK = {
+    "alpaca_en_200.json", "gsm8k_test_300.jsonl", "messages_content_parts_60.jsonl", "messages_kto_50.json",
+    "messages_reason_tool_10.jsonl", "messages_reasoning_tokenize.jsonl", "toolcall_sharegpt_40.json",
+    "c4_50.jsonl", "tinyshakespeare_first_300k.txt",
+}  # fmt: skip
 TEXT = {
     "c4_50.jsonl": [],
     "mlx_demo_text_200.jsonl": [],
@@ -63,7 +68,11 @@ def assert_learned(run, validated=True):
     assert ("val/loss" in summary(run)["metrics"]) == validated
 
 
-@pytest.mark.parametrize("name", SFT)
+def each(names):
+    return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", each(SFT))
 def test_sft_learns_every_file(shared, tmp_path, name):
     model = f"model.path={shared / 'data/models/stories260K'}"
     words = ["data=jsonl", f"data.path={shared / 'data/sft' / name}", "data.max_tokens_per_sequence=512", *SFT[name]]
@@ -72,7 +81,7 @@ def test_sft_learns_every_file(shared, tmp_path, name):
     assert_learned(tmp_path / "run", validated=name != "messages_reason_tool_10.jsonl")
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", each(TEXT))
 def test_pretraining_learns_every_text(shared, tmp_path, name):
     model = f"model.path={shared / 'data/models/stories260K'}"
     words = ["data=jsonl", f"data.path={shared / 'data/text' / name}", "data.max_tokens_per_sequence=256", *TEXT[name]]
@@ -80,10 +89,10 @@ def test_pretraining_learns_every_text(shared, tmp_path, name):
     assert_learned(tmp_path / "run")
 
 
-LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2.5", "qwen3")]
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("smollm2", "qwen2.5", "qwen3")]
 
 
-@pytest.mark.parametrize("name", ["minimind", "smollm2", *LARGE])
+@pytest.mark.parametrize("name", ["minimind", *LARGE])
 def test_scratch_learns_with_every_tokenizer(shared, tmp_path, name):
     folder = shutil.copytree(shared / "data/tokenizers" / name, tmp_path / name)
     packed = shared / "data/tokenizers" / ("qwen2.5" if name == "qwen3" else name) / "tokenizer.json.gz"

@@ -10,8 +10,7 @@ from tests.commands import QUIET, summary
 from tests.launch.jobs import is_alive, rank_pids, start_in, wait_for
 from tests.test_resume import assert_same_run
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "deepspeed_z2", "deepspeed_z3")]
-STRATEGIES = ["ddp", *SLOW]
+STRATEGIES = ("ddp", "fsdp", "deepspeed_z2", "deepspeed_z3")
 WORDS = [
     *QUIET,
     "trainer.devices=2",
@@ -49,6 +48,7 @@ def ended(process, ranks, seconds):
     return process.returncode, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_killed_rank_ends_the_job_and_resume_reaches_the_same_weights(tmp_path, cache, strategy):
     words = [*WORDS, f"strategy={strategy}"]
@@ -67,7 +67,9 @@ def test_a_killed_rank_ends_the_job_and_resume_reaches_the_same_weights(tmp_path
     assert_same_run(whole, broken)
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_parent_stops_all_ranks_after_a_checkpoint(tmp_path, cache, how, code):
     process, ranks = begun(cache, [*WORDS, "strategy=ddp", "trainer.max_steps=1000"], tmp_path)
     process.send_signal(how)

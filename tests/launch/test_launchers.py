@@ -53,6 +53,7 @@ def test_submitit(tmp_path, cache):
     assert (row["status"], tmp_path / row["run"]) == ("done", run)
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_processes_each_goes_on_after_failures_and_skips_what_is_done(tmp_path, cache):
     """Two jobs are refused and two done; the same again starts nothing."""
     words = [*TINY, "-m", "trainer.devices=2", "seed=1,2", "optimizer.lr=1e-3,-1", "run_dir=all"]
