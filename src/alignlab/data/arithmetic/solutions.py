@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from random import Random
+from typing import Literal
 
 from alignlab.data.arithmetic.problems import Problem
 
@@ -30,13 +31,15 @@ class Mistake:
 
     Args:
         sign: Another operation is carried out; empty for the one asked.
-        carry: Whether the carry (the borrow) reaches the next column.
+        carry: When a carry (a borrow) reaches the next column.
+        left_out: Column, from the units up, that is not worked at all.
         swapped: Whether each column of a subtraction takes the smaller digit from the larger one.
         slip: Column, from the units up, and the number by which its written result is off.
     """
 
     sign: str = ""
-    carry: bool = True
+    carry: Literal["due", "never", "always"] = "due"
+    left_out: int | None = None
     swapped: bool = False
     slip: tuple[int, int] = (0, 0)
 
@@ -69,19 +72,22 @@ def wrong_solutions(problem: Problem, rng: Random) -> Iterator[Solution]:
             yield solution
 
 
-HABIT = (Mistake(carry=False),)
+HABIT = (Mistake(carry="never"),)
 LIKELY = (
+    Mistake(carry="always"),
     Mistake(swapped=True),
     Mistake(sign="+"),
     Mistake(sign="-"),
-    *(Mistake(slip=(column, by)) for column in (0, 1) for by in (-1, 1)),  # off by one, off by ten
+    Mistake(left_out=0),
+    Mistake(left_out=1),
 )
-SLIPS = tuple(Mistake(slip=(column, by)) for column in (0, 1) for by in range(-9, 10) if abs(by) > 1)
+SLIPS = tuple(Mistake(slip=(column, by)) for column in (0, 1) for by in (-1, 1))  # off by one, off by ten
+WILD_SLIPS = tuple(Mistake(slip=(column, by)) for column in (0, 1) for by in range(-9, 10) if abs(by) > 1)
 
 
 def _mistakes(num_operations: int, rng: Random) -> Iterator[tuple[Mistake, int]]:
     """Mistakes, each with the operation that it happens in."""
-    for mistakes in (HABIT, LIKELY, SLIPS):
+    for mistakes in (HABIT, LIKELY, SLIPS, WILD_SLIPS):
         places = list(product(mistakes, range(num_operations)))
         yield from rng.sample(places, len(places))
 
@@ -98,18 +104,23 @@ def _work(problem: Problem, at: int = 0, mistake: Mistake = RIGHT) -> Solution:
     return Solution(" ".join(sentences), str(value))
 
 
+CARRY = {"due": lambda due: due, "never": lambda due: 0, "always": lambda due: max(1, due)}
+
+
 def _operate(left: int, sign: str, right: int, mistake: Mistake) -> tuple[list[str], int]:
     """Columns as written, and the number read off them.
 
     Raises:
-        ValueError: If the result would be negative, or the slip lies outside the columns or leaves the digits.
+        ValueError: If the result would be negative, or the mistake has no column to happen in or leaves the digits.
     """
     width = len(str(left)) if sign == "*" else max(len(str(left)), len(str(right)))
     slip_column, slip_by = mistake.slip
-    if slip_column >= width or (sign == "-" and left < right and not mistake.swapped):
+    if max(slip_column, mistake.left_out or 0) >= width or (sign == "-" and left < right and not mistake.swapped):
         raise ValueError(f"no such mistake in {left}{sign}{right}")
-    columns, result, carry = [], 0, 0
+    columns, digits, carry = [], [], 0
     for place in range(width):
+        if place == mistake.left_out:
+            continue
         upper = left // 10**place % 10
         lower = right if sign == "*" else right // 10**place % 10
         text, total, carry = _column(upper, sign, lower, carry, mistake)
@@ -117,10 +128,11 @@ def _operate(left: int, sign: str, right: int, mistake: Mistake) -> tuple[list[s
         if total < 0 or (sign == "-" and total > 9):
             raise ValueError(f"no such slip in {left}{sign}{right}")
         if sign != "-":
-            carry = total // 10 * mistake.carry
+            carry = CARRY[mistake.carry](total // 10)
         columns.append(f"{text}={total}")
-        result += (total if place == width - 1 else total % 10) * 10**place
-    return columns, result
+        digits.append(total)
+    *lower_digits, top = digits
+    return columns, top * 10 ** len(lower_digits) + sum(d % 10 * 10**place for place, d in enumerate(lower_digits))
 
 
 def _column(upper: int, sign: str, lower: int, carry: int, mistake: Mistake) -> tuple[str, int, int]:
@@ -133,4 +145,4 @@ def _column(upper: int, sign: str, lower: int, carry: int, mistake: Mistake) -> 
         upper, lower = lower, upper
     borrow = int(upper - carry < lower)
     text = f"{upper + 10 * borrow}" + f"-{carry}" * (carry > 0) + f"-{lower}"
-    return text, upper + 10 * borrow - carry - lower, borrow * mistake.carry
+    return text, upper + 10 * borrow - carry - lower, CARRY[mistake.carry](borrow)
