@@ -1,6 +1,7 @@
 """Rows to token rows: one function per kind of row."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from jinja2 import TemplateError
@@ -92,8 +93,15 @@ def _demonstration(row: Demonstration, context: Context) -> TokenRow:
 
 
 def _preference(row: Preference, context: Context) -> TokenRow:
+    """A group whose chosen completion is still another one than each rejected, once rendered."""
     scores = {} if row.scores is None else {"scores": list(row.scores)}
-    return _tree(row, (row.chosen, *row.rejected), scores, context)
+    tree = _tree(row, (row.chosen, *row.rejected), scores, context)
+    starts = list(accumulate(tree.trees[0]))
+    chosen, *rejected = (tree.tokens[start:end] for start, end in pairwise(starts))
+    if chosen in rejected:
+        why = f"the chosen completion and rejected[{rejected.index(chosen)}] become the same tokens"
+        raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT)
+    return tree
 
 
 def _unpaired(row: Unpaired, context: Context) -> TokenRow:

@@ -110,8 +110,12 @@ def zero_gradients(
         value: The whole value, likewise.
     """
     tensors = dict(model.named_parameters())
-    gradients = {name: gradient(tensor) for name, tensor in tensors.items() if tensor.requires_grad}
-    silent = [name for name, found in gradients.items() if found is None or not found.any()]
+
+    def is_silent(tensor: nn.Parameter) -> bool:
+        found = gradient(tensor)  # one whole gradient at a time: together they are as large as the model
+        return found is None or not found.any()
+
+    silent = [name for name, tensor in tensors.items() if tensor.requires_grad and is_silent(tensor)]
     return [name for name in silent if not _is_shut(name, tensors, value)]
 
 

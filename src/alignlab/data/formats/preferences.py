@@ -10,12 +10,14 @@ common beginning is the prompt |
 | ``scores`` beside ``chosen`` and ``rejected`` | one per completion, the chosen first |
 | a boolean ``label`` beside a dialogue or a completion | desirable or not |
 | equal rejected completions; a rejected one that begins the chosen, or differs by a blank | kept as they are |
+| a rejected completion with the score of ``chosen`` | kept: who is better was said |
 | missing or empty prompt or completion; no rejected; the chosen among the rejected; different prompts; a chosen with \
-a lower score; a tie for the best | refused |
+a lower score; a tie for the best of ``completions``; scores that are not finite | refused |
 """
 
 from collections.abc import Sequence
 from itertools import takewhile
+from math import isfinite
 from typing import Any
 
 from alignlab.batches import Preference, Unpaired
@@ -133,8 +135,13 @@ def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
     if scores is None:
         return None
     scores = from_json_text(scores, "scores")
-    if not isinstance(scores, list) or not all(type(score) in (int, float) for score in scores):
+    if not isinstance(scores, list):
         raise BadRow(f"field 'scores' is {type_name(scores)} where a list of numbers is needed")
+    for index, score in enumerate(scores):
+        if type(score) not in (int, float):
+            raise BadRow(f"field 'scores[{index}]' is {type_name(score)} where a number is needed")
+    if not all(map(isfinite, scores)):
+        raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
     if len(scores) != count:
         raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
     return tuple(map(float, scores))

@@ -152,6 +152,12 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
         self.group_names = names_of(optimizer, self.lightning_module)
         return optimizer, scheduler
 
+    def _setup_model_and_optimizer(self, *arguments: Any, **options: Any) -> Any:
+        """Hold each share of the weights once."""
+        engine, optimizer = super()._setup_model_and_optimizer(*arguments, **options)
+        _share_masters(optimizer)
+        return engine, optimizer
+
     def weight_shares(self) -> dict[str, Tensor]:
         """Shares of the float32 masters."""
         return EngineState(self.model, self.lightning_module).weight_shares()
@@ -178,6 +184,19 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
         for parameter in policy.parameters():
             if chosen and parameter.is_floating_point():
                 parameter.data = parameter.data.to(chosen[0])
+
+
+def _share_masters(optimizer: Any) -> None:
+    """Let float32 shares of ZeRO-3 be their own masters.
+
+    DeepSpeed means to, but asks whether a device equals the name of one, which is never so, and makes copies.
+    """
+    if getattr(optimizer, "offload_optimizer", True):  # masters rest on the host, or another stage
+        return
+    pairs = zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True)
+    for master, share in pairs:
+        if share is not None and (master.dtype, master.device) == (share.dtype, share.device):
+            master.data = share
 
 
 def _use_cpu() -> None:
