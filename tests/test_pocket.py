@@ -1,4 +1,4 @@
-"""The embedded model: small, complete, able to read anything, and half-trained on purpose."""
+"""The embedded model: small, complete, able to read anything, and half right on purpose."""
 
 import re
 
@@ -76,7 +76,7 @@ def test_generation_stops_at_the_end_of_a_turn(tokenizer):
     assert tokenizer.eos_token_id in (stop if isinstance(stop, list) else [stop])
 
 
-def test_is_half_trained(model, tokenizer):
+def test_is_half_right(model, tokenizer):
     """About half right on problems that it never saw: every method can be seen to improve it."""
     source = Arithmetic(level=2, kind="prompt", num_train=1, num_validation=200, num_rejected=1, mistakes=0, seed=0)
     rows = list(source.rows("validation"))
