@@ -4,6 +4,7 @@ A row stands here only for what was seen to fail or is stated to fail by the lib
 refused, however unwise.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -110,6 +111,23 @@ def _engine_precision(config: Config) -> str | None:
     return next((word for key, word in formats.items() if config[f"strategy.config.{key}.enabled"] is True), None)
 
 
+NARROWINGS = {"top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+"""What makes some tokens less probable than the model has them, with the value at which it does not."""
+
+
+def _is_vllm(config: Config) -> bool:
+    return _is(config, "rollout", "VLLMRollout")
+
+
+def _is_narrowed(config: Config) -> bool:
+    return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
+
+
+def _is_plain_lora(config: Config) -> bool:
+    further = any(config[f"peft.{key}"] for key in ("use_dora", "lora_bias", "modules_to_save"))
+    return _is(config, "peft", "LoraConfig") and not further and config["peft.bias"] in (None, "none")
+
+
 def _on_deepspeed(config: Config) -> bool:
     return str(config["strategy.name"]).startswith("deepspeed")
 
@@ -205,10 +223,22 @@ ROWS: tuple[Row, ...] = (
         "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
     ),
     Row(
-        ("rollout",),
-        lambda c: _is(c, "rollout", "VLLMSettings"),
-        "the engine's server, client and updates stand in alignlab.rollout.vllm, but no method draws from it yet",
-        "Type rollout=hf",
+        ("rollout.temperature", *(f"rollout.{name}" for name in NARROWINGS)),
+        lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_narrowed(c),
+        "vLLM gives log-probabilities before the temperature or after the rest, and training needs those in between",
+        "Type rollout.temperature=1, or leave the others out, or rollout=hf",
+    ),
+    Row(
+        ("rollout.vllm_executable",),
+        lambda c: _is_vllm(c) and c["rollout.urls"] is None and not os.access(c["rollout.vllm_executable"], os.X_OK),
+        "there is no such program, and rollout.urls names no server",
+        "Type make vllm, or rollout.vllm_executable=PYTHON of an environment with vLLM, or rollout=hf",
+    ),
+    Row(
+        ("peft", "rollout"),
+        lambda c: _is_vllm(c) and c["peft"] is not None and not _is_plain_lora(c),
+        "vLLM serves a LoRA without DoRA, biases and further modules, and no other adapter",
+        "Type peft=lora, or rollout=hf",
     ),
     Row(
         ("rollout", "method"),

@@ -49,6 +49,7 @@ METRICS: dict[str, Metric] = {
     "kto/desirable_fraction": Metric("fraction", "completions that are desirable"),
     "reward/mean": Metric("1", "weighted sum of the rewards, mean over the completions of a rollout"),
     "reward/std": Metric("1", "its standard deviation"),
+    "reward/failed": Metric("fraction", "completions for which a reward raised, gave no answer in time or no number"),
     "completion_tokens/mean": Metric("tokens", "length of the completions of a rollout"),
     "completion_tokens/max": Metric("tokens", "longest completion of a rollout"),
     "truncated_fraction": Metric("fraction", "completions cut at rollout.max_completion_tokens"),
@@ -62,6 +63,15 @@ METRICS: dict[str, Metric] = {
     "explained_variance": Metric("fraction", "of the returns by the critic before learning; 1 is perfect"),
     "time/rollout": Metric("s", "sampling and scoring a rollout"),
     "time/scoring": Metric("s", "computing what must be known of a rollout's tokens before learning"),
+    "time/weights": Metric("s", "sending the weights to the engine that samples, and proving that they arrived"),
+    "rollout/arrival_difference": Metric(
+        "nats per token", "engine and trainer on a fixed text after an update, mean absolute difference"
+    ),
+    "rollout/parity_mean_difference": Metric(
+        "nats per token", "log-probabilities of the samples: the sampler's from the trainer's, mean absolute difference"
+    ),
+    "rollout/parity_largest_ratio": Metric("1", "largest ratio of the two probabilities of a sampled token"),
+    "rollout/parity_kl": Metric("nats per token", "divergence of the trainer from the sampler (k3)"),
     "clip_fraction": Metric("fraction", "tokens whose gradient the ratio's bounds took away"),
     "clip_fraction_low": Metric("fraction", "of these, bad tokens that had become unlikely enough"),
     "clip_fraction_high": Metric("fraction", "of these, good tokens that had become likely enough"),

@@ -120,7 +120,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_valu
     losses = (values - returns).square() / 2
     if clip_value is None:
         return ValueLoss(losses, torch.zeros_like(losses, dtype=torch.bool))
-    near = old_values + (values - old_values).clamp(-clip_value, clip_value)
+    near = values.clamp(old_values - clip_value, old_values + clip_value)
     clipped = (near - returns).square() / 2
     return ValueLoss(torch.maximum(losses, clipped), (clipped > losses).detach())
 

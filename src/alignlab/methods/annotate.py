@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from alignlab.batches import MicroBatch, TokenRow, move
+from alignlab.crew import everyone, num_ranks, rank
 from alignlab.data.collate import collate, count_targets
 from alignlab.data.datamodule import DataModule
 from alignlab.data.plan import plan_step
-from alignlab.training.reduction import num_ranks
 
 Score = Callable[[MicroBatch], dict[str, Tensor]]
 """Micro-batch → values of its supervised tokens, each ``[N]``."""
@@ -27,9 +26,8 @@ def annotate(rows: Sequence[TokenRow], score: Score, data: DataModule, device: t
         data: Whose limits of a micro-batch and layout are used.
         device: Where ``score`` wants its micro-batches.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
     found: dict[int, dict[str, list[float]]] = {}
-    for planned in plan_step([len(row.tokens) for row in rows], data.plan, num_ranks())[rank]:
+    for planned in plan_step([len(row.tokens) for row in rows], data.plan, num_ranks())[rank()]:
         chosen = [rows[index] for index in planned.rows]
         batch = move(collate(chosen, data.load.packing, data.tokenizer.pad_token_id or 0), device)
         sizes = [count_targets(row) for row in chosen]
@@ -38,11 +36,3 @@ def annotate(rows: Sequence[TokenRow], score: Score, data: DataModule, device: t
             found[index] = {name: parts[place].tolist() for name, parts in by_name.items()}
     found = {index: values for one in everyone(found) for index, values in one.items()}
     return [replace(row, token_numbers=row.token_numbers | found[index]) for index, row in enumerate(rows)]
-
-
-def everyone(value):
-    """The values of all ranks, in their order."""
-    values = [value] * num_ranks()
-    if dist.is_initialized():
-        dist.all_gather_object(values, value)
-    return values

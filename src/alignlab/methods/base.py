@@ -21,12 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
+from alignlab.crew import num_ranks
 from alignlab.errors import InputError
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
-from alignlab.training.reduction import RunningRatios, num_ranks, step_loss
+from alignlab.training.reduction import RunningRatios, step_loss
 from alignlab.training.strategies import Spread, full_shape, num_parameters, spread_of
 from alignlab.training.throughput import mfu
 
@@ -174,6 +175,7 @@ class Method(lightning.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
+        self.trainer._results.reset(fx="training_step")  # else what an earlier step logged is told again
         self._log({**_named(ratios.means(), "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
         self._refuse_divergence(norms["train/grad_norm"])
 

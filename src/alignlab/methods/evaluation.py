@@ -8,13 +8,14 @@ import torch
 from pydantic import Field
 
 from alignlab.batches import Ratio, TokenRow
+from alignlab.crew import num_ranks
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
 from alignlab.data.tokenize import tokenize
 from alignlab.methods.base import Method
 from alignlab.rewards.exact_answer import exact_answer
 from alignlab.rollout.generate import complete
-from alignlab.training.reduction import RunningRatios, num_ranks
+from alignlab.training.reduction import RunningRatios
 
 log = logging.getLogger(__name__)
 

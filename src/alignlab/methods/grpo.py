@@ -5,6 +5,8 @@ normaliser and divergence are each a choice; see ``losses.advantages``, ``losses
 
 1. Means are over the whole optimizer step, not over what a device holds at a time.
 2. Completions and groups that are left out are not in the batch: neither loss, divergence nor denominator knows them.
+   Tokens that are left out (``top_entropy_quantile``, ``off_policy_threshold``) still count in the denominator.
+3. Under ``remax`` the greedy completion's reward is taken as it is, without the divergence of ``reward_kl_coef``.
 """
 
 from collections.abc import Callable
@@ -17,12 +19,13 @@ from torch import Tensor
 
 from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
 from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages, weighted_sum
-from alignlab.losses.entropy import entropy_loss
-from alignlab.losses.importance import truncated_importance
+from alignlab.losses.entropy import entropy_loss, entropy_threshold, top_entropy_mask
+from alignlab.losses.importance import off_policy_mask, truncated_importance
 from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses, penalise_rewards
 from alignlab.losses.normaliser import Normaliser, total_weight, weigh
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.online import Online
+from alignlab.models.scoring import token_scores
 from alignlab.rollout.experience import Rollout
 
 Coefficient = Annotated[float, Field(ge=0)]
@@ -34,7 +37,7 @@ class GRPO(Online):
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
         normaliser: What a token weighs: sequence, token, constant or sum.
-        estimator: Advantage: grpo, rloo, reinforce_plus_plus, pass_at_k.
+        estimator: Advantage: grpo, rloo, reinforce_plus_plus, remax, pass_at_k.
         scale: What advantages are divided by: group, batch, whiten or none.
         aggregation: Of several rewards: sum_then_normalize or normalize_then_sum.
         num_picked: k of pass_at_k.
@@ -42,6 +45,9 @@ class GRPO(Online):
         kl_estimator: k1, k2 or k3.
         kl_gradient: plain, on_policy or importance.
         entropy_coef: Bonus per nat of entropy.
+        top_entropy_quantile: Share of a rollout's tokens, those of highest entropy, that the policy learns from.
+        off_policy_threshold: Mean log-ratio of sampled to present probability, from which on a completion's bad tokens
+            are left out; ``None`` for never.
         importance_cap: Largest weight that corrects for another engine's probabilities.
         parts: See ``Online``.
     """
@@ -59,6 +65,8 @@ class GRPO(Online):
         kl_estimator: KLEstimator,
         kl_gradient: KLGradient,
         entropy_coef: float,
+        top_entropy_quantile: Annotated[float, Field(gt=0, le=1)],
+        off_policy_threshold: Coefficient | None,
         importance_cap: Annotated[float, Field(gt=1)],
         reference: str,
         **parts,
@@ -69,17 +77,39 @@ class GRPO(Online):
         self.estimate = {"estimator": estimator, "scale": scale, "aggregation": aggregation, "num_picked": num_picked}
         self.kl_coef, self.entropy_coef, self.importance_cap = kl_coef, entropy_coef, importance_cap
         self.kl = {"estimator": kl_estimator, "gradient": kl_gradient}
+        self.top_entropy_quantile, self.off_policy_threshold = top_entropy_quantile, off_policy_threshold
+
+    @property
+    def wants_greedy(self) -> bool:
+        """Whether each prompt is also completed greedily, as what its completions are held against."""
+        return self.estimate["estimator"] == "remax"
+
+    @property
+    def scores_before(self) -> bool:
+        """Entropies are compared over the whole rollout."""
+        return super().scores_before or self.top_entropy_quantile < 1
+
+    def known_before(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """Entropies too, where they decide what is learned from."""
+        known = super().known_before(batch)
+        if self.top_entropy_quantile == 1:
+            return known
+        scores = token_scores(self.policy, batch, temperature=self.temperature, want=("entropies",))
+        return known | {"entropies": scores.entropies}
 
     def learnable(self, rollout: Rollout) -> list[TokenRow]:
-        """Advantages over the whole rollout."""
-        names = [name for name in rollout.numbers if name.startswith("reward/")]
-        weights = [self.scorer.weights.get(name.removeprefix("reward/"), 1.0) for name in names]
-        weights = torch.tensor(weights, dtype=torch.float64)
-        rewards = torch.stack([rollout.numbers[name] for name in names], 1)
+        """Advantages over the whole rollout, and which of its tokens decide something."""
+        names = [name.removeprefix("reward/") for name in rollout.numbers if name.startswith("reward/")]
+        weights = torch.tensor([self.scorer.weights.get(name, 1.0) for name in names], dtype=torch.float64)
+        rewards = _columns(rollout, "reward", names)
+        greedy = _columns(rollout, "greedy", names) if self.wants_greedy else None
         if self.reward_kl_coef:
             kl = {"token_kl": self.token_kl(rollout), "owner": rollout.owner, "kl_coef": self.reward_kl_coef}
-            rewards, weights = penalise_rewards(weighted_sum(rewards, weights), **kl)[:, None], weights.new_ones(1)
-        return rollout.with_numbers(advantages=advantages(rewards, weights, rollout.tree, **self.estimate))
+            rewards = penalise_rewards(weighted_sum(rewards, weights), **kl)[:, None]
+            greedy = None if greedy is None else weighted_sum(greedy, weights)[:, None]
+            weights = weights.new_ones(1)
+        found = advantages(rewards, weights, rollout.tree, **self.estimate, greedy_rewards=greedy)
+        return self._with_decisive(Rollout(rollout.with_numbers(advantages=found)))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of the tokens with the divergence added, each weighed as the normaliser has it."""
@@ -90,6 +120,7 @@ class GRPO(Online):
         losses = policy_loss.losses
         if tokens.sampled_token_logps is not None:
             losses = losses * self._importance(tokens, batch.token_numbers["old_logps"])
+        losses = losses * self._learned(tokens, batch.token_numbers)
         if self.kl_coef:
             logps = (tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps)
             losses = losses + self.kl_coef * kl_losses(*logps, **self.kl)
@@ -108,8 +139,30 @@ class GRPO(Online):
         sizes = {"total_weight": self.total_weight(totals), "total_tokens": totals.supervised_tokens}
         return entropy_loss(tokens.entropies, tokens.kept, entropy_coef=self.entropy_coef, **sizes)
 
+    def _with_decisive(self, rollout: Rollout) -> list[TokenRow]:
+        """The rows with which of their tokens are among those of highest entropy."""
+        if self.top_entropy_quantile == 1:
+            return list(rollout.rows)
+        entropies = rollout.token_numbers["entropies"]
+        decisive = top_entropy_mask(entropies, entropy_threshold(entropies, self.top_entropy_quantile))
+        return rollout.with_token_numbers(decisive=decisive.double())
+
+    def _learned(self, tokens: PolicyTokens, numbers: dict[str, Tensor]) -> Tensor | float:
+        """1 or 0 for each token: whether the policy learns from it."""
+        learned = numbers.get("decisive", 1.0)
+        if self.off_policy_threshold is None:
+            return learned
+        where = (tokens.advantages, tokens.owner, tokens.num_sequences)
+        sampled = numbers["sampled_logps"]
+        return learned * off_policy_mask(tokens.token_logps, sampled, *where, threshold=self.off_policy_threshold)
+
     def _importance(self, tokens: PolicyTokens, old_logps: Tensor) -> Tensor:
         """What corrects for an engine whose probabilities are not quite the trainer's."""
         where = (tokens.owner, tokens.num_sequences)
         settings = {"cap": self.importance_cap, "level": "token", "beyond": "truncate"}
         return truncated_importance(old_logps, tokens.sampled_token_logps, *where, **settings)
+
+
+def _columns(rollout: Rollout, kind: str, names: list[str]) -> Tensor:
+    """Rewards side by side: those of the completions, or of the greedy one. Shape ``[S, R]``."""
+    return torch.stack([rollout.numbers[f"{kind}/{name}"] for name in names], 1)

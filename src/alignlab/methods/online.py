@@ -4,31 +4,33 @@ A rollout is: prompts → G completions each → rewards → rows → advantages
 prompts and then holds all rows, so that advantages, batches and what is logged do not depend on the number of ranks.
 """
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import lightning
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from alignlab.batches import MicroBatch, Prompt, StepBatch, TokenRow
+from alignlab.crew import everyone, num_ranks
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
 from alignlab.errors import InputError
 from alignlab.losses.kl import next_kl_coef
 from alignlab.losses.policy_gradient import PolicyTokens
-from alignlab.methods.annotate import annotate, everyone
+from alignlab.methods.annotate import annotate
 from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, prompt_windows
+from alignlab.methods.groups import sample_groups
 from alignlab.methods.referenced import Referenced
+from alignlab.methods.remote import Closing, holds_copy, in_eval_mode, parity_metrics, refresh
 from alignlab.methods.samples import rollout_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.rewards.scorer import Limits, Scorer
 from alignlab.rollout.experience import Group, Rollout, split
-from alignlab.training.reduction import num_ranks
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Online(Referenced):
     """A method that learns from its own samples.
 
     Args:
-        rollout: What samples; see ``rollout.sampler``.
+        rollout: What samples: the weights in training (``rollout.sampler``) or a copy (``rollout.vllm.rollout``).
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
         reward_limits: Of every reward: ``timeout_seconds``, ``num_retries``, ``default``; see ``rewards.scorer``.
@@ -61,6 +63,9 @@ class Online(Referenced):
     """
 
     eats = Prompt
+
+    wants_greedy: ClassVar[bool] = False
+    """Whether each prompt is also completed greedily, for a baseline."""
 
     def __init__(
         self,
@@ -152,6 +157,15 @@ class Online(Referenced):
         ranks = {"rank": self.trainer.global_rank, "num_ranks": num_ranks()}
         return ExperienceLoader(windows, self.roll_out, settings=settings, num_steps=num_steps, **ranks)
 
+    def on_fit_start(self) -> None:
+        """Let rewards that compute on a device do so on that of the run."""
+        super().on_fit_start()
+        self.scorer.to(self.device)
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        """What closes a sampler that has something to close."""
+        return [Closing(self.rollout)] if holds_copy(self.rollout) else []
+
     def has_signal(self, step: StepBatch) -> bool:
         """Completions that are all alike good teach nothing."""
         columns = (batch.token_numbers | batch.numbers for batch in step.micro_batches)
@@ -187,20 +201,29 @@ class Online(Referenced):
         """That of the sampling, at which the policy is scored too."""
         return self.rollout.temperature or 1.0
 
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Tokens that end a completion."""
+        tokenizer = self.data.tokenizer
+        return sorted(stop_tokens(tokenizer, choose_template(tokenizer, self.data.tokens.chat_template)))
+
     def roll_out(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]) -> list[TokenRow]:
         """Sample, score, and make rows to learn from; the same on all ranks."""
+        sent = refresh(self)
         clock = time.perf_counter()
         sampled, kept = self._gather_groups(number, next_prompts)
         scored = time.perf_counter()
         limit = self.data.plan.max_tokens_per_micro_batch
         rows = [part for index, group in enumerate(kept) for part in split(group.row(index), limit)]
         if self.scores_before:
-            rows = annotate(rows, partial(self.spread.forward, self.known_before), self.data, self.device)
+            with in_eval_mode(self.policy):
+                rows = annotate(rows, partial(self.spread.forward, self.known_before), self.data, self.device)
         rollout = Rollout(rows)
+        parity = parity_metrics(self, rollout)
         rows, kl = self.learnable(rollout), self._steer(rollout)
         self.samples = sampled
         timing = {"time/rollout": scored - clock, "time/scoring": time.perf_counter() - scored}
-        self.metrics_of_rollout = rollout_metrics(sampled, self.right_reward) | timing | kl
+        self.metrics_of_rollout = rollout_metrics(sampled, self.right_reward) | timing | sent | parity | kl
         return rows
 
     def token_kl(self, rollout: Rollout) -> Tensor:
@@ -222,12 +245,12 @@ class Online(Referenced):
     def _gather_groups(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]):
         """All groups that were sampled, and those to learn from."""
         for attempt in range(MAX_EMPTY_ROLLOUTS):
-            sampled = self._sample(next_prompts(), (number, attempt, 0))
+            sampled = sample_groups(self, next_prompts(), (number, attempt, 0))
             kept, wanted = self._filter(sampled), len(sampled)
             for again in range(self.max_resample_rounds if self.group_filter == "resample" else 0):
                 if len(kept) >= wanted:
                     break
-                more = self._sample(next_prompts()[: wanted - len(kept)], (number, attempt, again + 1))
+                more = sample_groups(self, next_prompts()[: wanted - len(kept)], (number, attempt, again + 1))
                 sampled, kept = sampled + more, kept + self._filter(more)
             if kept:
                 return sampled, kept
@@ -246,55 +269,5 @@ class Online(Referenced):
         groups = [group for group in groups if group.completions]
         return groups if self.group_filter == "keep" else [group for group in groups if group.spread > 0]
 
-    def _sample(self, prompts: Sequence[TokenRow], key: tuple[int, ...]) -> list[Group]:
-        """Complete and score prompts, each rank its share; every rank gets all groups, in order."""
-        rank, ranks = self.trainer.global_rank, num_ranks()
-        shares = everyone(self._sample_share(prompts[rank::ranks], key, range(rank, len(prompts), ranks)))
-        return [shares[index % ranks][index // ranks] for index in range(len(prompts))]
-
-    def _sample_share(self, prompts: Sequence[TokenRow], key: tuple[int, ...], places: Sequence[int]) -> list[Group]:
-        tokenizer = self.data.tokenizer
-        with self.spread.whole(self.policy):
-            completions = self.rollout(
-                self.policy,
-                [row.tokens for row in prompts],
-                num_completions=self.num_completions,
-                stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, self.data.tokens.chat_template))),
-                tokenizer=tokenizer,
-                generator=[_generator(self.data.plan.seed, *key, place) for place in places],
-            )
-        groups = [
-            Group(row, of, [tokenizer.decode(one.tokens, skip_special_tokens=True) for one in of])
-            for row, of in zip(prompts, completions, strict=True)
-        ]
-        return self._reward(groups)
-
-    def _reward(self, groups: list[Group]) -> list[Group]:
-        """Give the completions their rewards."""
-        records = [group.prompt.record for group in groups for _ in group.texts]
-        columns = {name for record in records for name in record["columns"]}
-        scores = self.scorer(
-            [text for group in groups for text in group.texts],
-            [record["prompt"] for record in records],
-            {name: [record["columns"].get(name) for record in records] for name in sorted(columns)}
-            | {"num_tokens": [len(one.tokens) for group in groups for one in group.completions]},
-        )
-        start = 0
-        for group in groups:
-            part = slice(start, start := start + len(group.texts))
-            group.rewards = {name: list(values[part]) for name, values in scores.by_name.items()}
-            if self.truncated == "penalise":
-                cut = [-self.truncation_penalty * (not one.finished) for one in group.completions]
-                group.rewards["truncation"] = cut
-            cut = group.rewards.get("truncation", [0.0] * len(group.texts))
-            group.totals = [total + off for total, off in zip(scores.total[part], cut, strict=True)]
-        return groups
-
     def _logps(self, batch: MicroBatch) -> Tensor:
         return token_scores(self.policy, batch, temperature=self.temperature).logps
-
-
-def _generator(*key: int) -> torch.Generator:
-    """Randomness of one prompt of one rollout, whichever rank samples it."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

@@ -108,9 +108,10 @@ class PPO(Online):
         return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), metrics)
 
     def _values(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
-        if self.critic.trunk is not None:
-            hidden = self.spread.forward_beside(self.critic, self.critic.hidden, batch)
-        return self.critic.values(hidden)
+        return self.spread.forward_beside(self.critic, self._judge, batch, hidden)
+
+    def _judge(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
+        return self.critic.values(hidden if self.critic.trunk is None else self.critic.hidden(batch))
 
     def step_metrics(self) -> dict[str, float]:
         """Once per rollout also how much of the returns the critic knew."""

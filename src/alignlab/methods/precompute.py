@@ -15,11 +15,11 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from alignlab import forest
 from alignlab.batches import MicroBatch, TokenRow, move
+from alignlab.crew import everyone, num_ranks, rank
 from alignlab.data import mismatch
 from alignlab.data.cache import user_cache
 from alignlab.data.collate import collate
@@ -27,9 +27,7 @@ from alignlab.data.datamodule import DataModule
 from alignlab.data.steps import num_epoch_steps, table_steps
 from alignlab.data.table import TokenTable
 from alignlab.losses import logps
-from alignlab.methods.annotate import everyone
 from alignlab.models import attention, scoring
-from alignlab.training.reduction import num_ranks
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +88,9 @@ def score_table(
     """
     plan = replace(data.plan, order="as_is")
     num_steps = num_epoch_steps(len(table), plan)
-    rank = dist.get_rank() if dist.is_initialized() else 0
     found: dict[int, list[float]] = {}
     told = time.monotonic()
-    for number, step in enumerate(islice(table_steps(table, plan, rank, num_ranks(), 0), num_steps)):
+    for number, step in enumerate(islice(table_steps(table, plan, rank(), num_ranks(), 0), num_steps)):
         for batch in step.micro_batches:
             rows = [side(step.rows[index]) for index in batch.rows]
             micro = collate(rows, data.load.packing, data.tokenizer.pad_token_id or 0)

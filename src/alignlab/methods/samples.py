@@ -43,6 +43,7 @@ def rollout_metrics(groups: Sequence[Group], right_reward: float) -> dict[str, f
     metrics = {
         **_mean_and_spread("reward", totals),
         **{key: value for name, values in by_name.items() for key, value in _named(name, values).items()},
+        "reward/failed": sum(count > 0 for group in groups for count in group.failed) / len(completions),
         "completion_tokens/mean": lengths.mean(),
         "completion_tokens/max": lengths.max(),
         "truncated_fraction": 1 - sum(completion.finished for completion in completions) / len(completions),

@@ -25,6 +25,15 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.weight)  # nothing is expected before anything is known
         nn.init.zeros_(self.head.bias)
         self.head.to(next(policy.parameters()).device)
+        if separate:
+            self._freeze_beyond_decoder()
+
+    def _freeze_beyond_decoder(self) -> None:
+        """Nothing asks the trunk's vocabulary head, and DDP waits for a gradient of every tensor that trains."""
+        base = base_model(self.trunk)
+        asked = {id(parameter) for parameter in base.get_decoder().parameters()}
+        for parameter in (p for p in base.parameters() if id(p) not in asked):
+            parameter.requires_grad_(False)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values before the tokens that the hidden states predict.

@@ -36,11 +36,13 @@ class Scores:
         total: Weighted sums; NaN where no reward has an opinion. Length S.
         by_name: Each reward, NaN where it has no opinion. Length S.
         failures: Per reward how many completions got its default, by what went wrong.
+        failed: Of each completion how many rewards failed. Length S.
     """
 
     total: list[float]
     by_name: dict[str, list[float]]
     failures: dict[str, Counter[str]]
+    failed: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,33 +95,42 @@ class Scorer:
             if self.left_behind[name] < MAX_LEFT_BEHIND
         }
         deadline = time.monotonic() + self.limits.timeout_seconds * (1 + self.limits.num_retries)
-        by_name, failures = {}, {}
-        for name in self.rewards:
-            values, failed = self._result(name, calls.get(name), deadline, len(completions))
-            by_name[name], failures[name] = values, failed
-        total = [self._sum(place, by_name) for place in range(len(completions))]
-        return Scores(total, by_name, {name: failed for name, failed in failures.items() if failed})
-
-    def _result(self, name: str, call: "_Call | None", deadline: float, size: int) -> tuple[list[float], Counter[str]]:
         default = math.nan if self.limits.default is None else self.limits.default
+        by_name, failures, failed = {}, {}, [0] * len(completions)
+        for name in self.rewards:
+            values, reason = self._result(name, calls.get(name), deadline, len(completions))
+            by_name[name] = [default if value is None else value for value in values]
+            failed = [count + (value is None) for count, value in zip(failed, values, strict=True)]
+            if None in values:
+                failures[name] = Counter({reason: values.count(None)})
+        total = [self._sum(place, by_name) for place in range(len(completions))]
+        return Scores(total, by_name, failures, failed)
+
+    def to(self, device: Any) -> None:
+        """Move rewards that compute on a device, which have a method ``to``, to that of the run."""
+        for reward in self.rewards.values():
+            if hasattr(reward, "to"):
+                reward.to(device)
+
+    def _result(self, name: str, call: "_Call | None", deadline: float, size: int) -> tuple[list[float | None], str]:
+        """Values, None where the reward failed, and how it did if it did."""
         if call is None:
-            return [default] * size, Counter(not_called=size)
+            return [None] * size, "not_called"
         call.thread.join(max(0.0, deadline - time.monotonic()))
         if call.thread.is_alive():
             self.left_behind[name] += 1
             log.warning("reward %s gave no answer within %g s", name, self.limits.timeout_seconds)
-            return [default] * size, Counter(timed_out=size)
+            return [None] * size, "timed_out"
         if call.error is not None:
             log.warning("reward %s failed: %s", name, call.error)
-            return [default] * size, Counter(failed=size)
+            return [None] * size, "failed"
         if not hasattr(call.values, "__len__") or len(call.values) != size:
             log.warning("reward %s gave %s for %d completions", name, _amount(call.values), size)
-            return [default] * size, Counter(wrong_length=size)
+            return [None] * size, "wrong_length"
         values = [_number(value) for value in call.values]
-        bad = sum(value is None for value in values)
-        if bad:
-            log.warning("reward %s gave no finite number for %d of %d completions", name, bad, size)
-        return [default if value is None else value for value in values], Counter(not_finite=bad) if bad else Counter()
+        if None in values:
+            log.warning("reward %s gave no finite number for %d of %d completions", name, values.count(None), size)
+        return values, "not_finite"
 
     def _sum(self, place: int, by_name: Mapping[str, list[float]]) -> float:
         known = [

@@ -20,6 +20,8 @@ class Group:
         texts: As rewards read them.
         rewards: By name, NaN where a reward has no opinion. Each of length G.
         totals: Weighted sums of the rewards, NaN where none has an opinion. Length G.
+        failed: How many rewards failed. Length G.
+        greedy: Rewards of the greedy completion by name, where there is one.
     """
 
     prompt: TokenRow
@@ -27,6 +29,8 @@ class Group:
     texts: list[str]
     rewards: dict[str, list[float]] = field(default_factory=dict)
     totals: list[float] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+    greedy: dict[str, float] = field(default_factory=dict)
 
     @property
     def spread(self) -> float:
@@ -37,12 +41,13 @@ class Group:
     def finished(self) -> "Group":
         """The same group without completions that were cut."""
         kept = [place for place, completion in enumerate(self.completions) if completion.finished]
-        return Group(
-            self.prompt,
-            [self.completions[i] for i in kept],
-            [self.texts[i] for i in kept],
-            {name: [values[i] for i in kept] for name, values in self.rewards.items()},
-            [self.totals[i] for i in kept],
+        return replace(
+            self,
+            completions=[self.completions[i] for i in kept],
+            texts=[self.texts[i] for i in kept],
+            rewards={name: [values[i] for i in kept] for name, values in self.rewards.items()},
+            totals=[self.totals[i] for i in kept],
+            failed=[count for i, count in enumerate(self.failed) if i in kept],
         )
 
     def row(self, number: int) -> TokenRow:
@@ -54,6 +59,7 @@ class Group:
         written = [token for completion in self.completions for token in completion.tokens]
         prompt = self.prompt.tokens
         rewards = {f"reward/{name}": values for name, values in self.rewards.items()}
+        rewards |= {f"greedy/{name}": [value] * len(self.totals) for name, value in self.greedy.items()}
         return TokenRow(
             tokens=prompt + written,
             supervised=[False] * len(prompt) + [True] * len(written),

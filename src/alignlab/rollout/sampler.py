@@ -83,9 +83,11 @@ class Sampler:
         stop_tokens: Sequence[int],
         tokenizer: PreTrainedTokenizerBase,
         generator: torch.Generator,
+        greedy: bool = False,
     ) -> list[list[Completion]]:
-        """Draw completions; arguments, returns and raises as ``sample``."""
-        settings = SamplingSettings(**self.draw, stop_tokens=stop_tokens, stop_strings=self.stop_strings)
+        """Draw completions, or write the most probable; arguments, returns and raises as ``sample``."""
+        draw = self.draw | {"temperature": 0.0} if greedy else self.draw
+        settings = SamplingSettings(**draw, stop_tokens=stop_tokens, stop_strings=self.stop_strings)
         with narrowed(model, self.dtype):
             return sample(
                 model,

@@ -25,6 +25,7 @@ from lightning.pytorch.loops.utilities import _reset_progress
 from pydantic import Field
 
 from alignlab.training import storage
+from alignlab.training.metrics_file import MetricsFile
 from alignlab.training.random_state import random_states, set_random_states
 from alignlab.training.stop import Stopped, StopSignals
 from alignlab.training.strategies.state import NAMES, AnyState, carried_names, check_complete, names_of
@@ -120,6 +121,7 @@ class Checkpoint(LastCallback):
             self._before_validation = random_states()
         stopping = trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False)
         if (stopping or self._is_due(trainer)) and not validation_comes:
+            _keep_metrics(trainer)
             self._save(trainer)
         if stopping:
             self._leaving = self._signals.received or signal.SIGTERM
@@ -187,6 +189,14 @@ class Checkpoint(LastCallback):
             storage.publish(self.folder, step, world_size=trainer.world_size, keep_last=self.keep_last)
         trainer.strategy.barrier()
         self._saved_step = step
+
+
+def _keep_metrics(trainer: Trainer) -> None:
+    """Bring the step's row to its file before the checkpoint: Lightning logs it later, when the run may be killed."""
+    connector = trainer._logger_connector
+    for logger in trainer.loggers if connector.should_update_logs else ():
+        if isinstance(logger, MetricsFile):
+            logger.log_metrics(connector.metrics["log"], trainer.global_step - 1)
 
 
 def _random_name(trainer: Trainer) -> str:

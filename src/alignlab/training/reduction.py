@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from alignlab.batches import LossOutput, Ratio
+from alignlab.crew import num_ranks
 
 
 def step_loss(output: LossOutput, total_weight: float, counted: int) -> Tensor:
@@ -25,11 +26,6 @@ def step_loss(output: LossOutput, total_weight: float, counted: int) -> Tensor:
         Scalar, multiplied by the number of ranks because data-parallel strategies average gradients. Shape ``[]``.
     """
     return output.sum * (counted * num_ranks() / total_weight)
-
-
-def num_ranks() -> int:
-    """Data-parallel processes of this job."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 class RunningRatios:

@@ -16,7 +16,13 @@ from alignlab.training.storage import STATE, SavedState, newest_valid, open_chec
 NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
 """Keys of the config that say where or how a run is watched, not what it is."""
 
+SERVERS = (
+    "vllm_executable", "urls", "num_servers", "devices", "environment", "arguments", "gpu_memory_fraction",
+    "cpu_cache_gib", "weights_dir", "timeout_seconds", "num_restarts", "batch_size",
+)  # fmt: skip
+"""Keys of ``rollout`` that say where completions are drawn, not which."""
 MAY_CHANGE = {*NOT_HASHED, "tags", "trainer", "checkpoint", "logger", "callbacks", "data.cache_dir", "data.fresh"}
+MAY_CHANGE |= {f"rollout.{key}" for key in SERVERS}
 """What may differ when a run is continued."""
 
 

@@ -4,7 +4,6 @@ Each prompt is a request of its own with a seed of its own, so what is drawn for
 nor on how many servers share them (up to rounding, which may differ with what a server computes at the same time).
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +89,7 @@ def completion_request(
         prompt: Token ids.
         num_completions: G; greedy completions are all the same, and asked for once.
         settings: How to draw.
-        seed: Of the first completion; the server counts on from it.
+        seed: Of the first completion, below 2**62; the server counts on from it.
         context: Most tokens of prompt and completion together.
 
     Raises:
@@ -120,8 +119,3 @@ def completion_request(
         "logprobs": 0,  # of the drawn token alone
         "return_token_ids": True,
     }
-
-
-def seed_of(seed: int, index: int) -> int:
-    """A seed per prompt, 56 bits, far from the others': a server numbers a prompt's completions from it upwards."""
-    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7])

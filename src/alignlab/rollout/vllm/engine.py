@@ -91,7 +91,7 @@ class Engine:
         *,
         num_completions: int,
         settings: SamplingSettings,
-        seed: int,
+        seeds: Sequence[int],
     ) -> list[list[Completion]]:
         """Draw completions of prompts. A server that comes back in time gets the weights again and its prompts too.
 
@@ -99,7 +99,8 @@ class Engine:
             prompts: Token ids, none empty.
             num_completions: G.
             settings: How to draw.
-            seed: Of everything drawn; another one per rollout.
+            seeds: One per prompt, below 2**62 and far from each other: a server numbers a prompt's completions from it
+                upwards.
 
         Returns:
             G completions per prompt, in the order of the prompts.
@@ -119,7 +120,7 @@ class Engine:
                 prompts[index],
                 num_completions=num_completions,
                 settings=settings,
-                seed=completions.seed_of(seed, index),
+                seed=seeds[index],
                 context=context,
             )
             return completions.complete(server.url, body, num_completions=num_completions, timeout_seconds=seconds)
@@ -127,7 +128,8 @@ class Engine:
         found: dict[int, list[Completion]] = {}
         for _ in range(NUM_ATTEMPTS):
             self._make_current()
-            drawn, losses = self._spread([index for index in range(len(prompts)) if index not in found], ask)
+            missing = [index for index in range(len(prompts)) if index not in found]
+            drawn, losses = self._spread(missing, ask, max(1, self.settings.batch_size // num_completions))
             for server in self.servers:
                 # One that was started anew on the way has drawn from its first weights.
                 if server.url not in losses and self._is_current(server):
@@ -139,7 +141,7 @@ class Engine:
         raise ServerError(f"prompts were asked for {NUM_ATTEMPTS} times, in vain: {why}")
 
     def _spread(
-        self, indices: Sequence[int], ask: Callable[[int, Server], list[Completion]]
+        self, indices: Sequence[int], ask: Callable[[int, Server], list[Completion]], num_at_once: int
     ) -> tuple[dict[str, dict[int, list[Completion]]], dict[str, Unreachable]]:
         """Ask for prompts, the servers in turn, nothing more of one that is lost: what each drew, what lost them."""
         drawn: dict[str, dict[int, list[Completion]]] = {server.url: {} for server in self.servers}
@@ -154,8 +156,12 @@ class Engine:
             except Unreachable as error:
                 losses[server.url] = error
 
-        with ThreadPoolExecutor(self.settings.num_requests) as pool:
-            list(pool.map(attempt, range(len(indices))))
+        with ThreadPoolExecutor(num_at_once) as pool:
+            try:
+                list(pool.map(attempt, range(len(indices))))
+            except BaseException:
+                self.close()  # else one would wait for all that is under way
+                raise
         return drawn, losses
 
     def _make_current(self) -> None:
@@ -197,7 +203,8 @@ class Engine:
         seconds = self.settings.timeout_seconds
         try:
             weights.send(server.url, self.facts[server.url], self.shipment, timeout_seconds=seconds)
-            return client.probe(server.url, self._model(server), self.probe.tokens, timeout_seconds=seconds)
+            answer = client.probe(server.url, self._model(server), self.probe.tokens, timeout_seconds=seconds)
+            return answer[-len(self.probe.logps) :]
         except Unreachable as error:
             return error
 
@@ -207,20 +214,28 @@ class Engine:
 
 
 def open_engine(
-    settings: VLLMSettings, *, model: Path, sampling: SamplingSettings, lora_rank: int | None, log_dir: Path
+    settings: VLLMSettings,
+    *,
+    model: str | Path | Callable[[Path], None],
+    sampling: SamplingSettings,
+    lora_rank: int | None,
+    log_dir: Path,
 ) -> Engine:
     """An engine whose servers are up.
 
     Args:
         settings: Which servers, and how.
-        model: Folder of the weights to start with: the policy's, or those under its adapter.
+        model: The weights to start with, the policy's or those under its adapter: their folder, or what writes them
+            into one, which stays as long as the engine does.
         sampling: How it will be sampled in training.
         lora_rank: Of the adapter that will be sent; ``None`` where full weights are.
         log_dir: Takes what started servers print.
     """
     mode = completions.logprobs_mode(sampling)
-    engine = Engine(servers(settings, model=model, mode=mode, lora_rank=lora_rank, log_dir=log_dir), settings)
+    engine = Engine([], settings)
     try:
+        folder = engine.outbox.write(model).folder if callable(model) and settings.urls is None else model
+        engine.servers = servers(settings, model=folder, mode=mode, lora_rank=lora_rank, log_dir=log_dir)
         engine.start()
     except BaseException:
         engine.close()

@@ -18,13 +18,15 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 NOT_INHERITED = ("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PYTHONPATH", "OMP_")
 
 
-def servers(settings: VLLMSettings, *, model: Path, mode: str, lora_rank: int | None, log_dir: Path) -> list[Server]:
+def servers(
+    settings: VLLMSettings, *, model: str | Path, mode: str, lora_rank: int | None, log_dir: Path
+) -> list[Server]:
     """The servers that a user asked for, none started yet.
 
     Args:
         settings: Which, and how.
         model: Folder of the weights to start with: the policy's, or those under its adapter.
-        mode: From ``client.logprobs_mode``.
+        mode: From ``completions.logprobs_mode``.
         lora_rank: Of the adapter that will be sent; ``None`` where full weights are.
         log_dir: Takes what they print.
 
@@ -53,7 +55,9 @@ def servers(settings: VLLMSettings, *, model: Path, mode: str, lora_rank: int | 
     return made
 
 
-def command_line(settings: VLLMSettings, *, model: Path, mode: str, lora_rank: int | None, port: int) -> list[str]:
+def command_line(
+    settings: VLLMSettings, *, model: str | Path, mode: str, lora_rank: int | None, port: int
+) -> list[str]:
     """What starts a server."""
     options = {
         "model": model,
@@ -70,6 +74,9 @@ def command_line(settings: VLLMSettings, *, model: Path, mode: str, lora_rank: i
     if torch.cuda.is_available():
         options["gpu-memory-utilization"] = settings.gpu_memory_fraction
     flags = ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * settings.enforce_eager
+    if not torch.cuda.is_available():
+        # vLLM 0.32 dies of seeded prompts computed in parts: it would take back a draw, which CPU generators cannot.
+        flags.append("--no-enable-chunked-prefill")
     if lora_rank is not None:
         flags.append("--enable-lora")
         options |= {"max-lora-rank": _allowed_rank(lora_rank), "max-loras": 1, "max-cpu-loras": 1}

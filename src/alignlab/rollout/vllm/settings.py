@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class VLLMSettings:
     """Servers to start or to use, and when to trust them.
 
@@ -23,7 +23,7 @@ class VLLMSettings:
         cpu_cache_gib: Main memory for keys and values where there is no GPU.
         environment: Further environment variables of started servers.
         arguments: Further command-line arguments of started servers.
-        num_requests: Prompts that are with the servers at a time, all together.
+        batch_size: Completions that are with the servers at a time, all together.
         weights_dir: Folder that this process and all servers see; updates are written there, one kept at a time.
         timeout_seconds: Longest wait for a server's start, its return, or one answer.
         num_restarts: Times that a dead server of ours is started again.
@@ -41,7 +41,7 @@ class VLLMSettings:
     cpu_cache_gib: Annotated[int, Field(ge=1)]
     environment: Mapping[str, str]
     arguments: Sequence[str]
-    num_requests: Annotated[int, Field(ge=1)]
+    batch_size: Annotated[int, Field(ge=1)]
     weights_dir: str
     timeout_seconds: Annotated[float, Field(gt=0)]
     num_restarts: Annotated[int, Field(ge=0)]

@@ -35,7 +35,7 @@ class Probe:
 
     Args:
         tokens: Token ids, two at least; a real prompt with its completion tells most.
-        logps: Log-probabilities of ``tokens[1:]``, each given the tokens before it, at temperature 1.
+        logps: Log-probabilities, at temperature 1, of the last of them, as many as there are here.
     """
 
     tokens: Sequence[int]
