@@ -9,9 +9,11 @@ import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 
 from alignlab.errors import InputError
+from alignlab.training.metrics_file import MetricsFile, read_metrics
+from tests.methods.prompts import ONLINE
 from tests.methods.toy import METHODS, Rows, fit, make_loader, make_method, make_rows, rows_for
 
-TIMED = {"train/tokens_per_second", "train/step_seconds"}
+TIMED = {"train/tokens_per_second", "train/step_seconds", "time/rollout", "time/scoring"}
 
 
 def rounding(metric):
@@ -19,10 +21,11 @@ def rounding(metric):
     return 2e-5 if metric.startswith(("rewards/", "kto/")) else 1e-6
 
 
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in ("rloo", "ppo_separate") else []) for name in METHODS]
 SEEN_BY_A_RANK = {"group/hardest_changed"}  # a rank remembers only the rows that it had itself
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_accumulation_invariance(name, optimizer):
     """1 x 8, 2 x 4, 8 x 1 micro-batches: the same losses, norms and weights, ragged rows and a short last window."""
@@ -60,7 +63,7 @@ def test_the_first_gradient_is_that_of_the_plain_mean():
     assert (weights.double() - expected).norm() < 1e-6 * expected.norm()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ONLINE])
 def test_ragged_last_window(name):
     """The short window of an epoch is divided by its own weight: its loss is that of its rows alone."""
     rows = rows_for(name)
@@ -70,7 +73,7 @@ def test_ragged_last_window(name):
     assert steps[1]["progress/samples"] == 13
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_packed_equals_padded(name):
     flat, _ = fit(make_method(name, lr=0.1), make_loader(rows_for(name), 4))
     padded, _ = fit(make_method(name, lr=0.1, packing=False), make_loader(rows_for(name), 4, packing=False))
@@ -81,6 +84,14 @@ def test_collating_ahead_changes_nothing():
     here, _ = fit(make_method("sft"), make_loader(make_rows(), 4))
     ahead, _ = fit(make_method("sft"), make_loader(make_rows(), 4, workers=1))
     assert torch.equal(here, ahead)
+
+
+def test_what_is_logged_once_per_rollout_stands_at_its_first_step_only(tmp_path):
+    logger = MetricsFile(path=tmp_path / "metrics.csv", first_step=0)
+    fit(make_method("grpo"), make_loader(rows_for("grpo"), 8), logger=logger, log_every_n_steps=1)
+    rows = read_metrics(logger.path)
+    assert [row["progress/step"] for row in rows if "reward/mean" in row] == [1, 3]
+    assert [row["progress/step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -118,7 +129,7 @@ def two_ranks(tmp_path_factory, free_port):
     return folder
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", NAMES)
 def test_world_size_invariance(name, two_ranks):
     """Two processes give the weights and metrics of one, with a last window that leaves a rank short of rows."""
     alone, steps = fit(make_method(name, clip=1.0), make_loader(rows_for(name), 2))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.commands import QUIET, metrics, start, summary
 
 STEPS = 12
-TIMED = ("train/tokens_per_second", "train/step_seconds")
+TIMED = ("train/tokens_per_second", "train/step_seconds", "time/rollout", "time/scoring")
 # Several micro-batches a step, three steps an epoch with a short last one, a validation that checkpoints stand beside.
 COMMON = [
     *QUIET,
@@ -24,6 +24,15 @@ COMMON = [
     "data.global_batch_size=8",
     "data.batch_size_per_device=3",
 ]
+# A rollout lasts eight steps: each of its four parts twice. So every checkpoint up to the sixth stands within one.
+ROLLOUTS = [
+    "method.num_completions=4",
+    "method.steps_per_rollout=4",
+    "method.num_iterations=2",
+    "method.group_filter=keep",
+    "rollout.max_completion_tokens=96",
+]
+STEERED = ["method.reward_kl_coef=0.05", "method.reward_kl_target=1"]
 CASES = {
     "sft": ["method=sft", "method.neftune_alpha=5"],
     "sft_lora": ["method=sft", "peft=lora", "peft.lora_dropout=0.2", "model.gradient_checkpointing=true"],
@@ -32,7 +41,11 @@ CASES = {
     "dpo_lora": ["method=dpo", "method.reference=synchronised", "method.reference_every_n_steps=3", "peft=lora"],
     "group_dpo": ["method=group_dpo"],
     "kto": ["method=kto", "method.precompute_reference=true"],
+    "reward_model": ["method=reward_model"],
+    "grpo": ["method=grpo", *ROLLOUTS],
+    "ppo": ["method=ppo", *ROLLOUTS, *STEERED],
 }
+QUICK = (("sft", signal.SIGKILL), ("grpo", signal.SIGKILL))
 
 
 def finish(process):
@@ -78,16 +91,12 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("case", "how"),
     [
-        pytest.param("sft", signal.SIGKILL, id="killed-sft"),
-        pytest.param("sft_lora", signal.SIGKILL, id="killed-sft_lora"),
-        pytest.param("pretrain", signal.SIGKILL, id="killed-pretrain", marks=pytest.mark.slow),
-        pytest.param("dpo", signal.SIGKILL, id="killed-dpo"),
-        pytest.param("dpo_lora", signal.SIGKILL, id="killed-dpo_lora", marks=pytest.mark.slow),
-        pytest.param("group_dpo", signal.SIGKILL, id="killed-group_dpo", marks=pytest.mark.slow),
-        pytest.param("kto", signal.SIGKILL, id="killed-kto", marks=pytest.mark.slow),
-        pytest.param("sft", signal.SIGTERM, id="terminated-sft"),
-        pytest.param("sft_lora", signal.SIGTERM, id="terminated-sft_lora", marks=pytest.mark.slow),
-        pytest.param("pretrain", signal.SIGTERM, id="terminated-pretrain", marks=pytest.mark.slow),
+        pytest.param(case, how, id=f"{word}-{case}", marks=[] if (case, how) in QUICK else pytest.mark.slow)
+        for word, how, cases in (
+            ("killed", signal.SIGKILL, CASES),
+            ("terminated", signal.SIGTERM, ("sft", "sft_lora", "pretrain", "grpo")),
+        )
+        for case in cases
     ],
 )
 def test_resume_bitwise(tmp_path, whole, case, how):
@@ -107,12 +116,14 @@ def test_resume_bitwise(tmp_path, whole, case, how):
     assert summary(tmp_path)["initial_metrics"] == summary(whole(case))["initial_metrics"]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_what_it_was(tmp_path, whole):
     code, output = finish(start(*COMMON, f"resume={whole('sft')}", "optimizer=sgd"))
     assert code == 2
     assert "optimizer._target_=torch.optim.SGD" in output and "--from RUN" in output
 
 
+@pytest.mark.slow
 def test_a_broken_newest_checkpoint_falls_back_and_says_so(tmp_path, whole):
     shutil.copytree(whole("sft"), tmp_path / "run", symlinks=True)
     newest, before = sorted((tmp_path / "run/checkpoints").glob("step-*"))[::-1][:2]

@@ -133,7 +133,7 @@ def test_targets_that_run_anything_are_refused(target):
 
 
 def test_a_target_that_cannot_be_imported_is_named():
-    assert "'mylab' cannot be imported" in refused("method._target_=mylab.MyMethod").why
+    assert "'nolab' cannot be imported" in refused("method._target_=nolab.MyMethod").why
     assert "'SFT'" in refused("method._target_=alignlab.methods.sft.SFFT").instead
 
 

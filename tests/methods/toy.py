@@ -6,9 +6,9 @@ import functools
 import lightning
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from alignlab.batches import Demonstration, Preference, Text, TokenRow, Unpaired
+from alignlab.batches import Demonstration, Preference, Prompt, Text, TokenRow, Unpaired
 from alignlab.data.mismatch import WithCompanions
 from alignlab.data.plan import PlanSettings
 from alignlab.data.steps import StepLoader, num_epoch_steps, table_steps
@@ -23,9 +23,12 @@ from alignlab.methods.group_dpo import GroupDPO
 from alignlab.methods.kto import KTO
 from alignlab.methods.orpo import ORPO
 from alignlab.methods.pretrain import Pretrain
+from alignlab.methods.reward_model import RewardModel
 from alignlab.methods.sft import SFT
 from alignlab.methods.simpo import SimPO
 from alignlab.models import attention  # noqa: F401  (registers the flat attention)
+from alignlab.models.heads import draw_head
+from tests.methods.prompts import ONLINE, PromptData, make_prompt
 
 REFERENCE = {
     "reference": "initial",
@@ -54,7 +57,14 @@ METHODS = {
     "simpo": functools.partial(SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1),
     "cpo": functools.partial(CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0),
     "kto": functools.partial(KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, **REFERENCE),
+    "reward_model": functools.partial(RewardModel, margin_column=None, weight_column=None, centring=0.1),
+    **ONLINE,
 }
+
+
+def class_of(name):
+    """The class of a toy method."""
+    return getattr(METHODS[name], "func", METHODS[name])
 
 
 class Rows(list):
@@ -76,7 +86,9 @@ def make_rows(num_rows=13, seed=0):
 def rows_for(name, num_rows=13):
     """Rows of the kind that a method eats: for groups one chosen and one to three rejected completions."""
     draw = torch.Generator().manual_seed(0)
-    kind = KINDS[METHODS[name].func.eats if isinstance(METHODS[name], functools.partial) else METHODS[name].eats]
+    kind = KINDS[class_of(name).eats]
+    if kind == "prompts":
+        return Rows(make_prompt(index, draw) for index in range(num_rows))
     if kind == "groups":
         return Rows(_row(index, draw, 2 + index % 3) for index in range(num_rows))
     rows = make_rows(num_rows)
@@ -86,7 +98,13 @@ def rows_for(name, num_rows=13):
     return rows
 
 
-KINDS = {Preference: "groups", Unpaired: "verdicts", Demonstration: "demonstrations", Text: "demonstrations"}
+KINDS = {
+    Preference: "groups",
+    Unpaired: "verdicts",
+    Demonstration: "demonstrations",
+    Text: "demonstrations",
+    Prompt: "prompts",
+}
 
 
 def _row(index, draw, num_completions):
@@ -99,7 +117,7 @@ def _row(index, draw, num_completions):
     return TokenRow(tokens, supervised, [[prompt, *completions]], f"row {index}", {"row": index})
 
 
-def make_policy(dropout=0.0):
+def make_policy(dropout=0.0, head="language_model"):
     """A Llama of 20 thousand parameters, always the same."""
     torch.manual_seed(5)
     config = LlamaConfig(
@@ -111,12 +129,18 @@ def make_policy(dropout=0.0):
         num_key_value_heads=2,
         attention_dropout=dropout,
         pad_token_id=0,
+        num_labels=1,
     )
-    return LlamaForCausalLM._from_config(config, attn_implementation="forest")
+    if head == "language_model":
+        return LlamaForCausalLM._from_config(config, attn_implementation="forest")
+    model = LlamaForSequenceClassification._from_config(config, attn_implementation="forest")
+    draw_head(model)
+    return model
 
 
-def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True, policy=make_policy):
+def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True, policy=None):
     """A method over the tiny policy with a constant learning rate."""
+    policy = policy or functools.partial(make_policy, head=class_of(name).head)
     parts = Parts(
         make_policy=policy,
         open_model=lambda path: policy(),
@@ -129,7 +153,7 @@ def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True
 
 
 def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=0, num_ranks=1, workers=0, **changes):
-    """Steps of 8 rows; 13 rows make a short last window of 5."""
+    """Steps of 8 rows; 13 rows make a short last window of 5. Of prompts the data that their method rolls out."""
     settings = PlanSettings(
         **{
             "global_batch_size": 8,
@@ -141,6 +165,8 @@ def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=
             **changes,
         }
     )
+    if not any(any(row.supervised) for row in rows):
+        return PromptData(rows, settings, packing, num_steps)
     steps = functools.partial(table_steps, rows, settings, rank, num_ranks)
     return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, num_workers=workers, resumable=True)
 
@@ -162,7 +188,8 @@ def fit(method, loader, *, weights=True, callbacks=(), resume=None, **options):
             **options,
         }
     )
-    trainer.fit(method, train_dataloaders=loader, ckpt_path=resume, weights_only=True)
+    data = {"datamodule" if isinstance(loader, PromptData) else "train_dataloaders": loader}
+    trainer.fit(method, **data, ckpt_path=resume, weights_only=True)
     vector = torch.cat([p.detach().flatten() for p in method.policy.parameters()]) if weights else None
     return vector, history.steps
 

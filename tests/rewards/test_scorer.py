@@ -108,7 +108,20 @@ def test_what_is_no_finite_number_is_counted(value):
 
 @pytest.mark.parametrize("answer", [[1.0, 2.0], [], None, 3.0])
 def test_a_wrong_length_is_counted(answer):
-    assert score(lambda completions, prompts, **columns: answer).failures == {"odd": {"wrong_length": 3}}
+    scores = score(lambda completions, prompts, **columns: answer)
+    assert scores.failures == {"odd": {"wrong_length": 3}}
+    assert scores.failed == [1, 1, 1]
+
+
+def test_failures_are_counted_by_completion():
+    """One reward fails for all three, another for the second; to have no opinion is no failure."""
+    rewards = {
+        "raises": lambda completions, prompts, **columns: 1 / 0,
+        "odd": lambda completions, prompts, **columns: [1.0, math.nan, None],
+    }
+    scores = Scorer(rewards, None, LIMITS)(TEXTS, PROMPTS, COLUMNS)
+    assert scores.failed == [1, 2, 1]
+    assert scores.failures == {"raises": {"failed": 3}, "odd": {"not_finite": 1}}
 
 
 def test_a_traceback_from_a_reward_s_own_thread_is_its_own(monkeypatch):

@@ -175,7 +175,7 @@ def test_under_autocast_it_is_the_autocast_forward_that_samples(pocket):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"temperature": 0.8}, {"temperature": 1.5}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.05}],
+    [{"temperature": 1.25}, {"temperature": 2.5}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.05}],
     ids=str,
 )
 def test_pairs_of_tokens_follow_the_distribution(pocket, changes):

@@ -3,6 +3,7 @@
 A later method is added to ``METHODS`` here and to ``tests/methods/toy.py``; nothing else changes.
 """
 
+import functools
 from unittest.mock import patch
 
 from omegaconf import OmegaConf
@@ -12,7 +13,9 @@ from alignlab.cli.composition.compose import compose
 from alignlab.errors import InputError
 from tests.commands import REPOSITORY
 
-METHODS = ("sft", "pretrain", "dpo", "group_dpo", "orpo", "simpo", "cpo", "kto")
+METHODS = (
+    "sft", "pretrain", "dpo", "group_dpo", "orpo", "simpo", "cpo", "kto", "reward_model", "grpo", "rloo", "ppo",
+)  # fmt: skip
 PEFTS = ("full", "lora", "qlora", "qlora_8bit")
 STRATEGIES = (
     "ddp", "fsdp", "deepspeed_z1", "deepspeed_z2", "deepspeed_z3",
@@ -29,6 +32,7 @@ def words(method, peft, strategy):
     return typed + ([f"{NVME}=disk"] if strategy == "deepspeed_z3_nvme" else [])
 
 
+@functools.cache
 def refusal(method, peft, strategy):
     """Why a cell is refused before any weight is loaded, or None; a library that this machine lacks is no reason."""
     try:
@@ -40,20 +44,22 @@ def refusal(method, peft, strategy):
 
 
 def table():
-    """The matrix in Markdown."""
-    heads = [f"{method} · {peft}" for method in METHODS for peft in PEFTS]
-    lines = ["| strategy | " + " | ".join(heads) + " |", "|---|" + ":-:|" * len(heads)]
-    reasons = []
-    for strategy in STRATEGIES:
-        marks = []
-        for method in METHODS:
-            for peft in PEFTS:
-                error = refusal(method, peft, strategy)
-                if error and error.why not in reasons:
-                    reasons.append(error.why)
-                marks.append(f"no ({reasons.index(error.why) + 1})" if error else "✓")
-        lines.append(f"| `{strategy}` | " + " | ".join(marks) + " |")
+    """The matrix in Markdown: a line per method, a column per strategy, in each cell all adapters."""
+    reasons: list[str] = []
+    lines = ["| method | " + " | ".join(f"`{strategy}`" for strategy in STRATEGIES) + " |"]
+    lines += ["|---|" + ":-:|" * len(STRATEGIES)]
+    for method in METHODS:
+        lines.append(f"| `{method}` | " + " | ".join(mark(method, strategy, reasons) for strategy in STRATEGIES) + " |")
     return "\n".join([*lines, "", *(f"{number}. {why}." for number, why in enumerate(reasons, start=1))])
+
+
+def mark(method, strategy, reasons):
+    """✓, and which adapters are refused, each with the number of its reason; a new reason joins the list."""
+    refused = {peft: refusal(method, peft, strategy) for peft in PEFTS}
+    reasons += sorted({error.why for error in refused.values() if error} - set(reasons))
+    without = [f"{peft} ({reasons.index(error.why) + 1})" for peft, error in refused.items() if error]
+    head = "✓" if not without else "✓ not " if len(without) < len(PEFTS) else "no: "
+    return head + ", ".join(without)
 
 
 def written():

@@ -10,13 +10,14 @@ from omegaconf import OmegaConf
 
 from alignlab.build import build as instantiate
 from alignlab.cli.composition.compose import compose
-from alignlab.models.adapters import attach
+from alignlab.models.adapters import attach, reattach
 from alignlab.models.export import logits, save
 from alignlab.models.load import locate, open_weights
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.storage import open_checkpoint
 from alignlab.training.strategies import make_strategy
-from tests.methods.toy import fit, make_loader, make_method, make_policy, rows_for
+from tests.methods.prompts import make_sampler, make_tokenizer
+from tests.methods.toy import class_of, fit, make_loader, make_method, make_policy, rows_for
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (torch.optim.AdamW, 1e-2)}
@@ -44,24 +45,35 @@ def choices(peft, strategy, **changes):
     return config["peft"], config["strategy"]
 
 
-def make_adapted(base, peft):
-    """The toy policy with the adapter of a node."""
+def make_adapted(base, peft, head):
+    """The toy policy with the adapter of a node and the head that a method asks for."""
     torch.manual_seed(7)
     node = dict(peft or {})
-    policy = open_weights(
-        locate(base), torch.float32, "forest", quantization=instantiate(node.pop("quantization", None))
-    )
+    quantization = instantiate(node.pop("quantization", None))
+    policy = open_weights(locate(base), torch.float32, "forest", quantization=quantization, head=head)
     return attach(policy, instantiate(node)) if node else policy
+
+
+def reopen(folder, peft, method):
+    """What a process that never saw the training reads."""
+    place, node = locate(str(folder)), choices(peft, "single")[0] or {}
+    options = {"quantization": instantiate(node.get("quantization")), "head": class_of(method).head}
+    model = open_weights(place, torch.float32, "forest", **options)
+    return reattach(model, place.adapter) if place.adapter else model
 
 
 def train(
     method, peft, strategy, *, base, optimizer="adamw", rows_at_once=2, num_steps=5, clip=0.5, to=None,
-    checkpoints=None, resume=None, changes=None, rank=0, num_ranks=1, **options,
+    checkpoints=None, resume=None, changes=None, prompts=(), rank=0, num_ranks=1, **options,
 ):  # fmt: skip
-    """Train one cell; returns metrics by step, whole weights (rank 0), logits, and writes the model to a folder."""
+    """Train one cell, and write the model to a folder.
+
+    Returns:
+        Metrics by step, whole weights (rank 0), logits, and the prompts' most probable completions.
+    """
     kind, lr = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
     adapter, spread_node = choices(peft, strategy, **(changes or {}))
-    policy = functools.partial(make_adapted, base, adapter)
+    policy = functools.partial(make_adapted, base, adapter, class_of(method).head)
     made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)
     loader = make_loader(rows_for(method), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
     chosen = make_strategy(**spread_node)
@@ -71,6 +83,8 @@ def train(
     _, steps = fit(made, loader, strategy=chosen, devices=num_ranks, weights=False, **options)
     spread = made.spread
     answers = spread.forward(logits, made.policy, EXAMPLE)
+    with spread.whole(made.policy):
+        completions = complete(made.policy, prompts)
     whole = spread.full_state_dict(made.policy)
     whole = made.policy.state_dict() if whole is None else whole
     if rank == 0 and to:
@@ -79,7 +93,15 @@ def train(
         "steps": steps,
         "weights": {name: tensor.clone() for name, tensor in whole.items()} if rank == 0 else {},
         "logits": answers,
+        "completions": completions,
     }
+
+
+def complete(policy, prompts):
+    """The most probable completion of each prompt, tokens; two at once, so that others join while some go on."""
+    greedy = make_sampler(temperature=0.0, max_completion_tokens=14, stop_strings=[], batch_size=2)
+    options = {"num_completions": 1, "stop_tokens": [3], "tokenizer": make_tokenizer()}
+    return [group[0].tokens for group in greedy(policy, prompts, **options, generator=torch.Generator())]
 
 
 def train_rank(*arguments, **options):

@@ -11,6 +11,7 @@ import torch
 from alignlab.errors import InputError
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
+from alignlab.training.metrics_file import MetricsFile, read_metrics
 from alignlab.training.stop import Stopped
 from tests.training.toy import Toy, newest, train
 
@@ -49,6 +50,23 @@ def test_resume_from_any_checkpoint_of_a_run_repeats_its_rest(tmp_path):
         rest = train(tmp_path / f"from-{step}", 22, seed=step, resume=saved, callbacks=[again])
         assert rest.losses == whole.losses[step:]
         assert again.losses == {at: loss for at, loss in seen.losses.items() if at > step}
+
+
+def test_the_row_of_a_step_is_on_the_disk_before_its_checkpoint(tmp_path, monkeypatch):
+    """A run that is killed right after a checkpoint has lost nothing that its resumed self will not tell again."""
+    seen, publish = [], storage.publish
+
+    def spy(folder, step, **options):
+        seen.append((step, read_metrics(logger.path)[-1]))
+        publish(folder, step, **options)
+
+    monkeypatch.setattr(storage, "publish", spy)
+    logger = MetricsFile(path=tmp_path / "metrics.csv", first_step=0)
+    train(tmp_path, 8, every=3, validate=5, loggers=[logger])
+    assert [(step, row["progress/step"]) for step, row in seen] == [(3, 3), (6, 6), (8, 8)]
+    rows = read_metrics(logger.path)
+    assert [row["progress/step"] for row in rows] == list(range(1, 9))
+    assert all(row == rows[step - 1] for step, row in seen)
 
 
 def test_validation_does_not_change_training(tmp_path):

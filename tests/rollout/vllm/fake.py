@@ -21,11 +21,16 @@ CONFIG = {
 class Fake:
     """State of the server, and what it was asked; ``broken`` answers 500, ``deaf`` loses what is sent."""
 
+    context = 32
+
     def __init__(self, table):
         self.table = self.first_table = table
         self.version, self.adapters = "default", {}
         self.asked: list[tuple[str, dict]] = []
         self.broken, self.deaf, self.dead_paths = 0, False, set()
+
+    def load(self, folder: Path):
+        return load_file(next(folder.glob("*.safetensors")))["table"].log_softmax(-1).tolist()
 
     def restart(self):
         self.table, self.version, self.adapters = self.first_table, "default", {}
@@ -45,15 +50,15 @@ class Fake:
 
     def models(self, body):
         adapters = [{"id": name, "parent": "policy", "max_model_len": None} for name in self.adapters]
-        return {"data": [{"id": "policy", "parent": None, "max_model_len": 32}, *adapters]}
+        return {"data": [{"id": "policy", "parent": None, "max_model_len": self.context}, *adapters]}
 
     def rpc(self, body):
         if body["method"] == "reload_weights" and not self.deaf:
-            self.table = load_table(Path(body["kwargs"]["weights_path"]))
+            self.table = self.load(Path(body["kwargs"]["weights_path"]))
         return {"results": [None]}
 
     def load_adapter(self, body):
-        self.adapters[body["lora_name"]] = load_table(Path(body["lora_path"]))
+        self.adapters[body["lora_name"]] = self.load(Path(body["lora_path"]))
         return {}
 
     def unload_adapter(self, body):
@@ -99,10 +104,6 @@ ANSWERS = {
     "/v1/unload_lora_adapter": Fake.unload_adapter,
     "/v1/completions": lambda fake, body: fake.complete(body),
 }
-
-
-def load_table(folder: Path):
-    return load_file(next(folder.glob("*.safetensors")))["table"].log_softmax(-1).tolist()
 
 
 @contextmanager

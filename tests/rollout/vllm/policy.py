@@ -44,6 +44,11 @@ def sampling(**changes) -> SamplingSettings:
     return SamplingSettings(**{**given, **limits, **changes})
 
 
+def seeds_of(seed: int, prompts) -> list[int]:
+    """A server counts up from a prompt's seed, so neighbouring ones would repeat one another's draws."""
+    return [(seed * len(prompts) + place) * 1_000_003 for place in range(len(prompts))]
+
+
 def server_settings(**changes) -> VLLMSettings:
     given = {
         "vllm_executable": "no/python",
@@ -57,7 +62,7 @@ def server_settings(**changes) -> VLLMSettings:
         "cpu_cache_gib": 1,
         "environment": {},
         "arguments": [],
-        "num_requests": 8,
+        "batch_size": 32,
         "weights_dir": "/dev/shm",
         "timeout_seconds": 240.0,
         "num_restarts": 0,

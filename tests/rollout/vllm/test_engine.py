@@ -15,7 +15,7 @@ from alignlab.rollout.vllm.engine import Engine
 from alignlab.rollout.vllm.server import Server, ServerError
 from alignlab.rollout.vllm.weights import ArrivalError, Probe
 from tests.rollout.vllm.fake import Fake, serving
-from tests.rollout.vllm.policy import sampling, server_settings
+from tests.rollout.vllm.policy import sampling, seeds_of, server_settings
 
 PROMPTS = [[place, 4] for place in range(5)]
 PROBE = [0, 3, 2, 4, 1]
@@ -61,7 +61,8 @@ def engine(fakes, tmp_path):
 
 
 def draw(engine, seed=0, **changes):
-    return engine.sample(PROMPTS, num_completions=3, settings=sampling(max_completion_tokens=6, **changes), seed=seed)
+    settings, seeds = sampling(max_completion_tokens=6, **changes), seeds_of(seed, PROMPTS)
+    return engine.sample(PROMPTS, num_completions=3, settings=settings, seeds=seeds)
 
 
 def assert_drawn_from(policy, groups):

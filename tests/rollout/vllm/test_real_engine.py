@@ -16,7 +16,17 @@ from alignlab.rollout.vllm.engine import open_engine
 from alignlab.rollout.vllm.parity import measure
 from alignlab.rollout.vllm.server import ServerError
 from alignlab.rollout.vllm.weights import ArrivalError
-from tests.rollout.vllm.policy import POCKET, STOP, disturb, load, probe_of, sampling, server_settings, token_logps
+from tests.rollout.vllm.policy import (
+    POCKET,
+    STOP,
+    disturb,
+    load,
+    probe_of,
+    sampling,
+    seeds_of,
+    server_settings,
+    token_logps,
+)
 
 pytestmark = pytest.mark.vllm
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -66,6 +76,11 @@ def adapted():
     return get_peft_model(load(), LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")).eval()
 
 
+def draw(engine, prompts, num_completions, seed, settings=None):
+    options = {"num_completions": num_completions, "settings": settings or sampling()}
+    return engine.sample(prompts, **options, seeds=seeds_of(seed, prompts))
+
+
 def parity(model, prompts, groups, temperature=1.0):
     drawn = [(prompt, one) for prompt, group in zip(prompts, groups, strict=True) for one in group]
     sampled = torch.tensor([logp for _, one in drawn for logp in one.logps])
@@ -74,7 +89,7 @@ def parity(model, prompts, groups, temperature=1.0):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probabilities_are_the_trainers(engine, prompts, policy, figures, temperature):
-    groups = engine.sample(prompts, num_completions=16, settings=sampling(temperature=temperature), seed=0)
+    groups = draw(engine, prompts, 16, 0, sampling(temperature=temperature))
     found = parity(policy, prompts, groups, temperature)
     figures[f"parity_{temperature}"] = vars(found)
     assert found.mean_difference < 1e-5
@@ -86,14 +101,14 @@ def test_log_probabilities_are_the_trainers(engine, prompts, policy, figures, te
 
 
 def test_one_seed_one_sample(engine, prompts):
-    draw = lambda seed, some: engine.sample(some, num_completions=4, settings=sampling(), seed=seed)  # noqa: E731
+    drawn = lambda seed, some: draw(engine, some, 4, seed)  # noqa: E731
     tokens = lambda groups: [one.tokens for group in groups for one in group]  # noqa: E731
-    assert tokens(draw(3, prompts)) == tokens(draw(3, prompts))
-    assert tokens(draw(3, prompts)) != tokens(draw(4, prompts))
+    assert tokens(drawn(3, prompts)) == tokens(drawn(3, prompts))
+    assert tokens(drawn(3, prompts)) != tokens(drawn(4, prompts))
 
 
 def test_greedy_equals_transformers(engine, prompts, policy):
-    groups = engine.sample(prompts, num_completions=2, settings=sampling(temperature=0.0), seed=0)
+    groups = draw(engine, prompts, 2, 0, sampling(temperature=0.0))
     for prompt, group in zip(prompts, groups, strict=True):
         expected = policy.generate(
             torch.tensor([prompt]), max_new_tokens=48, do_sample=False, eos_token_id=STOP, pad_token_id=2
@@ -104,7 +119,7 @@ def test_greedy_equals_transformers(engine, prompts, policy):
 def test_stop_strings_end_a_completion(engine, prompts):
     tokenizer = AutoTokenizer.from_pretrained(POCKET)
     settings = sampling(temperature=0.0, stop_strings=["</reasoning>"])
-    for group in engine.sample(prompts, num_completions=1, settings=settings, seed=0):
+    for group in draw(engine, prompts, 1, 0, settings):
         assert group[0].finished
         assert "</reasoning>" in tokenizer.decode(group[0].tokens)
         assert "</reasoning>" not in tokenizer.decode(group[0].tokens[:-1])
@@ -118,7 +133,7 @@ def test_every_tensor_arrives(engine, prompts, part, figures):
     difference = engine.update(model.save_pretrained, probe_of(model))
     figures["update_full_seconds"] = time.monotonic() - started
     assert difference < 1e-5
-    assert parity(model, prompts, engine.sample(prompts, num_completions=2, settings=sampling(), seed=1)).kl < 1e-8
+    assert parity(model, prompts, draw(engine, prompts, 2, 1)).kl < 1e-8
 
 
 def test_weights_that_were_not_sent_are_noticed(engine):
@@ -136,7 +151,7 @@ def test_adapters_arrive_one_after_the_other(engine, prompts, adapted, figures):
         started = time.monotonic()
         assert engine.update(adapted.save_pretrained, probe_of(adapted)) < 1e-5
         figures["update_lora_seconds"] = time.monotonic() - started
-        groups = engine.sample(prompts, num_completions=2, settings=sampling(), seed=1)
+        groups = draw(engine, prompts, 2, 1)
         assert parity(adapted, prompts, groups).mean_difference < 1e-5
     assert len(list(engine.outbox.parent.glob(f"{engine.outbox.owner}/*"))) == 1
 
@@ -144,7 +159,7 @@ def test_adapters_arrive_one_after_the_other(engine, prompts, adapted, figures):
 def test_speed(engine, prompts, figures):
     for kind, count in (("lora", 12), ("again", 12)):
         started = time.monotonic()
-        groups = engine.sample(prompts * count, num_completions=16, settings=sampling(), seed=2)
+        groups = draw(engine, prompts * count, 16, 2)
         seconds, drawn = time.monotonic() - started, [one for group in groups for one in group]
         tokens = sum(len(one.tokens) for one in drawn)
         figures[f"speed_{kind}"] = {"samples/s": len(drawn) / seconds, "tokens/s": tokens / seconds}
@@ -159,7 +174,7 @@ def kill(engine):
 def test_a_killed_server_comes_back_with_the_weights(engine, prompts, adapted, figures):
     kill(engine)
     started = time.monotonic()
-    groups = engine.sample(prompts, num_completions=2, settings=sampling(), seed=1)
+    groups = draw(engine, prompts, 2, 1)
     figures["return_seconds"] = time.monotonic() - started
     assert parity(adapted, prompts, groups).mean_difference < 1e-5
 
@@ -175,4 +190,4 @@ def test_a_server_killed_for_good_says_where_to_look(engine, prompts, monkeypatc
 
     monkeypatch.setattr(completions, "complete", kill_first)
     with pytest.raises(ServerError, match=r"exit code -9; the last lines of .*vllm_0\.log"):
-        engine.sample(prompts, num_completions=2, settings=sampling(), seed=1)
+        draw(engine, prompts, 2, 1)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from alignlab.errors import InputError
 from alignlab.rollout.vllm.launch import command_line, servers
@@ -105,7 +106,8 @@ def test_the_command_line(monkeypatch):
     command = command_line(settings, model=Path("m"), mode="raw_logprobs", lora_rank=12, port=8000)
     words = " ".join(command)
     assert words.startswith("python -m vllm.entrypoints.openai.api_server --model m ")
-    assert words.endswith("--disable-uvicorn-access-log --enable-lora --swap 2")
+    assert words.endswith("--enable-lora --swap 2")
+    assert ("--no-enable-chunked-prefill" in command) == (not torch.cuda.is_available())
     assert "--enforce-eager" not in command
     for name, value in {"port": 8000, "max-lora-rank": 16, "logprobs-mode": "raw_logprobs", "dtype": "float32"}.items():
         assert f"--{name} {value}" in words

@@ -1,0 +1,119 @@
+"""What GRPO learns from: tokens of high entropy, completions that the policy has not left behind, greedy baselines."""
+
+import functools
+import math
+
+import pytest
+import torch
+
+from alignlab.batches import TokenRow
+from alignlab.data.collate import collate
+from alignlab.rollout.experience import Rollout
+from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
+
+
+def make(**changes):
+    """GRPO over the tiny policy, used once per completion, with neither divergence nor entropy in its loss."""
+    alone = {"kl_coef": 0.0, "entropy_coef": 0.0, "steps_per_rollout": 1}
+    method = functools.partial(METHODS["grpo"], **{**alone, **changes})
+    return method(parts=make_method("grpo", lr=0.1, packing=changes.pop("packing", True)).parts)
+
+
+def row(group, rewards, token_numbers=None, **numbers):
+    """A prompt of two tokens with completions of two."""
+    size = 2 * len(rewards)
+    return TokenRow(
+        tokens=list(range(1, 3 + size)),
+        supervised=[False, False] + [True] * size,
+        trees=[[2] + [2] * len(rewards)],
+        origin="",
+        numbers={"reward": rewards, "reward/even": rewards, "group": [group] * len(rewards), **numbers},
+        token_numbers={"sampled_logps": [-1.0] * size, **(token_numbers or {})},
+    )
+
+
+def advantages(method, *rows):
+    return [value for row in method.learnable(Rollout(rows)) for value in row.numbers["advantages"]]
+
+
+def test_remax_is_what_a_reward_has_above_the_greedy_completions():
+    """1, 0.5 and nothing against 0.25; 0 and 1 against 1. A group without a greedy reward teaches nothing."""
+    method = make(estimator="remax", scale="none")
+    assert method.wants_greedy and not make().wants_greedy
+    groups = [([1.0, 0.5, math.nan], 0.25), ([0.0, 1.0], 1.0), ([3.0], math.nan)]
+    rows = [row(i, rewards, **{"greedy/even": [best] * len(rewards)}) for i, (rewards, best) in enumerate(groups)]
+    assert advantages(method, *rows) == [0.75, 0.25, 0.0, -1.0, 0.0, 0.0]
+
+
+def test_remax_takes_the_divergence_off_the_completions_alone():
+    """Two tokens of a divergence of -1 - -1.5 = 0.5 at 0.1 each: 0.1 off; 1 - 0.1 - 0.25."""
+    method = make(estimator="remax", scale="none", reward_kl_coef=0.1)
+    one = row(0, [1.0], {"reference_logps": [-1.5, -1.5]}, **{"greedy/even": [0.25]})
+    assert advantages(method, one) == pytest.approx([0.65])
+
+
+def test_tokens_of_high_entropy_are_found_over_the_whole_rollout():
+    """Of six tokens a third is to be kept: from the 4.33th of 0 … 5 on, which leaves the last two."""
+    rows = [row(0, [1.0], {"entropies": [3.0, 0.0]}), row(1, [1.0, 0.0], {"entropies": [5.0, 1.0, 4.0, 2.0]})]
+    found = make(top_entropy_quantile=1 / 3).learnable(Rollout(rows))
+    assert [row.token_numbers["decisive"] for row in found] == [[0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]
+    assert "decisive" not in make().learnable(Rollout(rows))[0].token_numbers
+
+
+def gradient_of(method, rows):
+    """Gradients of the policy's embedding, and the output; advantages 1 and -1."""
+    method.policy = make_policy()
+    output = method.compute_loss(collate(rows, packing=True))
+    output.sum.backward()
+    return method.policy.get_input_embeddings().weight.grad, output
+
+
+def test_only_decisive_tokens_are_learned_from_and_all_are_counted():
+    decisive = [1.0, 0.0, 0.0, 1.0]
+    learned = row(0, [1.0, 0.0], {"decisive": decisive}, advantages=[1.0, -1.0])
+    output = gradient_of(make(top_entropy_quantile=0.5), [learned])[1]
+    # On policy the ratio is 1, so the loss of a token is minus its advantage.
+    assert output.sum.item() == pytest.approx(-1.0 + 1.0, abs=1e-6)
+    assert output.weight.item() == 4
+    first = row(0, [1.0, 0.0], {"decisive": [1.0, 0.0, 0.0, 0.0]}, advantages=[1.0, -1.0])
+    gradient, output = gradient_of(make(top_entropy_quantile=0.5), [first])
+    assert output.sum.item() == pytest.approx(-1.0, abs=1e-6)
+    assert gradient[[1, 2]].norm() > 0 and gradient[[3, 4, 5, 6]].norm() == 0  # nothing behind the prompt is asked
+
+
+def test_bad_tokens_of_a_completion_that_was_left_behind_are_not_learned_from():
+    """Sampled at log-probability 0, which the tiny policy is nowhere near; good tokens always count."""
+    rows = [row(0, [1.0, 0.0], {"sampled_logps": [0.0] * 4}, advantages=[1.0, -1.0])]
+    sums = {limit: gradient_of(make(off_policy_threshold=limit), rows)[1] for limit in (None, 0.5, 100.0)}
+    assert {limit: output.sum.item() for limit, output in sums.items()} == pytest.approx(
+        {None: 0.0, 0.5: -2.0, 100.0: 0.0}, abs=1e-6
+    )
+    assert all(output.weight.item() == 4 for output in sums.values())
+
+
+@pytest.mark.parametrize("changes", [{"top_entropy_quantile": 0.3}, {"off_policy_threshold": 0.01}])
+def test_masks_do_not_depend_on_how_a_step_is_cut(changes):
+    rows = rows_for("grpo")
+    whole, _ = fit(make(num_iterations=2, **changes), make_loader(rows, 8, num_steps=4))
+    cut, _ = fit(make(num_iterations=2, **changes), make_loader(rows, 2, num_steps=4))
+    plain, _ = fit(make(num_iterations=2), make_loader(rows, 8, num_steps=4))
+    assert (whole - cut).norm() < 1e-5 * whole.norm()
+    assert not torch.equal(whole, plain)
+
+
+def test_a_greedy_completion_is_rewarded_for_every_prompt_and_changes_no_draw():
+    """Its rewards are those of greedy decoding, the same for all completions of a prompt."""
+    rows = rows_for("grpo")
+    found = {}
+    for estimator in ("remax", "grpo"):
+        method = make(estimator=estimator, scale="none")
+        history, learnable = [], method.learnable
+        method.learnable = lambda rollout, history=history, learnable=learnable: (
+            history.append(rollout) or learnable(rollout)
+        )
+        fit(method, make_loader(rows, 8, num_steps=1))
+        found[estimator] = history[0]
+    greedy = found["remax"].numbers["greedy/even"]
+    assert torch.equal(found["remax"].numbers["reward"], found["grpo"].numbers["reward"])
+    assert all(len(set(greedy[found["remax"].tree == group].nan_to_num(9).tolist())) == 1 for group in range(8))
+    assert len(set(greedy.nan_to_num(9).tolist())) > 1 and "greedy/even" not in found["grpo"].numbers
