@@ -223,6 +223,12 @@ ROWS: tuple[Row, ...] = (
         "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
     ),
     Row(
+        ("method.aggregation", "method.truncated"),
+        lambda c: c["method.aggregation"] == "normalize_then_sum" and c["method.truncated"] == "penalise",
+        "each reward is brought to the same scale, the penalty too, whatever method.truncation_penalty says",
+        "Type method.aggregation=sum_then_normalize, or method.truncated=mask",
+    ),
+    Row(
         ("rollout.temperature", *(f"rollout.{name}" for name in NARROWINGS)),
         lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_narrowed(c),
         "vLLM gives log-probabilities before the temperature or after the rest, and training needs those in between",

@@ -85,3 +85,15 @@ def test_ranks_share_each_step():
     for number, expected in enumerate(alone):
         assert sorted(labels(ranks[0][number]) + labels(ranks[1][number])) == expected
         assert len(ranks[0][number].micro_batches) == len(ranks[1][number].micro_batches)
+
+
+def test_what_is_resampled_skips_no_prompt():
+    """Windows of six; two more are asked for, then a window again: every prompt comes once, in order, also resumed."""
+    loader = make_loader()
+    taken = [loader._next_prompts(number) for number in (None, 2, None)]
+    resumed = make_loader()
+    resumed.load_state_dict(loader.state_dict())
+    taken += [resumed._next_prompts(number) for number in (5, None)]
+    assert [len(rows) for rows in taken] == [6, 2, 6, 5, 6]
+    every = [window * 100 + index for window in range(5) for index in range(6)]
+    assert [row for rows in taken for row in rows] == every[:25]

@@ -4,7 +4,9 @@ import math
 import threading
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from alignlab.errors import InputError
 from alignlab.rewards.scorer import MAX_LEFT_BEHIND, Limits, Scorer
@@ -104,6 +106,12 @@ def test_what_is_no_finite_number_is_counted(value):
     assert math.isnan(scores.by_name["odd"][1])
     assert scores.failures == {"odd": {"not_finite": 1}}
     assert scores.total[1] == 2.0
+
+
+@pytest.mark.parametrize("make", [np.float32, torch.tensor, bool, int])
+def test_numbers_of_arrays_and_tensors_are_numbers(make):
+    scores = score(lambda completions, prompts, **columns: [make(1), None, make(0)])
+    assert scores.by_name["odd"][::2] == [1.0, 0.0] and not scores.failures
 
 
 @pytest.mark.parametrize("answer", [[1.0, 2.0], [], None, 3.0])

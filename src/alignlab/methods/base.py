@@ -12,7 +12,8 @@ A new method is a subclass that names the kind of row it eats and writes ``compu
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,6 +33,8 @@ from alignlab.training.strategies import Spread, full_shape, num_parameters, spr
 from alignlab.training.throughput import mfu
 
 log = logging.getLogger(__name__)
+
+NARROW = (torch.bfloat16, torch.float16, torch.int8)
 
 MAX_LOST_STEPS = 5
 """Steps in a row whose gradient may be not finite."""
@@ -212,6 +215,25 @@ class Method(lightning.LightningModule):
     def spread(self) -> Spread:
         """How the work is spread."""
         return spread_of(self.trainer.strategy)
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """In the number formats of the training forward, but without dropout: what is known before a loss is taken."""
+        modules = [module for module in self.trained_modules if module.training]
+        for module in modules:
+            module.eval()
+        try:
+            with self.trainer.precision_plugin.train_step_context():
+                yield
+        finally:
+            for module in modules:
+                module.train()
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether anything is computed in 16 bits or less, where a result depends on what is computed beside it."""
+        narrow = any(p.dtype in NARROW for p in self.policy.parameters())
+        return narrow or "16" in str(self.trainer.precision) or self.spread.is_narrow
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:

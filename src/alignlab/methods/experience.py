@@ -20,8 +20,11 @@ from alignlab.data.steps import table_steps
 Prompts = Callable[[int], tuple[Sequence[TokenRow], float]]
 """Number of a window of prompts → its rows, and the epochs that are over once it is used."""
 
-Produce = Callable[[int, Callable[[], Sequence[TokenRow]]], list[TokenRow]]
-"""Number of a rollout, and where to take the next window of prompts → rows with completions, the same on all ranks."""
+NextPrompts = Callable[..., Sequence[TokenRow]]
+"""Takes the next prompts: so many, or without a number those of a window."""
+
+Produce = Callable[[int, NextPrompts], list[TokenRow]]
+"""Number of a rollout, and where to take prompts → rows with completions, the same on all ranks."""
 
 
 def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
@@ -78,7 +81,7 @@ class ExperienceLoader:
     ):
         self.prompts, self.produce, self.settings = prompts, produce, settings
         self.num_steps, self.rank, self.num_ranks = num_steps, rank, num_ranks
-        self.next_step = self.next_rollout = self.next_window = 0
+        self.next_step = self.next_rollout = self.next_window = self.next_place = 0
         self.epoch = 0.0
         self.rows: list[TokenRow] = []
         self.steps: list[list[int]] = []
@@ -114,10 +117,18 @@ class ExperienceLoader:
         self.steps = [step.tolist() for epoch in passes for step in plan_epoch(lengths, plan, epoch)]
         self.next_rollout += 1
 
-    def _next_prompts(self) -> Sequence[TokenRow]:
-        rows, self.epoch = self.prompts(self.next_window)
-        self.next_window += 1
-        return rows
+    def _next_prompts(self, number: int | None = None) -> list[TokenRow]:
+        """So many prompts, or those of a window, from where the last ones ended: none is left out."""
+        taken: list[TokenRow] = []
+        while number is None or len(taken) < number:
+            rows, self.epoch = self.prompts(self.next_window)
+            number = len(rows) if number is None else number
+            part = rows[self.next_place : self.next_place + number - len(taken)]
+            taken += part
+            self.next_place += len(part)
+            if self.next_place == len(rows):
+                self.next_window, self.next_place = self.next_window + 1, 0
+        return taken
 
     def _collate(self, rows: list[TokenRow]) -> StepBatch:
         sizes = totals(rows)
@@ -135,4 +146,4 @@ class ExperienceLoader:
         return StepBatch(batches, sizes, self.epoch)
 
 
-PLACES = ("next_step", "next_rollout", "next_window", "epoch", "steps")
+PLACES = ("next_step", "next_rollout", "next_window", "next_place", "epoch", "steps")

@@ -1,6 +1,7 @@
 """Prompts completed and scored: every rank has its share of them drawn, scores it, and gets the groups of all."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -69,6 +70,8 @@ def _weights_at_hand(method: "Online") -> AbstractContextManager:
 
 def _reward(method: "Online", groups: list[Group]) -> list[Group]:
     """Give the completions their rewards."""
+    if not groups:
+        return []
     records = [group.prompt.record for group in groups for _ in group.texts]
     columns = {name for record in records for name in record["columns"]}
     scores = method.scorer(
@@ -77,14 +80,16 @@ def _reward(method: "Online", groups: list[Group]) -> list[Group]:
         {name: [record["columns"].get(name) for record in records] for name in sorted(columns)}
         | {"num_tokens": [len(one.tokens) for group in groups for one in group.completions]},
     )
-    start = 0
+    start, penalty = 0, method.truncation_penalty
     for group in groups:
         part = slice(start, start := start + len(group.texts))
         group.rewards = {name: list(values[part]) for name, values in scores.by_name.items()}
         group.failed = scores.failed[part]
         if method.truncated == "penalise":
-            cut = [-method.truncation_penalty * (not one.finished) for one in group.completions]
-            group.rewards["truncation"] = cut
+            known = zip(group.completions, scores.total[part], strict=True)
+            # Of what nobody has an opinion, this is none either: it would count as a reward of 0.
+            penalties = (math.nan if math.isnan(total) else -penalty * (not one.finished) for one, total in known)
+            group.rewards["truncation"] = list(penalties)
         cut = group.rewards.get("truncation", [0.0] * len(group.texts))
         group.totals = [total + off for total, off in zip(scores.total[part], cut, strict=True)]
     return groups

@@ -6,7 +6,7 @@ prompts and then holds all rows, so that advantages, batches and what is logged 
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -23,10 +23,10 @@ from alignlab.errors import InputError
 from alignlab.losses.kl import next_kl_coef
 from alignlab.losses.policy_gradient import PolicyTokens
 from alignlab.methods.annotate import annotate
-from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, prompt_windows
+from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, NextPrompts, prompt_windows
 from alignlab.methods.groups import sample_groups
 from alignlab.methods.referenced import Referenced
-from alignlab.methods.remote import Closing, holds_copy, in_eval_mode, parity_metrics, refresh
+from alignlab.methods.remote import Closing, holds_copy, parity_metrics, refresh
 from alignlab.methods.samples import rollout_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.rewards.scorer import Limits, Scorer
@@ -116,7 +116,7 @@ class Online(Referenced):
     @property
     def exact(self) -> bool:
         """Whether the log-probabilities taken while sampling are those of the training forward."""
-        return self.rollout.exact and "16" not in str(self.trainer.precision)
+        return self.rollout.exact and not self.is_narrow
 
     def policy_tokens(self, batch: MicroBatch, advantages: Tensor) -> PolicyTokens:
         """The tokens of a micro-batch as losses take them.
@@ -207,7 +207,7 @@ class Online(Referenced):
         tokenizer = self.data.tokenizer
         return sorted(stop_tokens(tokenizer, choose_template(tokenizer, self.data.tokens.chat_template)))
 
-    def roll_out(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]) -> list[TokenRow]:
+    def roll_out(self, number: int, next_prompts: NextPrompts) -> list[TokenRow]:
         """Sample, score, and make rows to learn from; the same on all ranks."""
         sent = refresh(self)
         clock = time.perf_counter()
@@ -216,7 +216,7 @@ class Online(Referenced):
         limit = self.data.plan.max_tokens_per_micro_batch
         rows = [part for index, group in enumerate(kept) for part in split(group.row(index), limit)]
         if self.scores_before:
-            with in_eval_mode(self.policy):
+            with self.as_in_training():
                 rows = annotate(rows, partial(self.spread.forward, self.known_before), self.data, self.device)
         rollout = Rollout(rows)
         parity = parity_metrics(self, rollout)
@@ -242,7 +242,7 @@ class Online(Referenced):
             self.reward_kl_coef = next_kl_coef(used, kl, target=self.reward_kl_target, gain=0.1)
         return {"kl_per_completion": kl, "reward_kl_coef": used}
 
-    def _gather_groups(self, number: int, next_prompts: Callable[[], Sequence[TokenRow]]):
+    def _gather_groups(self, number: int, next_prompts: NextPrompts):
         """All groups that were sampled, and those to learn from."""
         for attempt in range(MAX_EMPTY_ROLLOUTS):
             sampled = sample_groups(self, next_prompts(), (number, attempt, 0))
@@ -250,7 +250,7 @@ class Online(Referenced):
             for again in range(self.max_resample_rounds if self.group_filter == "resample" else 0):
                 if len(kept) >= wanted:
                     break
-                more = sample_groups(self, next_prompts()[: wanted - len(kept)], (number, attempt, again + 1))
+                more = sample_groups(self, next_prompts(wanted - len(kept)), (number, attempt, again + 1))
                 sampled, kept = sampled + more, kept + self._filter(more)
             if kept:
                 return sampled, kept

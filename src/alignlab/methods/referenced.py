@@ -78,7 +78,8 @@ class Referenced(Method):
         if self.precompute_reference and self.reference is not None:
             score = partial(self.spread.forward, self.reference_logps)
             scorer = f"{self.fingerprint} {self.trainer.precision}"
-            add_reference_column(self.trainer.datamodule, COLUMN, scorer, score, self.device)
+            with self.as_in_training():
+                add_reference_column(self.trainer.datamodule, COLUMN, scorer, score, self.device)
             self.reference = None
 
     def carries(self, name: str) -> bool:
@@ -137,6 +138,4 @@ class Referenced(Method):
         return ((logps - self.reference_logps(batch)) / tokens).abs().mean()
 
     def _tolerance(self) -> float:
-        narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.policy.parameters())
-        narrow = narrow or "16" in str(self.trainer.precision)
-        return IDENTITY_TOLERANCE[torch.bfloat16 if narrow else torch.float32]
+        return IDENTITY_TOLERANCE[torch.bfloat16 if self.is_narrow else torch.float32]

@@ -5,8 +5,6 @@ Such a sampler has ``open``, ``update``, ``judge`` and ``close`` besides what ev
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from alignlab.adapted import is_adapted
 from alignlab.batches import MicroBatch, TokenRow, move
 from alignlab.data.collate import collate
+from alignlab.errors import InputError
 from alignlab.methods.shipping import current_weights, first_weights
 from alignlab.models.scoring import token_scores
 from alignlab.rollout.experience import Rollout
@@ -69,17 +68,6 @@ def parity_metrics(method: "Online", rollout: Rollout) -> dict[str, float]:
     return {f"rollout/parity_{name}": value for name, value in vars(parity).items()}
 
 
-@contextmanager
-def in_eval_mode(policy: nn.Module) -> Iterator[None]:
-    """Without dropout, as completions are sampled; in its own mode again afterwards."""
-    was_training = policy.training
-    policy.eval()
-    try:
-        yield
-    finally:
-        policy.train(was_training)
-
-
 class Closing(lightning.Callback):
     """Closes a sampler when the run ends, however it does.
 
@@ -109,7 +97,7 @@ def _logps(method: "Online", prompt: list[int], completion: list[int]) -> list[f
     def score(batch: MicroBatch) -> Tensor:
         return token_scores(method.policy, batch).logps
 
-    with in_eval_mode(method.policy):
+    with method.as_in_training():
         return method.spread.forward(score, batch).tolist()
 
 
@@ -118,6 +106,10 @@ def _rank_of_adapter(policy: nn.Module) -> int | None:
     if not is_adapted(policy):
         return None
     config = policy.active_peft_config
+    if config.peft_type != "LORA" or config.use_dora:
+        kind = "DoRA" if config.peft_type == "LORA" else config.peft_type.value
+        why = f"the policy has a {kind} adapter, and vLLM serves LoRA alone"
+        raise InputError("rollout=vllm", why, "Type rollout=hf, or merge the adapter first")
     return max([config.r, *(config.rank_pattern or {}).values()])
 
 

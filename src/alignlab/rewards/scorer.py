@@ -161,7 +161,11 @@ def _number(value: Any) -> float | None:
     """NaN for no opinion, None for what is no finite number."""
     if value is None:
         return math.nan
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        number = math.nan if isinstance(value, str) else float(value)  # numbers of arrays and tensors too
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _amount(values: Any) -> str:

@@ -54,9 +54,11 @@ class Engine:
     def close(self) -> None:
         """End the servers that are ours, and remove what was written for them."""
         atexit.unregister(self.close)
+        self.outbox.close()  # first: memory that would outlive a process that is killed meanwhile
+        for server in self.servers:
+            server.ask_to_end()
         for server in self.servers:
             server.stop()
-        self.outbox.close()
 
     def update(self, write: Callable[[Path], None], probe: Probe) -> float:
         """Send the policy's weights to all servers and prove that they arrived.

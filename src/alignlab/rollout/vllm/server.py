@@ -80,6 +80,11 @@ class Server:
                 )
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
+    def ask_to_end(self) -> None:
+        """Begin what ``stop`` waits for, if the process is ours."""
+        if self.process is not None:
+            _signal_group(self.process.pid, signal.SIGTERM)
+
     def stop(self) -> None:
         """End the process and its children, if it is ours."""
         if self.process is None:

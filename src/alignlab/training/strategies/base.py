@@ -23,6 +23,11 @@ class Spread:
     def __init__(self, strategy: Strategy):
         self.strategy = strategy
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether weights are narrowed to 16 bits to compute with."""
+        return False
+
     def shard(self, policy: nn.Module) -> nn.Module:
         """Leave on this rank its share of a freshly built model; in place."""
         return policy

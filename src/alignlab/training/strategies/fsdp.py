@@ -37,6 +37,11 @@ class Sharded(Spread):
 
     strategy: "FSDP"
 
+    @property
+    def is_narrow(self) -> bool:
+        """Gathered weights have a number format of their own."""
+        return self.strategy.mixed_precision.param_dtype in (torch.bfloat16, torch.float16)
+
     def shard(self, policy: nn.Module) -> nn.Module:
         """Shard block by block, then what is around the blocks; only the shares stay in memory."""
         self.strategy.root = self._shard(policy)
