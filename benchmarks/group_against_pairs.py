@@ -1,74 +1,109 @@
-"""Group DPO against DPO on exploded pairs: the table and curves in docs/methods/group_dpo.md, from yardstick runs.
+"""Group DPO against DPO on exploded pairs: tables and curves in docs/methods/group_dpo.md, from finished runs.
 
     python benchmarks/yardsticks.py dpo group_dpo
-    python -m benchmarks.group_against_pairs
+    python train.py sweeps=group_against_pairs
+    python -m benchmarks.group_against_pairs SWEEP_FOLDER
 
 Both see the same rows, one right and three wrong solutions each, in the same order for a seed: DPO as three pairs with
 one chosen, group DPO as one group. Both make the same forward and backward passes, so equal steps are equal compute.
 """
 
+import json
 import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import yaml
+from benchmarks.method_curves import rows_of
 from benchmarks.yardsticks import REPOSITORY, RUNS
 from matplotlib.figure import Figure
-
-from alignlab.training.metrics_file import read_metrics
 
 PAGE = REPOSITORY / "docs" / "methods" / "group_dpo.md"
 PICTURE = PAGE.parent / "pictures" / "group_against_pairs.png"
 BEGIN, END = "<!-- comparison: written by benchmarks/group_against_pairs.py -->", "<!-- comparison: end -->"
 METHODS = {"dpo": "tab:blue", "group_dpo": "tab:orange"}
-COLUMNS = {
-    "val/exact_match": "exact match",
-    "val/logps/chosen": "log-probability of the chosen",
-    "val/logps/rejected": "log-probability of the rejected",
-}
+EXACT, MARGIN = "val/exact_match", "val/rewards/margins"
+TITLES = {EXACT: "exact match", MARGIN: "chosen above the mean of the rejected, nats"}
+
+Points = Sequence[tuple[float, float]]
 
 
-def curves(method: str, metric: str) -> list[list[tuple[float, float]]]:
-    """Points (step, value) of every seed."""
-    found = []
-    for folder in sorted(RUNS.glob(f"{method}-*")):
-        rows = read_metrics(folder / "metrics.csv")
-        found.append([(row["progress/step"], row[metric]) for row in rows if metric in row])
-    return found
+def config_of(folder: Path) -> dict:
+    """What a run was told."""
+    return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+
+
+def method_of(config: Mapping) -> str:
+    """The word after ``method=``."""
+    return config["method"]["_target_"].split(".")[-2]
+
+
+def curve(folder: Path, metric: str) -> Points:
+    """Points (step, value) of a run; margins without their factor beta, so that methods can be compared."""
+    unit = config_of(folder)["method"]["beta"] if metric == MARGIN else 1.0
+    return [(row["progress/step"], row[metric] / unit) for row in rows_of(folder) if metric in row]
+
+
+def seeds_of(method: str) -> list[Path]:
+    """Yardstick runs of a method."""
+    return sorted(RUNS.glob(f"{method}-[0-9]*"))
 
 
 def table() -> str:
-    """Means over the seeds at each validation, and the spread of the last."""
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " | exact match, each seed |", "|---|---|---|---|---|"]
+    """Each yardstick seed at each validation, and the mean margin of the last."""
+    steps = [int(step) for step, _ in curve(seeds_of("dpo")[0], EXACT)]
+    heads = [f"exact match, step {step}" for step in steps]
+    lines = [f"| method | {' | '.join(heads)} | nats above the rejected |", "|---|" + "---|" * (len(heads) + 1)]
     for method in METHODS:
-        ends = {metric: [seed[-1][1] for seed in curves(method, metric)] for metric in COLUMNS}
-        means = [f"{statistics.mean(values):.3f}" for values in ends.values()]
-        each = " / ".join(f"{value:.3f}" for value in ends["val/exact_match"])
-        lines.append(f"| `{method}` | {' | '.join(means)} | {each} |")
+        seeds = [[value for _, value in curve(folder, EXACT)] for folder in seeds_of(method)]
+        cells = [" / ".join(f"{value:.3f}" for value in at) for at in zip(*seeds, strict=True)]
+        margin = statistics.mean(curve(folder, MARGIN)[-1][1] for folder in seeds_of(method))
+        lines.append(f"| `{method}` | {' | '.join(cells)} | {margin:.2f} |")
+    return "\n".join(lines)
+
+
+def sweep_table(folder: Path) -> str:
+    """Exact match at the end of each job of a sweep, by method, rate and beta."""
+    ends: dict[str, dict[tuple[float, float], float]] = {method: {} for method in METHODS}
+    for file in sorted(folder.rglob("summary.json")):
+        config = config_of(file.parent)
+        value = json.loads(file.read_text(encoding="utf-8"))["metrics"][EXACT]
+        ends[method_of(config)][config["optimizer"]["lr"], config["method"]["beta"]] = value
+    columns = sorted({column for found in ends.values() for column in found})
+    heads = [f"{lr:g}, {beta:g}" for lr, beta in columns]
+    lines = [f"| `optimizer.lr`, `method.beta` | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for method, found in ends.items():
+        lines.append(f"| `{method}` | {' | '.join(f'{found[column]:.3f}' for column in columns)} |")
     return "\n".join(lines)
 
 
 def draw(path: Path) -> None:
-    """One panel per column, one thin line per seed."""
-    figure = Figure(figsize=(10.2, 2.8), dpi=110, layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, len(COLUMNS)), COLUMNS.items(), strict=True):
+    """One panel per metric, one line per seed."""
+    figure = Figure(figsize=(10.2, 3.0), dpi=110, layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
         for method, colour in METHODS.items():
-            for number, points in enumerate(curves(method, metric)):
-                axes.plot(*zip(*points, strict=True), color=colour, label=None if number else method)
+            for number, folder in enumerate(seeds_of(method)):
+                label = None if number else method
+                axes.plot(
+                    *zip(*curve(folder, metric), strict=True), color=colour, label=label, marker="o", markersize=3
+                )
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel("step", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3, linewidth=0.6)
     figure.axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path)
 
 
-def main() -> int:
-    """Write both."""
+def main(sweep: str) -> int:
+    """Write tables and picture."""
     draw(PICTURE)
     head, _, rest = PAGE.read_text().partition(BEGIN)
-    PAGE.write_text(f"{head}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}")
+    PAGE.write_text(f"{head}{BEGIN}\n{table()}\n\n{sweep_table(Path(sweep))}\n{END}{rest.partition(END)[2]}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -34,13 +34,18 @@ class Yardstick:
         seconds: Most seconds of the whole command, on two quiet cores.
         metric: A column of metrics.csv; of held-out problems.
         scorer: The yardstick whose run of the same seed is the reward model, in the place of the rule.
+        more: What else is typed.
     """
 
     least: float
     seconds: int = 180
     metric: str = "val/exact_match"
     scorer: str | None = None
+    more: tuple[str, ...] = ()
 
+
+# What a reward model has never seen it may reward, so the policy is held near to where its comparisons come from.
+NEAR = ("optimizer.lr=1e-4", "trainer.max_steps=120")
 
 YARDSTICKS = {  # METHOD, or METHOD/SCORER
     "sft": Yardstick(0.90, 120),
@@ -54,8 +59,8 @@ YARDSTICKS = {  # METHOD, or METHOD/SCORER
     "grpo": Yardstick(0.90),
     "rloo": Yardstick(0.85, 300),
     "ppo": Yardstick(0.85, 300),
-    "grpo/reward_model": Yardstick(0.80, 300, scorer="reward_model"),
-    "ppo/reward_model": Yardstick(0.80, 300, scorer="reward_model"),
+    "grpo/reward_model": Yardstick(0.80, 300, scorer="reward_model", more=(*NEAR, "method.kl_coef=0.1")),
+    "ppo/reward_model": Yardstick(0.80, 300, scorer="reward_model", more=(*NEAR, "method.reward_kl_coef=0.5")),
 }
 
 
@@ -67,7 +72,8 @@ def place(name: str, seed: int) -> Path:
 def words(name: str, scorer: str) -> list[str]:
     """What is typed; ``scorer`` is the run of the reward model."""
     learned = ["method/reward=reward_model", f"method.reward.reward_model.path={scorer}"]
-    return [f"method={name.partition('/')[0]}", *(learned if YARDSTICKS[name].scorer else [])]
+    yardstick = YARDSTICKS[name]
+    return [f"method={name.partition('/')[0]}", *(learned if yardstick.scorer else []), *yardstick.more]
 
 
 def run(name: str, seed: int, folder: Path) -> dict:
