@@ -2,16 +2,16 @@
 
     python benchmarks/yardsticks.py dpo group_dpo
     python train.py sweeps=group_against_pairs
-    python -m benchmarks.group_against_pairs SWEEP_FOLDER
+    python -m benchmarks.group_against_pairs SWEEP_FOLDER/sweep.csv
 
 Both see the same rows, one right and three wrong solutions each, in the same order for a seed: DPO as three pairs with
 one chosen, group DPO as one group. Both make the same forward and backward passes, so equal steps are equal compute.
 """
 
-import json
+import csv
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -32,11 +32,6 @@ Points = Sequence[tuple[float, float]]
 def config_of(folder: Path) -> dict:
     """What a run was told."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-
-
-def method_of(config: Mapping) -> str:
-    """The word after ``method=``."""
-    return config["method"]["_target_"].split(".")[-2]
 
 
 def curve(folder: Path, metric: str) -> Points:
@@ -63,16 +58,14 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def sweep_table(folder: Path) -> str:
+def sweep_table(file: Path) -> str:
     """Exact match at the end of each job of a sweep, by method, rate and beta."""
-    ends: dict[str, dict[tuple[float, float], float]] = {method: {} for method in METHODS}
-    for file in sorted(folder.rglob("summary.json")):
-        config = config_of(file.parent)
-        value = json.loads(file.read_text(encoding="utf-8"))["metrics"][EXACT]
-        ends[method_of(config)][config["optimizer"]["lr"], config["method"]["beta"]] = value
-    columns = sorted({column for found in ends.values() for column in found})
-    heads = [f"{lr:g}, {beta:g}" for lr, beta in columns]
-    lines = [f"| `optimizer.lr`, `method.beta` | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    ends: dict[str, dict[str, float]] = {method: {} for method in METHODS}
+    for job in csv.DictReader(file.open(encoding="utf-8", newline="")):
+        typed = dict(word.split("=") for word in job["overrides"].split())
+        ends[typed["method"]][f"{typed['optimizer.lr']}, {typed['method.beta']}"] = float(job[EXACT])
+    columns = list(ends["dpo"])
+    lines = [f"| `optimizer.lr`, `method.beta` | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for method, found in ends.items():
         lines.append(f"| `{method}` | {' | '.join(f'{found[column]:.3f}' for column in columns)} |")
     return "\n".join(lines)

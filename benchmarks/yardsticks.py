@@ -59,7 +59,7 @@ YARDSTICKS = {  # METHOD, or METHOD/SCORER
     "grpo": Yardstick(0.90),
     "rloo": Yardstick(0.85, 300),
     "ppo": Yardstick(0.85, 300),
-    "grpo/reward_model": Yardstick(0.80, 300, scorer="reward_model", more=(*NEAR, "method.kl_coef=0.1")),
+    "grpo/reward_model": Yardstick(0.80, 300, scorer="reward_model", more=(*NEAR, "method.kl_coef=0.3")),
     "ppo/reward_model": Yardstick(0.80, 300, scorer="reward_model", more=(*NEAR, "method.reward_kl_coef=0.5")),
 }
 
