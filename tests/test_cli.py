@@ -185,7 +185,14 @@ def test_help_is_short_and_lists_groups_and_keys(capsys):
         main(["train", "--help"])
     text = capsys.readouterr().out
     assert caught.value.code == 0 and len(text.splitlines()) < 60
-    for word in ("peft: dora", "sweeps: learning_rate", "optimizer.lr", "data.path", "--from", "--cfg job"):
+    for word in (
+        "peft: dora",
+        "sweeps: group_against_pairs, learning_rate",
+        "optimizer.lr",
+        "data.path",
+        "--from",
+        "--cfg job",
+    ):
         assert word in text
     assert "tests" not in text
 

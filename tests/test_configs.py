@@ -79,6 +79,15 @@ def test_rates_that_suit_a_method_on_a_model_are_taken():
     assert compose([*words, "optimizer.lr=0.5"]).optimizer.lr == 0.5
 
 
+@pytest.mark.parametrize("method", ["sft", "grpo"])
+def test_weights_of_one_s_own_get_no_rates_of_another_model(method):
+    plain = compose([f"method={method}", "model=scratch"])
+    own = compose([f"method={method}", "model.path=MODEL", "peft=lora"])
+    assert (own.optimizer.lr, own.trainer, own.data.global_batch_size) == (
+        plain.optimizer.lr, plain.trainer, plain.data.global_batch_size,
+    )  # fmt: skip
+
+
 def test_contracted_keys_are_there():
     plain = schema.check(compose(["peft=lora"]))
     keys = """method model.path model.dtype model.attn_implementation peft.r strategy.name data.path data.format

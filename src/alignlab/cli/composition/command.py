@@ -36,7 +36,7 @@ def command(
     flags = _read_flags(words)
     if flags.cfg:
         check(compose(flags.overrides, config_name, flags.config_dir))
-    overrides = prepare(flags.overrides, flags.config_dir)
+    overrides = prepare(flags.overrides, config_name, flags.config_dir)
     options = list(words)
     for word in flags.overrides:
         options.remove(word)  # Hydra wants its overrides in one piece

@@ -24,6 +24,9 @@ PACKAGE = Path(__file__).resolve().parents[2]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 """Folder of ``conf``, ``experiments`` and ``sweeps``: the package where it was installed, else the repository."""
 
+MODEL_PAIR = "pair/model@_global_"
+"""Where ``conf/train.yaml`` takes what suits a method on a model."""
+
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What a command line or a file of options at fault raises."""
 
@@ -76,15 +79,21 @@ def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: s
     """
     with _vocabulary(words, config_dir) as (words, groups):
         try:
-            return hydra.compose(config_name, let_keys_be_new(words, groups))
+            return hydra.compose(config_name, _for_hydra(words, groups, config_name))
         except ERRORS as error:
             raise explain(error, words, groups) from error
 
 
-def prepare(words: Sequence[str], config_dir: str | None = None) -> list[str]:
+def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | None = None) -> list[str]:
     """Overrides as Hydra's own command line shall get them: see ``let_keys_be_new``."""
     with _vocabulary(words, config_dir) as (_, groups):
-        return let_keys_be_new(words, groups)
+        return _for_hydra(words, groups, config_name)
+
+
+def _for_hydra(words: Sequence[str], groups: "Groups", config_name: str) -> list[str]:
+    """Keys may be new, and weights of one's own get no rates that were found for the model that is named."""
+    own_weights = config_name == "train" and any(word.startswith("model.path=") for word in words)
+    return let_keys_be_new(words, groups) + [f"~{MODEL_PAIR}"] * own_weights
 
 
 def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
