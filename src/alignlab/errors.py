@@ -4,7 +4,18 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-class InputError(Exception):
+class _Told(Exception):
+    """An error that is told in one paragraph: what was asked, why not, what to do instead."""
+
+    def __init__(self, asked: str, why: str, instead: str):
+        self.asked, self.why, self.instead = asked, why, instead
+        super().__init__(f"{asked}: {_sentence(why)} {_sentence(instead)}")
+
+    def __reduce__(self):
+        return type(self), (self.asked, self.why, self.instead)
+
+
+class InputError(_Told):
     """The user's input cannot be honoured (exit code 2, printed as one paragraph without a traceback).
 
     Args:
@@ -13,12 +24,15 @@ class InputError(Exception):
         instead: What to type instead, as the user would type it.
     """
 
-    def __init__(self, asked: str, why: str, instead: str):
-        self.asked, self.why, self.instead = asked, why, instead
-        super().__init__(f"{asked}: {_sentence(why)} {_sentence(instead)}")
 
-    def __reduce__(self):
-        return InputError, (self.asked, self.why, self.instead)
+class RunError(_Told):
+    """A run that began cannot go on: its rewards, its disk, a server (exit code 1, one paragraph, no traceback).
+
+    Args:
+        asked: What the run was doing, with the values, e.g. ``method.reward.http``.
+        why: What keeps it from going on.
+        instead: What to change before it is started again.
+    """
 
 
 def _sentence(text: str) -> str:

@@ -8,6 +8,7 @@ import lightning
 import pytest
 import torch
 
+from alignlab import disk
 from alignlab.errors import InputError
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
@@ -186,7 +187,7 @@ def test_crash_while_writing_leaves_the_previous_checkpoint(tmp_path, monkeypatc
 
     train(tmp_path, 4, every=4)
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(storage, "write_text", crash)
+        patch.setattr(disk, "write_text", crash)
         train(tmp_path, 10, every=4, resume=newest(tmp_path))
     assert storage.newest_valid(tmp_path)[1] == []
     assert newest(tmp_path).step == 4

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from alignlab import disk
 from alignlab.errors import InputError
 from alignlab.training import run_folder, storage
 from alignlab.training.run_folder import RunFolder, config_hash, make_run_folder
@@ -37,7 +38,7 @@ def leave_run(path, status, *steps):
     for step in steps:
         (storage.new_partial(checkpoints, step) / "state.ckpt").write_bytes(b"weights")
         storage.publish(checkpoints, step, world_size=1, keep_last=9)
-    storage.write_text(path / "summary.json", json.dumps({"status": status}))
+    disk.write_text(path / "summary.json", json.dumps({"status": status}))
 
 
 def test_a_new_run_gets_a_folder_of_its_own(make, tmp_path):

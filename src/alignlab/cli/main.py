@@ -1,7 +1,7 @@
 """``alignlab VERB …``: every module beside this one is a verb, with ``main(words) -> exit code``.
 
-Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 anything else (a traceback); 143 stopped
-by SIGTERM after a checkpoint.
+Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 the run could not go on (one paragraph), or
+anything else (a traceback); 143 stopped by SIGTERM, 130 by Ctrl-C, after a checkpoint where training had begun.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from alignlab import cli
 from alignlab.cli.composition.command import refuse
-from alignlab.errors import InputError, nearest
+from alignlab.errors import InputError, RunError, nearest
 
 MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
 VERBS = sorted(name for name in MODULES if name != "main")
@@ -36,6 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return importlib.import_module(f"alignlab.cli.{words[0]}").main(words[1:])
     except InputError as error:
         return refuse(error, debug="debug=true" in words)
+    except RunError as error:
+        if "debug=true" in words:
+            raise
+        print(f"Failed. {error}", file=sys.stderr)
+        return 1
 
 
 def _help() -> str:

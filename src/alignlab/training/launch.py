@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from alignlab.errors import InputError
+from alignlab.errors import InputError, RunError
 
 SECONDS_TO_STOP = 300
 """Between a signal to the parent and the end of ranks that still write their checkpoint."""
@@ -82,7 +82,7 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
         num_processes: Ranks on this machine.
 
     Raises:
-        InputError: The first rank to fail did so because of the user's input.
+        InputError, RunError: The error of the first rank that failed.
         SystemExit: A rank failed for another reason (1, with its error), or the ranks were stopped by a signal.
     """
     # As many threads as before in all: ranks on a CPU would otherwise fight over the cores.
@@ -115,9 +115,9 @@ def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> Non
     """What a rank runs. Every failure is the end of its process, else the others would wait for it in a collective."""
     try:
         entry(*arguments)
-    except InputError as error:
+    except (InputError, RunError) as error:
         _report(reports, error)
-        raise SystemExit(2) from error
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from error
     except KeyboardInterrupt as error:
         raise SystemExit(128 + signal.SIGINT) from error
     except Exception as error:
@@ -125,7 +125,7 @@ def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> Non
         raise SystemExit(1) from error
 
 
-def _report(reports: Path, failure: InputError | str) -> None:
+def _report(reports: Path, failure: InputError | RunError | str) -> None:
     partial = reports / f".{os.environ['RANK']}"
     partial.write_bytes(pickle.dumps((time.time(), int(os.environ["RANK"]), failure)))
     partial.rename(reports / os.environ["RANK"])
@@ -142,7 +142,7 @@ def _raise_first(reports: Path, failures: dict[int, ProcessFailure], num_process
         raise SystemExit(f"Failed. Rank {rank} of {num_processes} was ended by {name}{memory}; so were the others.")
     told = [pickle.loads(path.read_bytes()) for path in reports.glob("[0-9]*")]
     _, rank, told_first = min(told, key=lambda report: report[:2], default=(0, rank, ""))
-    if isinstance(told_first, InputError):
+    if isinstance(told_first, (InputError, RunError)):
         raise told_first
     raise SystemExit(f"{told_first}Failed. Rank {rank} of {num_processes} ended first; the others were ended with it.")
 

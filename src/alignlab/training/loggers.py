@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from alignlab.disk import write_text
 from alignlab.errors import InputError
 from alignlab.training.metrics_file import AXIS, MetricsFile, on_axis
 from alignlab.training.run_folder import RunFolder
-from alignlab.training.storage import write_text
 
 WANDB_HOST = "https://api.wandb.ai"
 

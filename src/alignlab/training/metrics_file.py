@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alignlab.training.storage import write_text
+from alignlab.disk import write_text
 
 AXIS = "progress/step"
 

@@ -19,7 +19,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.distributed.rendezvous import rendezvous
 
-from alignlab.errors import InputError
+from alignlab.errors import InputError, RunError
 
 Decision = TypeVar("Decision")
 
@@ -173,7 +173,7 @@ def agree(decide: Callable[[], Decision]) -> Decision:
         return outcome
     try:
         decision = decide()
-    except InputError as error:
+    except (InputError, RunError) as error:
         _store().set("decision", pickle.dumps(error))
         raise
     except Exception as error:

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from alignlab.disk import write_text
 from alignlab.training.stop import Stopped
-from alignlab.training.storage import write_text
 
 PACKAGES = ("alignlab", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers")
 MIB = 2**20

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from alignlab.disk import write_text
 from alignlab.errors import InputError
-from alignlab.training.storage import STATE, SavedState, newest_valid, open_checkpoint, write_text
+from alignlab.training.storage import STATE, SavedState, newest_valid, open_checkpoint
 
 NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
 """Keys of the config that say where or how a run is watched, not what it is."""

@@ -6,20 +6,21 @@ written under a hidden name, synced to the disk and renamed, so a folder with a 
 somebody damaged it later, which the manifest shows. ``last`` is a symbolic link to the newest.
 """
 
-import hashlib
-import json
+import itertools
 import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from alignlab.disk import MANIFEST, read_manifest, sync, write_manifest
 from alignlab.errors import InputError
 
 STATE = "state.ckpt"
-MANIFEST = "manifest.json"
 LAST = "last"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
+LEFTOVERS = (".step-*.partial", ".step-*.removed", f".{LAST}.partial")
+"""What a process that was killed may leave among the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -42,34 +43,24 @@ class SavedState:
         return self.folder / STATE
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
-
-    Args:
-        path: File to write or to replace; its folder is made where it is absent.
-        text: The new content.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-    _sync(path.parent)
-
-
 def step_folder(checkpoints: Path, step: int) -> Path:
     """Folder of the checkpoint of an optimizer step."""
     return checkpoints / f"step-{step:08d}"
 
 
 def new_partial(checkpoints: Path, step: int) -> Path:
-    """An empty hidden folder to write a checkpoint into; what a crash left there before is removed."""
+    """An empty hidden folder to write a checkpoint into."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    for leftover in checkpoints.glob(".*"):
-        shutil.rmtree(leftover) if leftover.is_dir() and not leftover.is_symlink() else leftover.unlink()
+    remove_leftovers(checkpoints)
     partial = partial_folder(checkpoints, step)
     partial.mkdir()
     return partial
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Remove what a killed process of this run was writing or removing; nothing else that lies there."""
+    for leftover in (path for pattern in LEFTOVERS for path in checkpoints.glob(pattern)):
+        _delete(leftover)
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
@@ -92,16 +83,12 @@ def publish(checkpoints: Path, step: int, *, world_size: int, keep_last: int) ->
         The folder of the checkpoint.
     """
     partial, final = partial_folder(checkpoints, step), step_folder(checkpoints, step)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    sizes = {str(path.relative_to(partial)): _fingerprint(path) for path in files}
-    for path in files:
-        _sync(path)
-    write_text(partial / MANIFEST, json.dumps({"step": step, "world_size": world_size, "files": sizes}, indent=1))
+    write_manifest(partial, step=step, world_size=world_size)
     if final.exists():
         _remove(final)
     os.replace(partial, final)
     _point(checkpoints / LAST, final.name)
-    _sync(checkpoints)
+    sync(checkpoints)
     earlier = [folder for number, folder in _steps(checkpoints) if number <= step]
     for _, folder in _steps(checkpoints):
         if folder not in earlier[-keep_last:]:
@@ -122,11 +109,20 @@ def open_checkpoint(path: Path) -> SavedState:
         InputError: The folder is no checkpoint, or a file is missing, shorter, longer or different.
     """
     folder = Path(path).resolve()
-    fault = _fault(folder)
-    if fault:
-        raise InputError(f"checkpoint {path}", fault, "resume=auto takes the newest checkpoint that is whole")
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return SavedState(folder, manifest["step"], manifest["world_size"])
+    try:
+        facts = read_manifest(folder)
+    except ValueError as error:
+        raise _broken(path, str(error)) from error
+    step, world_size = facts.get("step"), facts.get("world_size")
+    if not isinstance(step, int) or not isinstance(world_size, int) or world_size < 1:
+        raise _broken(path, f"{MANIFEST} says step {step} and world_size {world_size}")
+    if STEP_FOLDER.fullmatch(folder.name) and step_folder(folder.parent, step) != folder:
+        raise _broken(path, f"{MANIFEST} says step {step}")
+    return SavedState(folder, step, world_size)
+
+
+def _broken(path: Path, why: str) -> InputError:
+    return InputError(f"checkpoint {path}", why, "resume=auto takes the newest checkpoint that is whole")
 
 
 def newest_valid(checkpoints: Path) -> tuple[SavedState | None, list[str]]:
@@ -144,35 +140,20 @@ def newest_valid(checkpoints: Path) -> tuple[SavedState | None, list[str]]:
     return None, complaints
 
 
-def _fault(folder: Path) -> str | None:
-    """Why the folder is not a whole checkpoint, or None."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is missing or cannot be read"
-    for name, expected in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if (size := (folder / name).stat().st_size) != expected["bytes"]:
-            return f"{name} has {size:,} bytes where {MANIFEST} says {expected['bytes']:,}"
-        if _fingerprint(folder / name) != expected:
-            return f"the content of {name} is not what {MANIFEST} says"
-    return None
-
-
 def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
     """Step folders, oldest step first."""
     named = [(STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
-def _fingerprint(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _point(link: Path, target: str) -> None:
-    """Replace a symbolic link in one move, so that it always points somewhere."""
+    """Replace a symbolic link in one move, so that it always points somewhere.
+
+    A real folder of that name (a copy that followed links makes one) is not ours to remove: it is renamed.
+    """
+    if link.exists() and not link.is_symlink():
+        names = (link.with_name(f"{link.name}.{number}") for number in itertools.count(1))
+        link.rename(next(name for name in names if not name.exists()))
     partial = link.with_name(f".{link.name}.partial")
     partial.symlink_to(target)
     os.replace(partial, link)
@@ -182,12 +163,8 @@ def _remove(folder: Path) -> None:
     """Hide a folder first, so that a crash while deleting leaves no half folder under a step's name."""
     hidden = folder.with_name(f".{folder.name}.removed")
     os.replace(folder, hidden)
-    shutil.rmtree(hidden)
+    _delete(hidden)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _delete(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -8,9 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.disk import write_text
 from alignlab.parts import name_of
 from alignlab.training.run_folder import config_hash, read_status
-from alignlab.training.storage import write_text
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
 """What an exit code says of a job; any other: failed."""

@@ -27,9 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab import run
 from alignlab.cli.composition.command import refuse
 from alignlab.cli.sweep.job import Job, make_job, sweep_folder
-from alignlab.errors import InputError
+from alignlab.disk import write_text
+from alignlab.errors import InputError, RunError
 from alignlab.training.ranks import one_voice, own_rank, ranks
-from alignlab.training.storage import write_text
 
 
 class Begin(Callback):
@@ -154,6 +154,9 @@ def _run_here(cfg: DictConfig, job: Job) -> float | None:
             run.fit(cfg)
     except InputError as error:
         code = refuse(error, debug=False)
+    except RunError as error:
+        print(f"Failed. {error}", file=sys.stderr)
+        code = 1
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
         if error.code != code:
