@@ -10,10 +10,10 @@ import torch
 
 from alignlab import disk
 from alignlab.errors import InputError
+from alignlab.processes import Stopped
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.metrics_file import MetricsFile, read_metrics
-from alignlab.training.stop import Stopped
 from tests.training.toy import Toy, newest, train
 
 
@@ -142,10 +142,43 @@ def test_second_interrupt_ends_at_once_without_a_checkpoint(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(Stopped) as error:
         train(tmp_path, 9, make=lambda: Toy(on_step=stop))
-    assert error.value.code == 1
+    assert error.value.code == 130
     assert newest(tmp_path) is None
+
+
+def test_a_second_sigterm_still_waits_for_the_checkpoint(tmp_path):
+    def stop(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Stopped) as error:
+        train(tmp_path, 9, make=lambda: Toy(on_step=stop))
+    assert error.value.code == 143
+    assert newest(tmp_path).step == 3
+
+
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [("on_sanity_check_start", None), ("on_train_start", None), ("on_train_end", 9), ("on_fit_end", 9)],
+)
+def test_a_signal_at_any_moment_of_a_fit_ends_it(tmp_path, hook, step):
+    """Before the first step at once, after the last one with its checkpoint."""
+
+    class Signalled(Toy):
+        pass
+
+    def send(self, *_):
+        if self.trainer.global_step in (0, 9):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    setattr(Signalled, hook, send)
+    with pytest.raises(Stopped) as error:
+        train(tmp_path, 9, make=Signalled)
+    assert error.value.code == 143
+    assert (newest(tmp_path) and newest(tmp_path).step) == step
 
 
 def test_contents_are_plain_and_pruned(tmp_path):

@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
+from alignlab.processes import Stopped
 from alignlab.training.metrics_file import MetricsFile, read_metrics
-from alignlab.training.stop import Stopped
 from tests.training.toy import Toy, newest, train
 
 

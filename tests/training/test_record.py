@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
+from alignlab.processes import Stopped
 from alignlab.training.record import Summary
-from alignlab.training.stop import Stopped
 from tests.training.toy import Toy, newest, train
 
 FACTS = {"method": "sft", "model": "pocket", "strategy": "single", "peft": None, "seed": 1}
@@ -29,7 +29,7 @@ def at(step, act):
 
 def test_summary_of_a_run(tmp_path):
     found = run(tmp_path, 8)
-    assert found["status"] == "done"
+    assert found["status"] == "exporting"
     assert FACTS.items() <= found.items()
     assert (found["steps"], found["tokens"], found["supervised_tokens"]) == (8, 800, 400)
     assert found["initial_metrics"].keys() == {"val/loss"}

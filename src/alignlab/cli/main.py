@@ -1,7 +1,7 @@
 """``alignlab VERB …``: every module beside this one is a verb, with ``main(words) -> exit code``.
 
-Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 the run could not go on (one paragraph), or
-anything else (a traceback); 143 stopped by SIGTERM, 130 by Ctrl-C, after a checkpoint where training had begun.
+Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 the run could not go on (one paragraph),
+or anything else (a traceback); 143 stopped by SIGTERM, 130 by Ctrl-C, after a checkpoint where training had begun.
 """
 
 import importlib
@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 
 from alignlab import cli
-from alignlab.cli.composition.command import refuse
 from alignlab.errors import InputError, RunError, nearest
+from alignlab.processes import leave_on_signals
 
 MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
 VERBS = sorted(name for name in MODULES if name != "main")
@@ -27,6 +27,9 @@ def main(words: Sequence[str] | None = None) -> int:
         Exit code.
     """
     words = list(sys.argv[1:] if words is None else words)
+    leave_on_signals()  # before anything that takes time is imported
+    from alignlab.cli.composition.command import refuse
+
     try:
         if not words or words[0] in ("-h", "--help"):
             print(_help())

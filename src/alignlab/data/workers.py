@@ -14,6 +14,7 @@ from alignlab.data.context import TokenSettings
 from alignlab.data.counts import Counts, Dropped
 from alignlab.data.tokenize import tokenize_counted
 from alignlab.errors import InputError
+from alignlab.processes import be_worker
 
 Outcome = tuple[TokenRow | Dropped | InputError, Counts]
 
@@ -66,6 +67,7 @@ def _tokenize_in_processes(
 
 def _begin(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> None:
     global _given
+    be_worker()
     _given = tokenizer, settings
 
 

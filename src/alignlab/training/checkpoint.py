@@ -24,10 +24,11 @@ from lightning.pytorch.callbacks import Checkpoint as LastCallback
 from lightning.pytorch.loops.utilities import _reset_progress
 from pydantic import Field
 
+from alignlab.processes import Stopped
 from alignlab.training import storage
 from alignlab.training.metrics_file import MetricsFile
 from alignlab.training.random_state import random_states, set_random_states
-from alignlab.training.stop import Stopped, StopSignals
+from alignlab.training.stop import StopSignals
 from alignlab.training.strategies.state import NAMES, AnyState, carried_names, check_complete, names_of
 
 
@@ -35,7 +36,8 @@ class Checkpoint(LastCallback):
     """Saves the complete training state, whole or not at all.
 
     SIGTERM or Ctrl-C: the optimizer step is finished and logged, a checkpoint is saved, :class:`Stopped` is raised
-    (exit code 143 or 130). A validation that is due at that moment, or running, is given up and not repeated.
+    (exit code 143 or 130). A validation that is due at that moment, or running, is given up and not repeated. A second
+    Ctrl-C, or a signal before the first validation, ends the run at once.
 
     Frozen weights are not written where there are any: a checkpoint then holds trainable parameters and buffers. They
     are loaded over the weights that the config names, and the load is refused unless each trainable key was there and
@@ -86,7 +88,7 @@ class Checkpoint(LastCallback):
     # --- restoring ----------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals."""
+        """Listen for signals, which wait from here on."""
         self._signals.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +158,12 @@ class Checkpoint(LastCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Leave on a signal."""
         self._leave()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave on a signal that came after the last step; later ones end the process at once."""
+        self._signals.waiting = False
+        if trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False):
+            raise Stopped(self._signals.received or signal.SIGTERM)
 
     def _give_up_validation(self, trainer: Trainer) -> None:
         if self._before_validation is not None:

@@ -26,6 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alignlab.errors import InputError, RunError
+from alignlab.processes import end_with_parent, leave_on_signals
 
 SECONDS_TO_STOP = 300
 """Between a signal to the parent and the end of ranks that still write their checkpoint."""
@@ -105,21 +106,19 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
             elastic_launch(config, _reported)(Path(reports), entry, *arguments)
         except SignalException as error:
             raise SystemExit(128 + error.sigval) from error
-        except KeyboardInterrupt as error:
-            raise SystemExit(128 + signal.SIGINT) from error
         except ChildFailedError as error:
             _raise_first(Path(reports), error.failures, num_processes)
 
 
 def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> None:
     """What a rank runs. Every failure is the end of its process, else the others would wait for it in a collective."""
+    end_with_parent()
+    leave_on_signals()
     try:
         entry(*arguments)
     except (InputError, RunError) as error:
         _report(reports, error)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error
-    except KeyboardInterrupt as error:
-        raise SystemExit(128 + signal.SIGINT) from error
     except Exception as error:
         _report(reports, traceback.format_exc())
         raise SystemExit(1) from error
@@ -149,7 +148,10 @@ def _raise_first(reports: Path, failures: dict[int, ProcessFailure], num_process
 
 @contextlib.contextmanager
 def _no_survivors() -> Iterator[None]:
-    """Kill the other ranks soon after one has died: the launcher would give them half a minute to follow a signal."""
+    """Kill the other ranks soon after one has died: the launcher would give them half a minute to follow a signal.
+
+    None is left when the block ends, however it does.
+    """
     over = threading.Event()
     others = set(multiprocessing.active_children())
 
@@ -171,6 +173,9 @@ def _no_survivors() -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        for rank in set(multiprocessing.active_children()) - others:
+            rank.kill()
+            rank.join()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import contextlib
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,8 +42,8 @@ and the machine's number. We launch as torchrun does."""
 PATIENCE = timedelta(minutes=30)
 """With ranks that have not started yet."""
 
-FOREVER = timedelta(days=30)
-"""Patience with a rank that tokenises; one that died ends the job through its launcher."""
+SECONDS_BETWEEN_LOOKS = 0.1
+"""While a rank waits for one that tokenises."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,6 @@ def without_rank_flag(words: Sequence[str]) -> list[str]:
 def _store() -> dist.Store:
     """The store of the job's address. It is kept: rank 0 may hold the server, which the process group then shares."""
     store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
-    store.set_timeout(FOREVER)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"alignlab/{attempt}", store)
 
@@ -167,6 +167,7 @@ def agree(decide: Callable[[], Decision]) -> Decision:
         The decision, pickled on its way to the others.
     """
     if ranks().rank > 0:
+        _wait_for("decision")
         outcome = pickle.loads(_store().get("decision"))
         if isinstance(outcome, BaseException):
             raise outcome
@@ -183,6 +184,12 @@ def agree(decide: Callable[[], Decision]) -> Decision:
     return decision
 
 
+def _wait_for(key: str) -> None:
+    """Wait until another rank has set a key; asked again and again, since the store's own wait holds signals back."""
+    while not _store().check([key]):
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
 @contextlib.contextmanager
 def first_on_each_machine() -> Iterator[bool]:
     """Run the block on the first rank of each machine, then on its others, so that these find what it left on the disk.
@@ -196,7 +203,7 @@ def first_on_each_machine() -> Iterator[bool]:
         return
     done = f"prepared/{place.node}"
     if place.local_rank > 0:
-        _store().wait([done], FOREVER)
+        _wait_for(done)
     try:
         yield place.local_rank == 0
     finally:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from alignlab.disk import write_text
-from alignlab.training.stop import Stopped
+from alignlab.processes import Stopped
 
 PACKAGES = ("alignlab", "torch", "lightning", "transformers", "peft", "datasets", "tokenizers")
 MIB = 2**20
@@ -24,7 +24,8 @@ MIB = 2**20
 class Summary(Callback):
     """Collects a run's summary and writes it at the start (``running``), at the end and on a failure.
 
-    Statuses: ``running``, ``done``, ``stopped`` (by a signal, resumable), ``failed``.
+    Statuses: ``running``, ``exporting`` (trained; ``model/`` is being written and compared), ``done`` (it is there
+    and the same), ``stopped`` (by a signal, resumable), ``failed``.
 
     Args:
         path: The JSON file.
@@ -90,8 +91,8 @@ class Summary(Callback):
         self.collect(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit went through; whoever does more afterwards writes the summary again."""
-        self._write_on_first_rank(trainer, "done")
+        """The fit went through; whoever writes the model afterwards writes the summary again."""
+        self._write_on_first_rank(trainer, "exporting")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say whether it was stopped or failed."""
@@ -110,7 +111,7 @@ class Summary(Callback):
         """Write the summary.
 
         Args:
-            status: ``running``, ``done``, ``stopped`` or ``failed``.
+            status: ``running``, ``exporting``, ``done``, ``stopped`` or ``failed``.
             **more: Further entries; ``metrics`` is merged into the final metrics.
 
         Returns:

@@ -4,12 +4,10 @@ Hydra composes the jobs one after the other and hands them to `Sweep.run`, which
 submitit it is called where the job runs, in processes that are its own already.
 """
 
-import contextlib
 import csv
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -56,14 +54,16 @@ class Sweep:
     def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
         if Begin.folder is None:
             return
-        if error is not None:
-            for _, process in self.running.values():
-                process.terminate()
-        with contextlib.suppress(KeyboardInterrupt):
+        processes = [process for _, process in self.running.values()]
+        try:
+            if error is not None:
+                for process in processes:
+                    process.terminate()
             self._wait(at_most=0)
+        finally:  # a second signal ends the waiting
+            for process in processes:
+                process.kill()
         print(f"sweep: {write_table(Begin.folder)}", flush=True)
-        if isinstance(error, KeyboardInterrupt):
-            raise SystemExit(128 + signal.SIGINT) from None
 
     @property
     def exit_code(self) -> int:
@@ -97,7 +97,6 @@ class Sweep:
         if ranks() is not None:
             why = f"its jobs start their own processes, and {ranks().launcher} has started this one as a rank"
             raise InputError("a sweep", why, "Type python train.py -m …")
-        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
         self._wait(at_most=num_jobs - 1)
         slot = min(set(range(num_jobs)) - self.running.keys())
         self.running[slot] = job, start(cfg, job, slot, num_jobs)

@@ -1,24 +1,21 @@
 """A vLLM server: a process of ours, or one that somebody else runs at a URL."""
 
-import ctypes
 import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from alignlab.processes import signal_when_parent_ends
 from alignlab.rollout.vllm.client import Refused, Unreachable, call
 
 log = logging.getLogger(__name__)
 
 NUM_LAST_LINES = 15
 SECONDS_BETWEEN_LOOKS = 0.5
-
-LIBC = ctypes.CDLL(None)  # found before any fork, after which a lock of the loader may never be given back
-PR_SET_PDEATHSIG = 1
 
 
 class ServerError(RuntimeError):
@@ -61,7 +58,7 @@ class Server:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that its own children can be ended with it
-                preexec_fn=_end_with_this_thread if sys.platform == "linux" else None,
+                preexec_fn=partial(signal_when_parent_ends, signal.SIGTERM),
             )
 
     def wait(self, timeout_seconds: float) -> None:
@@ -127,8 +124,3 @@ def _signal_group(process_id: int, sign: signal.Signals) -> None:
         os.killpg(process_id, sign)
     except ProcessLookupError:
         return
-
-
-def _end_with_this_thread() -> None:
-    """Let Linux end a new process when the thread that made it is gone: a killed trainer could not."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
