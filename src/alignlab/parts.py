@@ -25,6 +25,7 @@ from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Method, Parts
 from alignlab.methods.samples import SampleLog
 from alignlab.metrics import METRICS
+from alignlab.models import places
 from alignlab.models.adapters import attach
 from alignlab.models.heads import settle_pad
 from alignlab.training.checkpoint import Checkpoint
@@ -49,6 +50,20 @@ def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     if template.announcement:
         log.info(template.announcement)
     return model, make_data(config, source, tokenizer)
+
+
+def look_at_sources(config: Config) -> None:
+    """Refuse data and weights that are not there, without reading them.
+
+    Raises:
+        InputError: Names what is missing.
+    """
+    serve(build(config["data"]["source"]), locate(config["method"]["_target_"]).eats)
+    make_model_source(config)
+    for path in (config["init_from"], config["model"].get("path")):
+        if path is not None:
+            places.locate(path, config["model"].get("revision"))
+            return
 
 
 def make_model_source(config: Config) -> Any:

@@ -1,27 +1,32 @@
 """One training run, from its config to its folder."""
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import lightning
 import torch
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.errors import InputError
+from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
 from alignlab.models.export import logits, save, verify
-from alignlab.parts import Config, make_method, make_trainer, name_of, open_model_and_data
+from alignlab.parts import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
 from alignlab.training import console, launch
 from alignlab.training.card import result_card
+from alignlab.training.changes import refuse_changes, shown
+from alignlab.training.folder_choice import make_run_folder
 from alignlab.training.log_file import captured
 from alignlab.training.loggers import close_loggers
 from alignlab.training.plots import draw
 from alignlab.training.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.training.record import Summary
-from alignlab.training.run_folder import RunFolder, make_run_folder, refuse_changes
+from alignlab.training.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -35,39 +40,89 @@ def fit(cfg: DictConfig) -> Path:
     Returns:
         The run's folder.
     """
-    num_processes = 1
-    if ranks() is not None:
-        config, folder = agree(partial(prepare, cfg))
+    place, num_processes = ranks(), 1
+    if place is not None:
+        config, folder = agree(partial(prepare, cfg, place.num_ranks))
     else:
         trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
         num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
         launch.refuse_other_machines(trainer["num_nodes"], num_processes)
-        config, folder = prepare(cfg)
+        config, folder = prepare(cfg, num_processes)
     try:
         if num_processes > 1:
             launch.launch(train, config, folder, num_processes=num_processes)
         else:
             train(config, folder)
     except InputError:
-        folder.discard()
+        if own_rank() == 0:
+            folder.discard()
         raise
+    if own_rank() == 0 and folder.status != "done":
+        why = f"its processes ended without an error at status {folder.status}: something in them called exit"
+        raise RunError(f"the run in {folder.path}", why, "Look at train.log there; resume=auto goes on with it")
     return folder.path
 
 
-def prepare(cfg: DictConfig) -> tuple[Config, RunFolder]:
-    """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both."""
+def prepare(cfg: DictConfig, num_ranks: int) -> tuple[Config, RunFolder]:
+    """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both.
+
+    What can be refused without reading weights or rows is refused before the folder is made.
+
+    Args:
+        cfg: Composed and checked.
+        num_ranks: Processes that will train.
+    """
     config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
+    look_at_sources(config)
     try:
         folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
     except OSError as error:
         raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
-    if folder.checkpoint and folder.config.exists():
-        refuse_changes(OmegaConf.to_container(OmegaConf.load(folder.config)), config)
+    try:
+        folder = compared(folder, config, num_ranks)
+    except InputError:
+        folder.discard()
+        raise
+    folder.remove_leftovers()
     with open_dict(cfg):
         cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     return OmegaConf.to_container(cfg, resolve=True), folder
+
+
+def compared(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
+    """The folder, once it is sure that the run goes on as what it was; of a branch it notes what differs.
+
+    Raises:
+        InputError: Something differs that the state of a checkpoint does not fit.
+    """
+    path, notes = folder.origin / "config.yaml", list(folder.notes)
+    if path.is_file():
+        changes = refuse_changes(read_config(path), config, is_branch=folder.is_branch)
+        if folder.is_branch and changes:
+            notes.append(f"In this branch {shown(changes)}")
+    elif folder.checkpoint:
+        notes.append(f"There is no {path}, so the config that the checkpoint was written with was not compared")
+    wrote = folder.checkpoint.world_size if folder.checkpoint else num_ranks
+    if wrote != num_ranks and not folder.is_branch:
+        why = f"{wrote} wrote the checkpoint, and with another number the run would not be the same bit for bit"
+        instead = f"Start {wrote}, or type run_dir=NEW for a branch"
+        raise InputError(f"resuming with {num_ranks} processes", why, instead)
+    return replace(folder, notes=tuple(notes))
+
+
+def read_config(path: Path) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    try:
+        return dict(OmegaConf.to_container(OmegaConf.load(path)))
+    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        why = f"it cannot be read ({' '.join(str(error).split())[:200]})"
+        raise InputError(str(path), why, "Put the file back, or start anew with another run_dir=") from error
 
 
 def train(config: Config, folder: RunFolder) -> None:
@@ -87,6 +142,9 @@ def train(config: Config, folder: RunFolder) -> None:
             state = folder.checkpoint and folder.checkpoint.state
             trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
             write_model(method, data.tokenizer, folder, summary)
+        except Exception:
+            summary.status = "failed"
+            raise
         finally:
             finish(trainer, summary, folder)
 
@@ -96,7 +154,6 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
 
     Every rank calls it, since shards are gathered together; rank 0 writes.
     """
-    summary.status = "failed"
     example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
     expected = method.spread.forward(logits, method.policy, example)
     weights = method.spread.full_state_dict(method.policy)

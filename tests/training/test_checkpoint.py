@@ -10,7 +10,7 @@ import torch
 
 from alignlab import disk
 from alignlab.errors import InputError
-from alignlab.processes import Stopped
+from alignlab.processes import Stopped, leave_on_signals
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.metrics_file import MetricsFile, read_metrics
@@ -160,12 +160,22 @@ def test_a_second_sigterm_still_waits_for_the_checkpoint(tmp_path):
     assert newest(tmp_path).step == 3
 
 
+@pytest.fixture
+def as_a_command():
+    """Signals as ``alignlab`` handles them."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    leave_on_signals()
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.mark.parametrize(
     ("hook", "step"),
-    [("on_sanity_check_start", None), ("on_train_start", None), ("on_train_end", 9), ("on_fit_end", 9)],
+    [("on_validation_start", None), ("on_train_start", 1), ("on_train_end", 9), ("on_fit_end", 9)],
 )
-def test_a_signal_at_any_moment_of_a_fit_ends_it(tmp_path, hook, step):
-    """Before the first step at once, after the last one with its checkpoint."""
+def test_a_signal_at_any_moment_of_a_fit_ends_it(tmp_path, hook, step, as_a_command):
+    """Before the first step without a checkpoint, after the last one with it."""
 
     class Signalled(Toy):
         pass

@@ -136,7 +136,7 @@ def newest_valid(checkpoints: Path) -> tuple[SavedState | None, list[str]]:
         try:
             return open_checkpoint(folder), complaints
         except InputError as error:
-            complaints.append(f"{folder.name} is broken ({error.why}); falling back to the one before")
+            complaints.append(f"{folder.name} is broken ({error.why})")
     return None, complaints
 
 

@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.disk import write_text
 from alignlab.parts import name_of
-from alignlab.training.run_folder import config_hash, read_status
+from alignlab.training.folder_choice import config_hash
+from alignlab.training.run_folder import read_status
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
 """What an exit code says of a job; any other: failed."""
