@@ -8,7 +8,10 @@ import time
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands import QUIET, metrics, start, summary
+from alignlab import run
+from alignlab.models.export import ExportError
+from alignlab.processes import Stopped
+from tests.commands import QUIET, alignlab, metrics, start, summary
 
 STEPS = 12
 TIMED = ("train/tokens_per_second", "train/step_seconds", "time/rollout", "time/scoring")
@@ -72,6 +75,8 @@ def assert_same_run(one, other, ignored=TIMED):
         assert {k: v for k, v in mine.items() if k not in ignored} == {
             k: v for k, v in yours.items() if k not in ignored
         }
+    if (one / "samples.jsonl").exists():
+        assert (one / "samples.jsonl").read_text() == (other / "samples.jsonl").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,35 @@ def test_resume_bitwise(tmp_path, whole, case, how):
     held_out = {name for row in metrics(whole(case)) for name in row if name.startswith("val/")}
     assert_same_run(whole(case), tmp_path, {*TIMED, *(held_out if how == signal.SIGTERM else ())})
     assert summary(tmp_path)["initial_metrics"] == summary(whole(case))["initial_metrics"]
+
+
+@pytest.mark.parametrize("name", ["save", "verify"])
+def test_an_export_that_was_cut_is_resumed(tmp_path, whole, monkeypatch, name):
+    """The run is not done before its model is there and compared, and trains no step again."""
+
+    def stop(*_, **__):
+        raise Stopped(signal.SIGTERM)
+
+    words = ["train", *COMMON, *CASES["sft"], f"run_dir={tmp_path}"]
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+        patch.setattr(run, name, stop)
+        alignlab(*words)
+    assert stopped.value.code == 143
+    assert summary(tmp_path)["status"] == "exporting"
+    rows = metrics(tmp_path)
+    assert alignlab(*words, "resume=auto") == 0
+    assert (summary(tmp_path)["status"], metrics(tmp_path)) == ("done", rows)
+    assert_same_run(whole("sft"), tmp_path)
+
+
+def test_a_model_that_differs_from_what_was_trained_fails_the_run(tmp_path, monkeypatch):
+    def differ(*_, **__):
+        raise ExportError("it differs")
+
+    monkeypatch.setattr(run, "verify", differ)
+    with pytest.raises(ExportError):
+        alignlab("train", *COMMON, *CASES["sft"], f"run_dir={tmp_path}", "trainer.max_steps=1")
+    assert summary(tmp_path)["status"] == "failed"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and manifests that show what was damaged later."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,15 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+
+BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+IN_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    "enforce fail at inline_container",
+)
+"""How libraries written in other languages say the same (safetensors, torch.save)."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,3 +90,22 @@ def _fault(folder: Path, name: str, expected: Any) -> str | None:
 def _fingerprint(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def disk_fault(error: BaseException, folder: Path) -> str | None:
+    """What an exception says of a disk that is full, read-only or broken, or of a folder that is gone.
+
+    Args:
+        error: With what it was raised from, or while handling.
+        folder: Of the run.
+
+    Returns:
+        One line; None where the exception is about something else.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        text = " ".join(str(seen).split())
+        if getattr(seen, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS):
+            return text[:300]
+        seen = seen.__cause__ or seen.__context__
+    return None if folder.is_dir() else "the folder is gone"

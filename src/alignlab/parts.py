@@ -225,7 +225,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
                 f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
             )
     if config["rollout"] is not None:
-        chosen["samples"] = SampleLog(path=folder.path / "samples.jsonl")
+        chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         {**node, "max_steps": data.num_steps, "max_epochs": -1},

@@ -1,6 +1,8 @@
 """One training run, from its config to its folder."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
+from alignlab.disk import disk_fault
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
 from alignlab.models.export import logits, save, verify
@@ -84,10 +87,11 @@ def prepare(cfg: DictConfig, num_ranks: int) -> tuple[Config, RunFolder]:
     except InputError:
         folder.discard()
         raise
-    folder.remove_leftovers()
     with open_dict(cfg):
         cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
-    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    with told_of_the_disk(folder.path):
+        folder.remove_leftovers()
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     return OmegaConf.to_container(cfg, resolve=True), folder
 
 
@@ -130,7 +134,7 @@ def train(config: Config, folder: RunFolder) -> None:
     rank = own_rank()  # before anything asks whether it speaks for the job
     console.set_up(config["debug"])
     lightning.seed_everything(config["seed"], verbose=False)
-    with captured(folder.log, rank):
+    with told_of_the_disk(folder.path), captured(folder.log, rank):
         for note in folder.notes:
             log.info(note)
         with first_on_each_machine() as is_first:
@@ -147,6 +151,25 @@ def train(config: Config, folder: RunFolder) -> None:
             raise
         finally:
             finish(trainer, summary, folder)
+
+
+@contextmanager
+def told_of_the_disk(folder: Path) -> Iterator[None]:
+    """Tell in one paragraph that a disk is full or gone, whichever of the libraries met it.
+
+    Raises:
+        RunError: In place of the exception.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        why = disk_fault(error, folder)
+        if why is None:
+            raise
+        instead = "Make room or mount it again; then resume=auto goes on from the newest whole checkpoint"
+        raise RunError(f"the run in {folder}", why, instead) from error
 
 
 def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:

@@ -1,6 +1,10 @@
 import dataclasses
 import logging
+import multiprocessing
+import os
 import pickle
+import shutil
+import threading
 from dataclasses import replace
 
 import pytest
@@ -154,7 +158,7 @@ def test_errors_surface_with_their_type_and_together(tokenizer, tmp_path, num_wo
         build([*good_rows(), *bad], tokenizer, tmp_path, workers=num_workers)
     assert len(caught.value.errors) == 5
     assert "bad:0 " in str(caught.value) and "bad:4 " in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
 
 
 def test_an_error_of_the_source_leaves_nothing_behind(tokenizer, tmp_path):
@@ -164,7 +168,7 @@ def test_an_error_of_the_source_leaves_nothing_behind(tokenizer, tmp_path):
 
     with pytest.raises(InputError, match="it is broken"):
         build(rows(), tokenizer, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     assert len(build(good_rows(), tokenizer, tmp_path)) == 5
 
 
@@ -217,3 +221,71 @@ def test_stream_raises_at_a_bad_row(tokenizer):
     bad = Demonstration(origin="bad:1", messages=(user("Q"),))
     with pytest.raises(InputError, match="bad:1"):
         list(tokenize_stream(iter([bad]), tokenizer, SETTINGS, Demonstration))
+
+
+def _flip_a_bit(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def _be_a_folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+DAMAGES = {
+    "one bit": _flip_a_bit,
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "emptied": lambda file: os.truncate(file, 0),
+    "removed": lambda file: file.unlink(),
+    "garbage": lambda file: file.write_bytes(os.urandom(100)),
+    "a folder": _be_a_folder,
+}
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "counts.json", "manifest.json"])
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_table_is_made_again_and_said(tokenizer, tmp_path, caplog, damage, name):
+    whole = build(good_rows(), tokenizer, tmp_path)
+    damage(whole.folder / name)
+    again = build(good_rows(), tokenizer, tmp_path)
+    assert list(again) == numbered(tokenize(row, tokenizer, SETTINGS) for row in good_rows())
+    assert "are damaged" in caplog.text and name in caplog.text
+    assert list(build(never(), tokenizer, tmp_path)) == list(again)
+
+
+def test_a_file_in_place_of_a_table_is_replaced(tokenizer, tmp_path):
+    folder = build(good_rows(), tokenizer, tmp_path).folder
+    shutil.rmtree(folder)
+    folder.write_text("x")
+    assert len(build(good_rows(), tokenizer, tmp_path)) == 5
+
+
+def test_half_made_tables_are_cleared_once_their_process_is_dead(tokenizer, tmp_path):
+    for name in (".building-dead", ".building-living"):
+        (tmp_path / name).mkdir()
+    with cache._lock(tmp_path / "living"):
+        build(good_rows(), tokenizer, tmp_path)
+        assert {path.name for path in tmp_path.glob(".building-*")} == {".building-living"}
+    build(good_rows(), tokenizer, tmp_path)
+    assert not list(tmp_path.glob(".building-*"))
+
+
+def test_two_processes_make_one_table(tokenizer, tmp_path):
+    """The second waits, and then finds the table of the first, also where both were told to make it afresh."""
+    started, go_on = multiprocessing.Event(), multiprocessing.Event()
+
+    def slow_rows():
+        started.set()
+        assert go_on.wait(20)
+        yield from good_rows()
+
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=build, args=(slow_rows(), tokenizer, tmp_path))
+    first.start()
+    assert started.wait(20)
+    threading.Timer(0.3, go_on.set).start()
+    assert len(build(never(), tokenizer, tmp_path, fresh=True)) == 5
+    first.join()
+    assert first.exitcode == 0

@@ -7,8 +7,17 @@ from rich.console import Console
 
 from alignlab.batches import Demonstration, Preference
 from alignlab.data.cache import build_table
-from alignlab.data.preview import Bin, decode_segments, length_histogram, preview_html, preview_terminal, row_text
+from alignlab.data.preview import (
+    Bin,
+    decode_segments,
+    length_histogram,
+    preview_html,
+    preview_terminal,
+    row_text,
+    write_page,
+)
 from alignlab.data.tokenize import tokenize
+from alignlab.errors import InputError
 from tests.data.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
 
@@ -96,3 +105,14 @@ def test_html_needs_nothing_beside_it_and_escapes_data(table, tokenizer):
 )
 def test_histogram_counts_every_row_once(lengths, bins):
     assert length_histogram(np.array(lengths, dtype=int), num_bins=2) == bins
+
+
+def test_only_a_page_of_its_own_is_overwritten(table, tokenizer, tmp_path):
+    file, mine = tmp_path / "pages" / "page.html", tmp_path / "README.md"
+    for _ in range(2):
+        write_page(file, preview_html(table, tokenizer, [0]))
+    mine.write_text("mine")
+    for path, said in ((mine, "is no page of alignlab"), (tmp_path, "cannot be written"), (mine / "x", "cannot be")):
+        with pytest.raises(InputError, match=said):
+            write_page(path, "new")
+    assert mine.read_text() == "mine"

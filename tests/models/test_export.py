@@ -215,6 +215,8 @@ def test_merge_same_logits(opened, tokenizer, tmp_path, kind, dtype):
     model = opened(kind, dtype=dtype)
     export.save(model, tokenizer, tmp_path / "model")
     merged = export.merge(tmp_path / "model", tmp_path / "merged")
+    with pytest.raises(InputError, match="it exists and is not empty"):
+        export.merge(tmp_path / "model", tmp_path / "merged")
     assert merged.dtype == dtype
     assert merged.num_bytes == sum(file.stat().st_size for file in (tmp_path / "merged").iterdir())
     # Both in float32: what is left is one rounding of each weight.

@@ -31,7 +31,7 @@ def check(cfg: DictConfig) -> None:
 
 def show(cfg: DictConfig) -> Any:
     """Print the first rows, and write the page where one is asked for."""
-    from alignlab.data.preview import preview_html, preview_terminal
+    from alignlab.data.preview import preview_html, preview_terminal, write_page
     from alignlab.parts import open_model_and_data
     from alignlab.training import console
 
@@ -43,5 +43,5 @@ def show(cfg: DictConfig) -> Any:
     console.show(preview_terminal(data.train, data.tokenizer, indices))
     if cfg.preview.html is not None:
         page = preview_html(data.train, data.tokenizer, indices, title="alignlab preview")
-        Path(cfg.preview.html).write_text(page, encoding="utf-8")
+        write_page(Path(cfg.preview.html), page)
         print(f"page: {cfg.preview.html}")

@@ -35,8 +35,8 @@ def main(words: Sequence[str]) -> int:
     SearchPath.run_to_repeat = run_to_repeat
     sweep = Sweep()
     with one_voice(), sweep:
-        command("repeat" if run_to_repeat else "train", words, partial(check, sweep), partial(train, sweep))
-    return sweep.exit_code
+        code = command("repeat" if run_to_repeat else "train", words, partial(check, sweep), partial(train, sweep))
+    return sweep.exit_code or code
 
 
 def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -62,8 +62,11 @@ def check(sweep: Sweep, cfg: DictConfig) -> None:
     """
     from alignlab import compat, schema
     from alignlab.cli.composition.deepspeed_file import take_over_file
+    from alignlab.training.location import refuse_for_sweep
     from alignlab.training.ranks import settle
 
+    if is_sweep() and cfg.run_dir is not None:
+        refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")
     try:
         take_over_file(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
         trainer = schema.check(cfg)["trainer"]

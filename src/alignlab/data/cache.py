@@ -1,19 +1,22 @@
 """Token tables on disk, under a key of everything that decides their content.
 
-A table lies in ``<cache_dir>/<key>``: ``rows.arrow`` (read by memory map) and ``counts.json``. It is written beside and
-renamed when whole, so a table is either complete or not there.
+A table lies in ``<cache_dir>/<key>``: ``rows.arrow`` (read by memory map), ``counts.json`` and ``manifest.json`` with
+their checksums, which are compared whenever the table is opened; a damaged table is made again. It is written beside
+and renamed when whole, by one process at a time, so a table is either complete or not there.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
@@ -26,9 +29,11 @@ from alignlab.data.pack import pack
 from alignlab.data.table import TokenTable, write_table
 from alignlab.data.templates import choose_template
 from alignlab.data.workers import tokenize_rows
+from alignlab.disk import read_manifest, write_manifest
 from alignlab.errors import InputError, raise_all
 
 _log = logging.getLogger(__name__)
+_BUILDING = ".building-"
 _MAX_ERRORS = 5
 _MAX_DETAILS = 3
 
@@ -60,13 +65,16 @@ def build_table(
     """
     key = table_key(source_fingerprint, tokenizer, settings, kind)
     cache = Path(cache_dir).expanduser() if cache_dir else user_cache()
-    folder = cache / key
-    if fresh or not folder.is_dir():
-        _log.info("tokenising into %s", folder)
-        _store(folder, rows, tokenizer, settings, kind, workers)
-    else:
-        _log.info("tokens from the cache: %s", folder)
-    table = TokenTable(folder)
+    folder, began = cache / key, time.time()
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _remove_leftovers(cache)
+        if _is_whole(folder) and not (fresh and folder.stat().st_mtime < began):
+            _log.info("tokens from the cache: %s", folder)
+        else:
+            _log.info("tokenising into %s", folder)
+            _store(folder, rows, tokenizer, settings, kind, workers)
+        table = TokenTable(folder)
     table.counts.check(settings.max_cut_fraction, settings.max_dropped_fraction)
     return table
 
@@ -174,20 +182,64 @@ def _store(
     kind: type[Row],
     workers: int | None,
 ) -> None:
-    """Tokenise, write beside the place, and put the whole table there at once."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as building, _progress() as progress:
-        task = progress.add_task("tokenising", total=None)
-        tally = _Tally(tokenize_rows(progress.track(rows, task_id=task), tokenizer, settings, workers))
-        table = Path(building) / "table"
-        write_table(table, _packed(iter(tally), settings, kind), lambda: tally.counts)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        try:
-            os.replace(table, folder)
-        except OSError:  # Another process may have stored the same table meanwhile.
-            if not folder.is_dir():
-                raise
+    """Tokenise, write beside the place, and put the whole table there at once; the caller holds the lock."""
+    building = folder.with_name(f"{_BUILDING}{folder.name}")
+    try:
+        with _progress() as progress:
+            task = progress.add_task("tokenising", total=None)
+            tally = _Tally(tokenize_rows(progress.track(rows, task_id=task), tokenizer, settings, workers))
+            write_table(building, _packed(iter(tally), settings, kind), lambda: tally.counts)
+        write_manifest(building)
+        # What lies under the name of a key is a table of ours, damaged perhaps; who has it open keeps what it has read.
+        _remove(folder)
+        os.replace(building, folder)
+    finally:
+        _remove(building)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a table is there and undamaged; damage is told."""
+    if not folder.exists():
+        return False
+    try:
+        read_manifest(folder)
+    except ValueError as error:
+        _log.warning("the cached tokens in %s are damaged (%s) and are made again", folder, error)
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold what one process at a time holds while it looks for a table or makes it."""
+    lock = _lock(folder)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        _log.info("another process makes the same table; waiting for it: %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> FileLock:
+    return FileLock(folder.with_name(f".{folder.name}.lock"))
+
+
+def _remove_leftovers(cache: Path) -> None:
+    """Remove half-made tables of processes that were killed: those whose lock nobody holds."""
+    for building in cache.glob(f"{_BUILDING}*"):
+        with contextlib.suppress(Timeout), _lock(cache / building.name.removeprefix(_BUILDING)).acquire(blocking=False):
+            _remove(building)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _progress() -> Progress:

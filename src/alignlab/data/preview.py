@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from html import escape
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.batches import TokenRow
 from alignlab.data.table import TokenTable
+from alignlab.disk import write_text
+from alignlab.errors import InputError
 
 _SUPERVISED, _CONTEXT = "bold green", "bright_black"
 _BAR_WIDTH = 40
+_GENERATOR = '<meta name="generator" content="alignlab">'
 _PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+<html lang="en"><head><meta charset="utf-8">{generator}<title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
 pre {{ white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: 1em; color: #777 }}
 mark {{ background: #cdeccf; color: #134d17 }}
@@ -130,11 +134,31 @@ def preview_html(
         title: Heading.
     """
     return _PAGE.format(
+        generator=_GENERATOR,
         title=escape(title),
         counts=escape(str(table.counts)),
         histograms="\n".join(_html_histogram(name, length_histogram(lengths)) for name, lengths in _histograms(table)),
         rows="\n".join(_html_row(table[index], tokenizer) for index in indices),
     )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write what ``preview_html`` made; only such a page is replaced.
+
+    Args:
+        path: File to write.
+        page: Its content.
+
+    Raises:
+        InputError: Something else lies there, or it cannot be written.
+    """
+    asked = f"preview.html={path}"
+    try:
+        if path.exists() and _GENERATOR not in path.read_bytes()[:500].decode(errors="replace"):
+            raise InputError(asked, "it exists and is no page of alignlab's", "Name another file")
+        write_text(path, page)
+    except OSError as error:
+        raise InputError(asked, f"it cannot be written: {error}", "Name another file") from error
 
 
 def _pieces(trees: list[list[int]]) -> Iterator[str]:

@@ -6,7 +6,6 @@ They are keyed by the weights, the rows and the code that computes them; nothing
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from alignlab import forest
@@ -26,6 +26,7 @@ from alignlab.data.collate import collate
 from alignlab.data.datamodule import DataModule
 from alignlab.data.steps import num_epoch_steps, table_steps
 from alignlab.data.table import TokenTable
+from alignlab.disk import write_text
 from alignlab.losses import logps
 from alignlab.models import attention, scoring
 
@@ -55,10 +56,8 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
         if table is None:
             continue
         file = folder / f"{column_key(table, fingerprint)}.json"
-        known = file.exists() and not data.load.fresh
-        if all(everyone(known)):
-            values = json.loads(file.read_text(encoding="utf-8"))
-        else:
+        values = None if data.load.fresh else read_values(file)
+        if not all(everyone(values is not None)):
             sides = (_itself, attrgetter("companion")) if data.companions else (_itself,)
             values = [score_table(data, table, score, device, part, side) for side in sides]
             _write(file, values)
@@ -112,8 +111,27 @@ def _num_completions(row: TokenRow) -> int:
     return sum(len(tree) - 1 for tree in row.trees)
 
 
+def read_values(file: Path) -> list | None:
+    """Cached values; None where there are none, or the file is damaged, which is told."""
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["sha256"] == _checksum(content["values"]):
+            return content["values"]
+        why = "its checksum is another"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        why = f"it cannot be read: {error}"
+    log.warning("%s is damaged (%s) and is made again", file, why)
+    return None
+
+
 def _write(file: Path, values: list) -> None:
+    """Keep values; every rank calls it, and other runs may at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, file)
+    with FileLock(file.with_suffix(".lock")):
+        write_text(file, json.dumps({"sha256": _checksum(values), "values": values}))
+
+
+def _checksum(values: list) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

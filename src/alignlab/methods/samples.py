@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alignlab.batches import Message
+from alignlab.disk import write_text
 from alignlab.losses.advantages import group_metrics
 from alignlab.rollout.experience import Group
 
@@ -73,10 +74,12 @@ class SampleLog(lightning.Callback):
 
     Args:
         path: Of ``samples.jsonl``.
+        first_step: Records after this optimizer step are cut before the run begins: those of a run that is resumed from
+            its checkpoint. 0 begins anew.
     """
 
-    def __init__(self, *, path: Path):
-        self.path, self.next_step = Path(path), 1
+    def __init__(self, *, path: Path, first_step: int):
+        self.path, self.first_step, self.next_step = Path(path), first_step, 1
 
     def state_dict(self) -> dict[str, Any]:
         """The step from which on the next rollout is written."""
@@ -85,6 +88,13 @@ class SampleLog(lightning.Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with it."""
         self.next_step = state["next_step"]
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Cut what will be sampled again."""
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            write_text(self.path, "".join(line for line in lines if _step_of(line) <= self.first_step))
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
@@ -98,6 +108,14 @@ class SampleLog(lightning.Callback):
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         for logger in trainer.loggers:
             _log_table(logger, records[:MAX_TABLE_ROWS], method.progress.step)
+
+
+def _step_of(line: str) -> float:
+    """Optimizer step of a record; infinite where a crash left it half written, or somebody else damaged it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
 
 
 def sample_records(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def save(
     Args:
         model: The live model.
         tokenizer: Its tokenizer.
-        folder: Replaced where it exists.
+        folder: Of a run, which replaces what it wrote there before, whole.
         state_dict: Full tensors by name where the model holds only shards of them.
     """
     folder = Path(folder).absolute()
@@ -205,13 +205,15 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
 
     Args:
         adapter_folder: Adapter or run folder.
-        to: Folder to write; nothing is written where the check fails.
+        to: Folder to write, which must not exist or be empty; nothing is written where the check fails.
         max_logit_difference: Largest admitted difference of a logit; ``None`` takes ``TOLERANCE`` of the dtype.
 
     Raises:
-        InputError: It is no adapter, or one that has no place in the weights (prefix, adaption prompt).
+        InputError: It is no adapter, or one without a place in the weights (prefix, adaption prompt); ``to`` is taken.
         ExportError: The merged weights compute something else than base and adapter.
     """
+    if Path(to).exists() and (not Path(to).is_dir() or any(Path(to).iterdir())):
+        raise InputError(f"to={to}", "it exists and is not empty", "Name a new folder")
     place = locate(str(adapter_folder))
     model, dtype = _open_mergeable(place)
     ids = torch.linspace(0, base_model(model).config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]

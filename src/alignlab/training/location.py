@@ -17,6 +17,9 @@ LEFTOVERS = (*(f".{name}.partial" for name in REPLACED), ".model.old")
 SYSTEM = (".nfs*", ".DS_Store", "lost+found")
 """What file systems put into folders."""
 
+JOBS = ".jobs"
+"""Folder of a sweep's notes about its jobs."""
+
 OWN = (*FILES, *FOLDERS, *LEFTOVERS, ".lock", *SYSTEM)
 """Names in the folder of a run; whatever else lies there is somebody else's."""
 
@@ -58,6 +61,18 @@ def refuse_foreign(path: Path, asked: str) -> None:
     if foreign:
         shown = f"{', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}"
         raise InputError(asked, f"the folder holds what no run has made: {shown}", INSTEAD)
+
+
+def refuse_for_sweep(path: Path, asked: str) -> None:
+    """Refuse a folder for the runs of a sweep that is not for them alone, before anything is written.
+
+    Raises:
+        InputError: As ``refuse_unsafe``, or it holds what no sweep has made.
+    """
+    refuse_unsafe(path, asked)
+    names = names_in(path)
+    if names and JOBS not in names:
+        raise InputError(asked, f"the folder holds what no sweep has made: {', '.join(sorted(names)[:3])}", INSTEAD)
 
 
 def names_in(path: Path) -> set[str]:

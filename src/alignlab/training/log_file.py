@@ -25,11 +25,11 @@ def captured(path: Path, rank: int = 0) -> Iterator[None]:
         rank: Above 0, everything goes to that rank's own file beside it, and only there: one rank speaks to the user.
     """
     path = path.with_name(f"{path.stem}-rank{rank}{path.suffix}") if rank else path
-    with path.open("a", encoding="utf-8", buffering=1) as file, _moved(file) if rank else _copied(file):
+    with path.open("a", encoding="utf-8", buffering=1) as file, _moved(file) if rank else _copied(Sturdy(file)):
         try:
             yield
         except Exception:
-            file.write(traceback.format_exc())
+            Sturdy(file).write(traceback.format_exc())
             raise
 
 
@@ -61,6 +61,27 @@ def _moved(file: TextIO) -> Iterator[None]:
         for number, copy in saved:
             os.dup2(copy, number)
             os.close(copy)
+
+
+class Sturdy:
+    """A text file that is given up, without a word, when its disk is full: the log must not end the run.
+
+    Args:
+        file: Open for writing, line by line.
+    """
+
+    def __init__(self, file: TextIO):
+        self.file = file
+
+    def write(self, text: str) -> None:
+        """Write, if that is possible."""
+        with contextlib.suppress(OSError):
+            self.file.write(text)
+
+    def flush(self) -> None:
+        """Flush, if that is possible."""
+        with contextlib.suppress(OSError):
+            self.file.flush()
 
 
 class Copied:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.disk import write_text
 from alignlab.parts import name_of
 from alignlab.training.folder_choice import config_hash
+from alignlab.training.location import JOBS
 from alignlab.training.run_folder import read_status
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
@@ -72,7 +73,7 @@ def make_job(cfg: DictConfig) -> Job:
     digest = config_hash(config)
     folder = None if config["run_dir"] is None else Path(config["run_dir"])
     runs = folder or Path("runs") / name_of(config["method"]["_target_"])
-    place = sweep_folder(cfg) / ".jobs" / digest
+    place = sweep_folder(cfg) / JOBS / digest
     job = Job(hydra.job.num, hydra.job.override_dirname, runs, digest, place, None)
     if folder is None:
         return job

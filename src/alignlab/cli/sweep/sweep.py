@@ -27,6 +27,7 @@ from alignlab.cli.composition.command import refuse
 from alignlab.cli.sweep.job import Job, make_job, sweep_folder
 from alignlab.disk import write_text
 from alignlab.errors import InputError, RunError
+from alignlab.training.location import JOBS
 from alignlab.training.ranks import one_voice, own_rank, ranks
 
 
@@ -52,7 +53,7 @@ class Sweep:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if Begin.folder is None:
+        if Begin.folder is None or not (Begin.folder / JOBS).is_dir():
             return
         processes = [process for _, process in self.running.values()]
         try:
@@ -74,7 +75,7 @@ class Sweep:
     def refused(self, cfg: DictConfig) -> None:
         """Note a job that was refused before it had a process, and so has no run."""
         hydra, name = HydraConfig.get().job, f"refused-{HydraConfig.get().job.num}"
-        place = sweep_folder(cfg) / ".jobs" / name
+        place = sweep_folder(cfg) / JOBS / name
         Job(hydra.num, hydra.override_dirname, place, name, place, None).note(2)
 
     def run(self, cfg: DictConfig) -> float | None:
@@ -168,7 +169,7 @@ def _run_here(cfg: DictConfig, job: Job) -> float | None:
 
 def _entries(folder: Path, since: float = 0) -> list[dict[str, Any]]:
     """What is known of a sweep's jobs, by their number."""
-    notes = [path for path in folder.glob(".jobs/*/job.json") if path.stat().st_mtime >= since]
+    notes = [path for path in folder.glob(f"{JOBS}/*/job.json") if path.stat().st_mtime >= since]
     return sorted((json.loads(path.read_text(encoding="utf-8")) for path in notes), key=lambda entry: entry["job"])
 
 
