@@ -105,7 +105,8 @@ def _remove_orphans(parent: Path) -> None:
     """Remove what killed processes of this machine have left, which would fill its memory."""
     stem = f"{PREFIX}-{socket.gethostname()}-"
     for folder in parent.glob(f"{stem}*"):
-        if not Path(f"/proc/{folder.name.removeprefix(stem)}").exists():
+        process = folder.name.removeprefix(stem)
+        if process.isdigit() and not Path(f"/proc/{process}").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 

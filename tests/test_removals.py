@@ -1,0 +1,56 @@
+"""Every place of the code that removes, renames or overwrites files, and what may lie there."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "alignlab"
+
+METHODS = {"rmtree", "unlink", "rmdir", "rename", "write_text", "write_bytes", "truncate"}
+FUNCTIONS = {"os.replace", "os.remove", "os.truncate", "shutil.move", "shutil.rmtree"}
+OURS = {"write_text"}
+"""What changes what lies on a disk: methods of paths and files, functions of modules, functions of ours."""
+
+PLACES = {
+    "disk.py": "a hidden file of its own, renamed to the file that its callers below name",
+    "run_folder.py": "names that this run has written, by list, in a folder that it holds the lock of",
+    "storage.py": "step folders, their hidden stages and `last`, by pattern, in a run's checkpoints",
+    "metrics_file.py": "metrics.csv of a run",
+    "record.py": "summary.json of a run",
+    "loggers.py": "wandb/run_id.txt of a run",
+    "samples.py": "samples.jsonl of a run",
+    "launch.py": "a report in a temporary folder of its own",
+    "export.py": "model/ of a run and its hidden stages; a merged model only into a new or empty folder",
+    "cache.py": "a table or a half-made one under the hash that names it, in the cache",
+    "precompute.py": "cached values under the hash that names them, in the cache",
+    "table.py": "counts.json in a folder that it has just made",
+    "preview.py": "a page that does not exist yet, or one of its own",
+    "job.py": "job.json in a sweep's notes",
+    "sweep.py": "config.yaml, output.log and sweep.csv of a sweep",
+    "weights.py": "a folder with host and process in its name: its own, or that of a process that is dead",
+}
+
+
+def changes(path):
+    """Line and name of every call that changes what lies on a disk."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        name, is_method = ast.unparse(function), isinstance(function, ast.Attribute)
+        last = name.rpartition(".")[2]
+        modes = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        writes = last == "open" and any(mode in ("w", "wb", "r+", "x") for mode in modes)
+        if writes or (last in METHODS if is_method else name in OURS) or name in FUNCTIONS:
+            yield node.lineno, name
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_every_removal_is_known(path):
+    found = list(changes(path))
+    assert not found or path.name in PLACES, f"{path.name}{found}: say in PLACES what may lie there, and check it"
+
+
+def test_no_place_is_listed_in_vain():
+    assert {path.name for path in SOURCE.rglob("*.py") if list(changes(path))} == PLACES.keys()
