@@ -60,6 +60,8 @@ def fit(cfg: DictConfig) -> Path:
         if own_rank() == 0:
             folder.discard()
         raise
+    finally:
+        folder.unlock()
     if own_rank() == 0 and folder.status != "done":
         why = f"its processes ended without an error at status {folder.status}: something in them called exit"
         raise RunError(f"the run in {folder.path}", why, "Look at train.log there; resume=auto goes on with it")

@@ -29,7 +29,7 @@ def make(tmp_path):
             resume=resume and str(resume),
             root=tmp_path / "runs",
         )
-        folder._lock.clear()
+        folder.unlock()
         return folder
 
     return make
@@ -283,4 +283,4 @@ def test_a_live_run_is_left_alone(tmp_path):
         process.start()
         assert answers.get(timeout=20) == expected
         process.join()
-        mine._lock.pop() if mine._lock else None
+        mine.unlock()

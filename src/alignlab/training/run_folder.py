@@ -154,6 +154,11 @@ class RunFolder:
         self._lock.append(file)
         return self
 
+    def unlock(self) -> None:
+        """Let others in again; nothing where this process holds no lock."""
+        while self._lock:
+            self._lock.pop().close()
+
 
 def read_status(path: Path) -> str | None:
     """Status of the run in a folder, None where there is no readable summary."""
