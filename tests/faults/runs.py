@@ -1,0 +1,187 @@
+"""Runs as a user starts them: in a process of their own, or, quicker, in a fork of this one that has imported everything."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from alignlab.cli.main import main
+from tests.commands import REPOSITORY
+from tests.launch.jobs import is_alive
+
+MARK = "ALIGNLAB_FAULTS_RUN"
+"""Environment variable by which every process of a run is known, however it was started."""
+
+SECONDS_PER_RUN = 180
+
+
+class Ended(NamedTuple):
+    """A process that has ended.
+
+    Args:
+        code: Exit code; of one that a signal ended 128 + its number, as a shell says it.
+        output: What it printed.
+        seconds: From start to end.
+    """
+
+    code: int
+    output: str
+    seconds: float
+
+
+class Run:
+    """A run that was started, with all its processes.
+
+    Args:
+        pid: The first process, which leads a session.
+        output: File that takes what is printed.
+        poll: Exit code of the first process, None while it runs.
+        mark: Value of ``MARK`` in the environment, empty for a fork.
+    """
+
+    def __init__(self, pid: int, output: Path, poll: Callable[[], int | None], mark: str = ""):
+        self.pid, self.output, self.poll, self.mark = pid, output, poll, mark
+        self.began = time.time()
+
+    def processes(self) -> list[int]:
+        """Living processes of the run, the first one included."""
+        return [pid for pid in _pids() if is_alive(pid) and (_session(pid) == self.pid or self._is_marked(pid))]
+
+    def kill(self, *, whole: bool) -> None:
+        """SIGKILL to every process of the run, or only to the first one."""
+        for pid in self.processes() if whole else [self.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def wait(self, seconds: float = SECONDS_PER_RUN) -> Ended:
+        """Wait for the first process; one that takes longer is killed, which fails the case."""
+        limit = time.time() + seconds
+        while (code := self.poll()) is None:
+            if time.time() > limit:
+                self.kill(whole=True)
+                raise AssertionError(f"still running after {seconds:g} s; it printed: {self.text()[-600:]}")
+            time.sleep(0.005)
+        return Ended(code if code >= 0 else 128 - code, self.text(), time.time() - self.began)
+
+    def wait_for_all(self, seconds: float) -> None:
+        """Fail where a process of the run is alive after so long; it is killed then."""
+        limit = time.time() + seconds
+        while alive := self.processes():
+            if time.time() > limit:
+                shown = [Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")[:100] for pid in alive]
+                self.kill(whole=True)
+                raise AssertionError(f"alive {seconds:g} s after the run ended: {shown}")
+            time.sleep(0.02)
+
+    def text(self) -> str:
+        """What was printed so far."""
+        return self.output.read_text(errors="replace")
+
+    def _is_marked(self, pid: int) -> bool:
+        try:
+            return bool(self.mark) and self.mark.encode() in Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:
+            return False
+
+
+def start(folder: Path, *words: str, **environment: str) -> Run:
+    """``train.py WORDS`` in a process of its own, in a folder, with the data cache below it."""
+    mark, output = uuid4().hex, _output(folder)
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(REPOSITORY / "train.py"), *words],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **_environment(folder), **environment, MARK: mark},
+        )
+    return Run(process.pid, output, process.poll, mark)
+
+
+def fork(folder: Path, *words: str, **environment: str) -> Run:
+    """The same in a fork of this process: no imports, so it starts in no time."""
+    output = _output(folder)
+    pid = os.fork()
+    if pid == 0:
+        _become(folder, output, words, {**_environment(folder), **environment})
+    ended: list[int] = []
+
+    def poll() -> int | None:
+        if not ended:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            ended.extend([os.waitstatus_to_exitcode(status)] if found else [])
+        return ended[0] if ended else None
+
+    return Run(pid, output, poll)
+
+
+def run(folder: Path, *words: str, seconds: float = SECONDS_PER_RUN, **environment: str) -> Ended:
+    """A forked run to its end, after which no process of it may be alive."""
+    forked = fork(folder, *words, **environment)
+    ended = forked.wait(seconds)
+    forked.wait_for_all(5)
+    return ended
+
+
+def _become(folder: Path, output: Path, words: tuple[str, ...], environment: Mapping[str, str]) -> None:
+    """The forked child: run the command, then leave without returning to the caller's code."""
+    code = 1
+    try:
+        os.setsid()
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = ["train.py", *words]
+        code = main(list(words) if words[:1] == ("train",) else ["train", *words])
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else int(bool(left.code))
+        if isinstance(left.code, str):
+            print(left.code, file=sys.stderr)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        code = 130
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code or 0)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    return {"XDG_CACHE_HOME": str(folder / "cache")}
+
+
+def _output(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}.{uuid4().hex[:6]}.out"
+
+
+def _pids() -> list[int]:
+    return [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+
+
+def _session(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3])
+    except OSError:
+        return -1
+
+
+def copy(folder: Path, to: Path) -> Path:
+    """A copy of a folder with its links."""
+    return shutil.copytree(folder, to, symlinks=True)
