@@ -93,7 +93,7 @@ class Run:
 
 
 def start(folder: Path, *words: str, **environment: str) -> Run:
-    """``train.py WORDS`` in a process of its own, in a folder, with the data cache below it."""
+    """``train.py WORDS`` in a process of its own, in a folder."""
     mark, output = uuid4().hex, _output(folder)
     with output.open("w") as file:
         process = subprocess.Popen(
@@ -103,7 +103,7 @@ def start(folder: Path, *words: str, **environment: str) -> Run:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **_environment(folder), **environment, MARK: mark},
+            env={**os.environ, **environment, MARK: mark},
         )
     return Run(process.pid, output, process.poll, mark)
 
@@ -113,7 +113,7 @@ def fork(folder: Path, *words: str, **environment: str) -> Run:
     output = _output(folder)
     pid = os.fork()
     if pid == 0:
-        _become(folder, output, words, {**_environment(folder), **environment})
+        _become(folder, output, words, environment)
     ended: list[int] = []
 
     def poll() -> int | None:
@@ -131,6 +131,34 @@ def run(folder: Path, *words: str, seconds: float = SECONDS_PER_RUN, **environme
     ended = forked.wait(seconds)
     forked.wait_for_all(5)
     return ended
+
+
+def isolated(function: Callable[[], None], folder: Path, seconds: float = 30) -> None:
+    """Call a function in a fork, so that neither a crash nor code that never returns ends the harness.
+
+    Raises:
+        AssertionError: It raised, died or took too long; with its last words.
+    """
+    output = _output(folder)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            function()
+            code = 0
+        except BaseException as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            output.write_text(f"{type(error).__name__} ({Path(where.filename).name}:{where.lineno}): {str(error)[:600]}")
+        finally:
+            os._exit(code)
+    limit = time.time() + seconds
+    while not (found := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.time() > limit:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"still busy after {seconds:g} s")
+        time.sleep(0.002)
+    assert found[1] == 0, output.read_text() if output.exists() else f"ended by signal {found[1]}"
 
 
 def _become(folder: Path, output: Path, words: tuple[str, ...], environment: Mapping[str, str]) -> None:
@@ -161,10 +189,6 @@ def _become(folder: Path, output: Path, words: tuple[str, ...], environment: Map
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    return {"XDG_CACHE_HOME": str(folder / "cache")}
 
 
 def _output(folder: Path) -> Path:

@@ -17,6 +17,7 @@ COMMON = [
     "data.source.num_validation=4",
     "data.global_batch_size=8",
     "data.batch_size_per_device=3",
+    "data.cache_dir=cache",
     "run_dir=run",
 ]
 METHODS = {

@@ -1,0 +1,292 @@
+"""Configs, templates and weights that somebody sent: each is refused in words, and a canary file never appears."""
+
+import itertools
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alignlab.models.places import POCKET
+from tests.commands import QUIET
+from tests.faults.cases import Case
+from tests.faults.promises import refused
+from tests.faults.runs import run
+
+SECONDS = 40
+"""In which an attack must be refused, those with endless loops included."""
+
+PLACES = (
+    "callbacks.evil", "logger.evil", "method.reward.evil", "method.loss", "optimizer", "scheduler", "model", "peft",
+    "peft.quantization", "data.source", "rollout", "trainer", "trainer.profiler", "method", "method.divergence",
+)  # fmt: skip
+"""Nodes of a config that name what is made."""
+
+CANARY = "CANARY"
+"""In the arguments below this stands for the file that must not appear, and PICKLE for one that would make it."""
+
+TARGETS: dict[str, dict[str, Any]] = {
+    "os.system": {"command": "touch CANARY"},
+    "posix.system": {"command": "touch CANARY"},
+    "subprocess.run": {"args": ["touch", "CANARY"]},
+    "subprocess.Popen": {"args": ["touch", "CANARY"]},
+    "builtins.open": {"file": "CANARY", "mode": "w"},
+    "builtins.exec": {"_args_": ["open('CANARY', 'w')"]},
+    "builtins.eval": {"_args_": ["open('CANARY', 'w')"]},
+    "io.open": {"file": "CANARY", "mode": "w"},
+    "codecs.open": {"filename": "CANARY", "mode": "w"},
+    "gzip.open": {"filename": "CANARY", "mode": "wb"},
+    "sqlite3.connect": {"database": "CANARY"},
+    "dbm.dumb.open": {"file": "CANARY", "flag": "n"},
+    "cProfile.run": {"statement": "open('CANARY', 'w')"},
+    "profile.run": {"statement": "open('CANARY', 'w')"},
+    "timeit.timeit": {"stmt": "open('CANARY', 'w')", "number": 1},
+    "trace.Trace.run": {"self": None, "cmd": "open('CANARY', 'w')"},
+    "code.interact": {"banner": "x"},
+    "pdb.run": {"statement": "open('CANARY', 'w')"},
+    "bdb.Bdb.run": {"self": None, "cmd": "open('CANARY', 'w')"},
+    "doctest.run_docstring_examples": {"f": None, "globs": {}},
+    "logging.FileHandler": {"filename": "CANARY"},
+    "logging.basicConfig": {"filename": "CANARY"},
+    "logging.config.dictConfig": {
+        "config": {"version": 1, "handlers": {"f": {"class": "logging.FileHandler", "filename": "CANARY"}}}
+    },
+    "pathlib.Path.touch": {"self": "CANARY"},
+    "pathlib.Path.write_text": {"self": "CANARY", "data": "x"},
+    "shutil.copy": {"src": "/etc/hostname", "dst": "CANARY"},
+    "tempfile.mkdtemp": {"prefix": "x"},
+    "urllib.request.urlretrieve": {"url": "file:///etc/hostname", "filename": "CANARY"},
+    "zipfile.ZipFile": {"file": "CANARY", "mode": "w"},
+    "tarfile.open": {"name": "CANARY", "mode": "w"},
+    "multiprocessing.Process": {},
+    "asyncio.create_subprocess_shell": {"cmd": "touch CANARY"},
+    "runpy.run_path": {"path_name": "PICKLE"},
+    "importlib.import_module": {"name": "antigravity"},
+    "pickle.load": {"file": "PICKLE"},
+    "shelve.open": {"filename": "CANARY"},
+    "functools.partial": {"_args_": ["x"]},
+    "operator.methodcaller": {"_args_": ["system"]},
+    "ctypes.CDLL": {"name": None},
+    "mailbox.Maildir": {"dirname": "CANARY"},
+    "cgitb.enable": {},
+    "compileall.compile_dir": {"dir": "."},
+    "torch.os.system": {"command": "touch CANARY"},
+    "torch.serialization.os.system": {"command": "touch CANARY"},
+    "transformers.utils.os.system": {"command": "touch CANARY"},
+    "numpy.os.system": {"command": "touch CANARY"},
+    "alignlab.data.cache.os.system": {"command": "touch CANARY"},
+    "alignlab.training.storage.shutil.rmtree": {"path": "CANARY"},
+    "alignlab.training.storage.write_text": {"path": "CANARY", "text": "x"},
+    "alignlab.build.functools.partial": {"_args_": ["x"]},
+    "alignlab.cli.main.main": {"words": ["train"]},
+    "pandas.read_pickle": {"filepath_or_buffer": "PICKLE"},
+    "pandas.DataFrame.to_csv": {"self": None, "path_or_buf": "CANARY"},
+    "numpy.load": {"file": "PICKLE", "allow_pickle": True},
+    "numpy.save": {"file": "CANARY", "arr": [1]},
+    "torch.load": {"f": "PICKLE", "weights_only": False},
+    "torch.save": {"obj": 1, "f": "CANARY"},
+    "torch.hub.load": {"repo_or_dir": ".", "model": "x", "source": "local"},
+    "torch.utils.cpp_extension.load_inline": {"name": "x", "cpp_sources": "int f(){return 1;}"},
+    "sympy.sympify": {"a": "__import__('os').system('touch CANARY')"},
+    "joblib.load": {"filename": "PICKLE"},
+    "cloudpickle.load": {"file": "PICKLE"},
+    "yaml.unsafe_load": {"stream": "!!python/object/apply:os.system ['touch CANARY']"},
+    "hydra.utils.instantiate": {"config": {"_target_": "os.system", "command": "touch CANARY"}},
+    "datasets.load_dataset": {"path": "csv", "data_files": "CANARY"},
+    "transformers.pipeline": {"task": "text-generation"},
+    "lightning.fabric.utilities.cloud_io.torch.load": {"f": "PICKLE", "weights_only": False},
+    "fsspec.open": {"urlpath": "CANARY", "mode": "w"},
+    "setuptools.sandbox.run_setup": {"setup_script": "x", "args": []},
+    "pip._internal.cli.main.main": {"args": ["--version"]},
+    "wandb.sdk.lib.filesystem.mkdir_exists_ok": {"dir_name": "CANARY"},
+    "matplotlib.pyplot.savefig": {"fname": "CANARY"},
+}
+"""Callables that a config could name, with arguments that leave a trace."""
+
+REWARDS = ("os:system", "subprocess:run", "builtins:exec", "shutil:rmtree", "posix:system", "pathlib:Path", "os.path:os.system")
+"""``method.reward.python.path`` takes functions of one's own, never the standard library's."""
+
+TEXTS = {
+    "a node made of a text": "callbacks.evil=${oc.create:'{_target_: logging.FileHandler, filename: CANARY}'}",
+    "a text resolved twice": "tags=['${oc.create:\"{_target_: builtins.open, file: CANARY, mode: w}\"}']",
+    "nested interpolation": "callbacks.evil._target_=${oc.decode:${oc.env:EVIL}}",
+    "a resolver that there is not": "run_dir=${python:1}",
+    "a resolver for the seed": "seed=${eval:1+1}",
+    "a node in a list": "tags=[{_target_: os.system, command: touch CANARY}]",
+    "a target in the data's columns": "data.columns={_target_: os.system}",
+    "a dunder": "optimizer._target_=torch.optim.AdamW.__init__.__globals__",
+    "a module": "optimizer._target_=torch.optim",
+    "a relative name": "optimizer._target_=.os.system",
+    "an empty name": "optimizer._target_=''",
+    "a list for a name": "optimizer._target_=[os.system]",
+    "arguments by place": "+optimizer._args_=['touch CANARY']",
+}
+
+TEMPLATES = {
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals": "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
+    "raise": "{{ raise_exception.__globals__['__builtins__']['open']('CANARY', 'w') }}",
+    "format": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "long text": "{{ 'a' * 10000000000 }}",
+    "long range": "{{ range(1000000000) | list | length }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "power": "{{ (9 ** 9 ** 9) % 7 }}",
+    "padding": "{{ 'a'.ljust(9000000000) }}",
+    "import": "{% include '/etc/passwd' %}",
+    "division": "{{ 1 / 0 }}",
+}
+
+
+class Evil:
+    """What a pickle makes when it is opened."""
+
+    def __init__(self, canary: Path):
+        self.canary = canary
+
+    def __reduce__(self):
+        return Path.touch, (self.canary,)
+
+
+def cases(work: Path, seed: int, small: bool) -> list[Case]:
+    """All of them, each target in a few places; one place each where it shall be quick."""
+    places = itertools.cycle(PLACES)
+    per_target = 1 if small else 3
+    found = [
+        Case(f"{place} = {target}", partial(named, target, place))
+        for target in TARGETS
+        for place in itertools.islice(places, per_target)
+    ]
+    found += [Case(f"reward {path}", partial(typed, "method=grpo", "method/reward=python", f"method.reward.python.path={path}")) for path in REWARDS]
+    found += [Case(name, partial(typed, text)) for name, text in TEXTS.items()]
+    found += [Case(f"template: {name}", partial(template, text)) for name, text in TEMPLATES.items()]
+    found += [Case(f"sent config: {target}", partial(sent, target)) for target in list(TARGETS)[:: 12 if small else 4]]
+    found += [Case(f"pickle as {name}", partial(pickled, make)) for name, make in PICKLES.items()]
+    return found
+
+
+def typed(*line: str) -> Callable[[Path], None]:
+    """A command line; called by the driver with the folder last."""
+    *words, folder = line
+    words = [word.replace(CANARY, str(folder / CANARY)) for word in words]
+    evil = json.dumps({"_target_": "os.system", "command": f"touch {folder / CANARY}"})
+    ended = run(folder, *QUIET, "trainer.max_steps=1", "run_dir=run", *words, seconds=SECONDS, EVIL=evil)
+    _harmless(folder)
+    refused(ended)
+
+
+def named(target: str, place: str, folder: Path) -> None:
+    """A target with its arguments in a place of the config; a partial where the place wants one."""
+    node = _node(target, folder) | ({"_partial_": True} if place in ("optimizer", "scheduler", "method.loss") else {})
+    method = ["method=grpo"] if place.startswith(("method.reward", "rollout")) else []
+    dpo = ["method=dpo"] if place == "method.divergence" else []
+    peft = ["peft=qlora"] if place == "peft.quantization" else []
+    typed(*method, *dpo, *peft, f"{place}={_hydra(node)}", folder)
+
+
+def sent(target: str, folder: Path) -> None:
+    """A saved config with the target among its callbacks, run with ``--from``."""
+    saved = folder / "sent"
+    _config(saved, {"callbacks": {"evil": _node(target, folder)}})
+    ended = run(folder, "train", "--from", str(saved), "run_dir=run", seconds=SECONDS)
+    _harmless(folder)
+    refused(ended)
+
+
+def template(text: str, folder: Path) -> None:
+    """A chat template in a file."""
+    (folder / "chat.jinja").write_text(text.replace(CANARY, str(folder / CANARY)))
+    typed("data.chat_template=chat.jinja", folder)
+
+
+def pickled(make: Callable[[Path, bytes], list[str]], folder: Path) -> None:
+    """Weights, adapters and data that are pickles."""
+    typed(*make(folder, pickle.dumps(Evil(folder / CANARY))), folder)
+
+
+def _model(folder: Path, content: bytes) -> list[str]:
+    shutil.copytree(POCKET, folder / "model")
+    (folder / "model" / "model.safetensors").unlink()
+    (folder / "model" / "pytorch_model.bin").write_bytes(content)
+    return ["model.path=model"]
+
+
+def _adapter(folder: Path, content: bytes) -> list[str]:
+    (folder / "adapter").mkdir()
+    config = {"peft_type": "LORA", "base_model_name_or_path": "pocket", "target_modules": ["q_proj"], "r": 2}
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    (folder / "adapter" / "adapter_model.bin").write_bytes(content)
+    return ["init_from=adapter", "peft=lora"]
+
+
+def _renamed(folder: Path, content: bytes) -> list[str]:
+    shutil.copytree(POCKET, folder / "model")
+    (folder / "model" / "model.safetensors").write_bytes(content)
+    return ["model.path=model"]
+
+
+def _checkpoint(folder: Path, content: bytes) -> list[str]:
+    (folder / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (folder / "checkpoints" / "step-00000001" / "state.ckpt").write_bytes(content)
+    return ["resume=checkpoints/step-00000001"]
+
+
+def _data(folder: Path, content: bytes) -> list[str]:
+    (folder / "rows.jsonl").write_bytes(content)
+    return ["data=jsonl", "data.path=rows.jsonl"]
+
+
+def _remote_code(folder: Path, content: bytes) -> list[str]:
+    shutil.copytree(POCKET, folder / "model")
+    config = json.loads((folder / "model" / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    (folder / "model" / "evil.py").write_text(f"open({str(folder / CANARY)!r}, 'w')\n")
+    return ["model.path=model"]
+
+
+PICKLES = {
+    "weights": _model,
+    "an adapter": _adapter,
+    "safetensors": _renamed,
+    "a checkpoint": _checkpoint,
+    "rows": _data,
+    "no pickle but remote code": _remote_code,
+}
+
+
+def _config(folder: Path, changes: dict[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    from alignlab.cli.composition.compose import compose
+
+    folder.mkdir()
+    plain = OmegaConf.to_container(compose([*QUIET, "trainer.max_steps=1", "run_dir=run"]), resolve=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain | changes))
+
+
+def _node(target: str, folder: Path) -> dict[str, Any]:
+    if target.startswith(("pandas", "numpy", "torch", "joblib", "pickle", "cloudpickle", "runpy", "lightning")):
+        (folder / "PICKLE").write_bytes(pickle.dumps(Evil(folder / CANARY)))
+    text = json.dumps(TARGETS[target])
+    text = text.replace(CANARY, str(folder / CANARY)).replace("PICKLE", str(folder / "PICKLE"))
+    return {"_target_": target, **json.loads(text)}
+
+
+def _hydra(value: Any) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_hydra(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_hydra, value)) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower()
+
+
+def _harmless(folder: Path) -> None:
+    assert not (folder / CANARY).exists(), "the canary: the config ran what it named"
