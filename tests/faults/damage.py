@@ -166,7 +166,7 @@ def _cached(source: Path, name: str, way: str, chance: random.Random, tokenizer,
             return
         assert rows == expected, "other tokens"
 
-    isolated(check, folder, seconds=10)
+    isolated(check, seconds=10)
 
 
 def _table(cache: Path, tokenizer):

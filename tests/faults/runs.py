@@ -6,11 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 from alignlab.cli.main import main
@@ -42,12 +43,12 @@ class Run:
 
     Args:
         pid: The first process, which leads a session.
-        output: File that takes what is printed.
+        output: File without a name that takes what is printed, so that no folder is changed by it.
         poll: Exit code of the first process, None while it runs.
         mark: Value of ``MARK`` in the environment, empty for a fork.
     """
 
-    def __init__(self, pid: int, output: Path, poll: Callable[[], int | None], mark: str = ""):
+    def __init__(self, pid: int, output: BinaryIO, poll: Callable[[], int | None], mark: str = ""):
         self.pid, self.output, self.poll, self.mark = pid, output, poll, mark
         self.began = time.time()
 
@@ -83,7 +84,7 @@ class Run:
 
     def text(self) -> str:
         """What was printed so far."""
-        return self.output.read_text(errors="replace")
+        return _text(self.output)
 
     def _is_marked(self, pid: int) -> bool:
         try:
@@ -94,26 +95,25 @@ class Run:
 
 def start(folder: Path, *words: str, **environment: str) -> Run:
     """``train.py WORDS`` in a process of its own, in a folder."""
-    mark, output = uuid4().hex, _output(folder)
-    with output.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(REPOSITORY / "train.py"), *words],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **environment, MARK: mark},
-        )
+    mark, output = uuid4().hex, tempfile.TemporaryFile()
+    process = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *words],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, **environment, MARK: mark},
+    )
     return Run(process.pid, output, process.poll, mark)
 
 
-def fork(folder: Path, *words: str, **environment: str) -> Run:
-    """The same in a fork of this process: no imports, so it starts in no time."""
-    output = _output(folder)
+def fork(folder: Path, *words: str, root: Path | None = None, **environment: str) -> Run:
+    """The same in a fork of this process, which needs no imports; with ``root`` that is all it sees of the disk."""
+    output = tempfile.TemporaryFile()
     pid = os.fork()
     if pid == 0:
-        _become(folder, output, words, environment)
+        _become(folder, output, words, environment, root)
     ended: list[int] = []
 
     def poll() -> int | None:
@@ -125,21 +125,23 @@ def fork(folder: Path, *words: str, **environment: str) -> Run:
     return Run(pid, output, poll)
 
 
-def run(folder: Path, *words: str, seconds: float = SECONDS_PER_RUN, **environment: str) -> Ended:
+def run(
+    folder: Path, *words: str, seconds: float = SECONDS_PER_RUN, root: Path | None = None, **environment: str
+) -> Ended:
     """A forked run to its end, after which no process of it may be alive."""
-    forked = fork(folder, *words, **environment)
+    forked = fork(folder, *words, root=root, **environment)
     ended = forked.wait(seconds)
     forked.wait_for_all(5)
     return ended
 
 
-def isolated(function: Callable[[], None], folder: Path, seconds: float = 30) -> None:
+def isolated(function: Callable[[], None], seconds: float = 30) -> None:
     """Call a function in a fork, so that neither a crash nor code that never returns ends the harness.
 
     Raises:
         AssertionError: It raised, died or took too long; with its last words.
     """
-    output = _output(folder)
+    output = tempfile.TemporaryFile()
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -148,7 +150,8 @@ def isolated(function: Callable[[], None], folder: Path, seconds: float = 30) ->
             code = 0
         except BaseException as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            output.write_text(f"{type(error).__name__} ({Path(where.filename).name}:{where.lineno}): {str(error)[:600]}")
+            text = f"{type(error).__name__} ({Path(where.filename).name}:{where.lineno}): {str(error)[:600]}"
+            os.write(output.fileno(), text.encode(errors="replace"))
         finally:
             os._exit(code)
     limit = time.time() + seconds
@@ -158,21 +161,25 @@ def isolated(function: Callable[[], None], folder: Path, seconds: float = 30) ->
             os.waitpid(pid, 0)
             raise AssertionError(f"still busy after {seconds:g} s")
         time.sleep(0.002)
-    assert found[1] == 0, output.read_text() if output.exists() else f"ended by signal {found[1]}"
+    assert found[1] == 0, _text(output) or f"ended with status {found[1]}"
 
 
-def _become(folder: Path, output: Path, words: tuple[str, ...], environment: Mapping[str, str]) -> None:
+def _become(
+    folder: Path, output: BinaryIO, words: tuple[str, ...], environment: Mapping[str, str], root: Path | None
+) -> None:
     """The forked child: run the command, then leave without returning to the caller's code."""
     code = 1
     try:
         os.setsid()
-        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
         sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(environment)
+        if root is not None:
+            os.chroot(root)
         os.chdir(folder)
         sys.argv = ["train.py", *words]
         code = main(list(words) if words[:1] == ("train",) else ["train", *words])
@@ -191,8 +198,8 @@ def _become(folder: Path, output: Path, words: tuple[str, ...], environment: Map
         os._exit(code or 0)
 
 
-def _output(folder: Path) -> Path:
-    return folder.parent / f"{folder.name}.{uuid4().hex[:6]}.out"
+def _text(output: BinaryIO) -> str:
+    return os.pread(output.fileno(), 10_000_000, 0).decode(errors="replace")
 
 
 def _pids() -> list[int]:
