@@ -111,7 +111,15 @@ TARGETS: dict[str, dict[str, Any]] = {
 }
 """Callables that a config could name, with arguments that leave a trace."""
 
-REWARDS = ("os:system", "subprocess:run", "builtins:exec", "shutil:rmtree", "posix:system", "pathlib:Path", "os.path:os.system")
+REWARDS = (
+    "os:system",
+    "subprocess:run",
+    "builtins:exec",
+    "shutil:rmtree",
+    "posix:system",
+    "pathlib:Path",
+    "os.path:os.system",
+)
 """``method.reward.python.path`` takes functions of one's own, never the standard library's."""
 
 TEXTS = {
@@ -165,7 +173,12 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
         for target in TARGETS
         for place in itertools.islice(places, per_target)
     ]
-    found += [Case(f"reward {path}", partial(typed, "method=grpo", "method/reward=python", f"method.reward.python.path={path}")) for path in REWARDS]
+    found += [
+        Case(
+            f"reward {path}", partial(typed, "method=grpo", "method/reward=python", f"method.reward.python.path={path}")
+        )
+        for path in REWARDS
+    ]
     found += [Case(name, partial(typed, text)) for name, text in TEXTS.items()]
     found += [Case(f"template: {name}", partial(template, text)) for name, text in TEMPLATES.items()]
     found += [Case(f"sent config: {target}", partial(sent, target)) for target in list(TARGETS)[:: 12 if small else 4]]
@@ -173,10 +186,14 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
     return found
 
 
-def typed(*line: str) -> Callable[[Path], None]:
-    """A command line; called by the driver with the folder last."""
+def typed(*line: Any) -> None:
+    """A command line, the folder last."""
     *words, folder = line
-    words = [word.replace(CANARY, str(folder / CANARY)) for word in words]
+    asked([word.replace(CANARY, str(folder / CANARY)) for word in words], folder)
+
+
+def asked(words: list[str], folder: Path) -> None:
+    """Ask for something evil: it is refused when the config is checked, or by the run."""
     words = [*QUIET, "trainer.max_steps=1", "run_dir=run", *words]
     evil = json.dumps({"_target_": "os.system", "command": f"touch {folder / CANARY}"})
     refused_early = _is_refused_by_the_check(words)
@@ -193,7 +210,7 @@ def named(target: str, place: str, folder: Path) -> None:
     method = ["method=grpo"] if place.startswith(("method.reward", "rollout")) else []
     dpo = ["method=dpo"] if place == "method.divergence" else []
     peft = ["peft=qlora"] if place == "peft.quantization" else []
-    typed(*method, *dpo, *peft, f"{place}={_hydra(node)}", folder)
+    asked([*method, *dpo, *peft, f"{place}={_hydra(node)}"], folder)
 
 
 def sent(target: str, folder: Path) -> None:

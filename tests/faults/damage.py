@@ -87,7 +87,9 @@ def resumed(whole: Path, source: Path, name: str, way: str, chance: random.Rando
     copy(source, folder / "run")
     shutil.copytree(source.parent / "cache", folder / "cache")
     damage(folder / "run" / name, way, chance)
-    before = {path: content for path, content in tree(folder / "run").items() if path.startswith(("checkpoints", "model"))}
+    before = {
+        path: content for path, content in tree(folder / "run").items() if path.startswith(("checkpoints", "model"))
+    }
     method = "grpo" if "grpo" in str(source) else "sft"
     ended = run(folder, *words(method), "resume=auto", seconds=60)
     if ended.code:
@@ -101,7 +103,9 @@ def resumed(whole: Path, source: Path, name: str, way: str, chance: random.Rando
         same_run(whole, folder / "run")
 
 
-def begun_from(first: Path, whole: Path, source: Path, name: str, way: str, chance: random.Random, folder: Path) -> None:
+def begun_from(
+    first: Path, whole: Path, source: Path, name: str, way: str, chance: random.Random, folder: Path
+) -> None:
     """A run that begins from a damaged model: as from the whole one, or refused, and the base is left as it was."""
     copy(source, folder / "base")
     damage(folder / "base" / name, way, chance)
