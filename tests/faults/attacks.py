@@ -1,5 +1,7 @@
 """Configs, templates and weights that somebody sent: each is refused in words, and a canary file never appears."""
 
+import copy
+import functools
 import itertools
 import json
 import pickle
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab import compat, schema
 from alignlab.cli.composition.compose import compose
@@ -21,6 +23,7 @@ from tests.faults.cases import Case
 from tests.faults.promises import refused
 from tests.faults.runs import run
 
+TINY = [*QUIET, "trainer.max_steps=1", "data.source.num_train=20", "data.source.num_validation=2", "run_dir=run"]
 SECONDS = 40
 """In which an attack must be refused, those with endless loops included."""
 
@@ -29,6 +32,17 @@ PLACES = (
     "peft.quantization", "data.source", "rollout", "trainer", "trainer.profiler", "method", "method.divergence",
 )  # fmt: skip
 """Nodes of a config that name what is made."""
+
+CHOICE_OF = {
+    "method.reward.evil": "method=grpo",
+    "rollout": "method=grpo",
+    "method.divergence": "method=dpo",
+    "peft.quantization": "peft=qlora",
+}
+"""Choice that brings a place into the config; SFT has the others."""
+
+PARTIAL = ("optimizer", "scheduler", "method.loss")
+"""Places that hold a function with some of its arguments."""
 
 CANARY = "CANARY"
 """In the arguments below this stands for the file that must not appear, and PICKLE for one that would make it."""
@@ -143,7 +157,7 @@ TEMPLATES = {
     "globals": "{{ cycler.__init__.__globals__.os.system('touch CANARY') }}",
     "raise": "{{ raise_exception.__globals__['__builtins__']['open']('CANARY', 'w') }}",
     "format": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "long text": "{{ 'a' * 10000000000 }}",
     "long range": "{{ range(1000000000) | list | length }}",
     "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
@@ -167,70 +181,60 @@ class Evil:
 def cases(work: Path, seed: int, small: bool) -> list[Case]:
     """All of them, each target in a few places; one place each where it shall be quick."""
     places = itertools.cycle(PLACES)
-    per_target = 1 if small else 3
-    found = [
-        Case(f"{place} = {target}", partial(named, target, place))
-        for target in TARGETS
-        for place in itertools.islice(places, per_target)
+    num_places = 1 if small else 3
+    rewards = ["method=grpo", "method/reward=python"]
+    return [
+        *(
+            Case(f"{place} = {target}", partial(sent, target, place))
+            for target in TARGETS
+            for place in itertools.islice(places, num_places)
+        ),
+        *(Case(f"reward {path}", partial(typed, [*rewards, f"method.reward.python.path={path}"])) for path in REWARDS),
+        *(Case(name, partial(typed, [text])) for name, text in TEXTS.items()),
+        *(Case(f"template: {name}", partial(template, text)) for name, text in TEMPLATES.items()),
+        *(Case(f"pickle as {name}", partial(pickled, make)) for name, make in PICKLES.items()),
     ]
-    found += [
-        Case(
-            f"reward {path}", partial(typed, "method=grpo", "method/reward=python", f"method.reward.python.path={path}")
-        )
-        for path in REWARDS
-    ]
-    found += [Case(name, partial(typed, text)) for name, text in TEXTS.items()]
-    found += [Case(f"template: {name}", partial(template, text)) for name, text in TEMPLATES.items()]
-    found += [Case(f"sent config: {target}", partial(sent, target)) for target in list(TARGETS)[:: 12 if small else 4]]
-    found += [Case(f"pickle as {name}", partial(pickled, make)) for name, make in PICKLES.items()]
-    return found
 
 
-def typed(*line: Any) -> None:
-    """A command line, the folder last."""
-    *words, folder = line
-    asked([word.replace(CANARY, str(folder / CANARY)) for word in words], folder)
+def sent(target: str, place: str, folder: Path) -> None:
+    """A saved config with the target and its arguments in a place of it, run with ``--from``."""
+    plain = copy.deepcopy(_plain(CHOICE_OF.get(place, "method=sft")))
+    *parents, last = place.split(".")
+    node = plain
+    for name in parents:
+        node[name] = node.get(name) or {}
+        node = node[name]
+    node[last] = _node(target, folder) | ({"_partial_": True} if place in PARTIAL else {})
+    if not _is_refused_by_the_check(OmegaConf.create(plain)):
+        (folder / "sent").mkdir()
+        (folder / "sent" / "config.yaml").write_text(yaml.safe_dump(plain))
+        refused(run(folder, "train", "--from", "sent", "run_dir=run", seconds=SECONDS))
+    _harmless(folder)
 
 
-def asked(words: list[str], folder: Path) -> None:
-    """Ask for something evil: it is refused when the config is checked, or by the run."""
-    words = [*QUIET, "trainer.max_steps=1", "run_dir=run", *words]
+def typed(words: list[str], folder: Path) -> None:
+    """A command line, refused when it is composed and checked, or by the run."""
+    tiny = [word for word in TINY if "data=jsonl" not in words or not word.startswith("data.source")]
+    words = [*tiny, *(word.replace(CANARY, str(folder / CANARY)) for word in words)]
     evil = json.dumps({"_target_": "os.system", "command": f"touch {folder / CANARY}"})
-    refused_early = _is_refused_by_the_check(words)
+    try:
+        is_refused = _is_refused_by_the_check(compose(words))
+    except InputError:
+        is_refused = True
+    if not is_refused:
+        refused(run(folder, *words, seconds=SECONDS, EVIL=evil))
     _harmless(folder)
-    if not refused_early:
-        ended = run(folder, *words, seconds=SECONDS, EVIL=evil)
-        _harmless(folder)
-        refused(ended)
-
-
-def named(target: str, place: str, folder: Path) -> None:
-    """A target with its arguments in a place of the config; a partial where the place wants one."""
-    node = _node(target, folder) | ({"_partial_": True} if place in ("optimizer", "scheduler", "method.loss") else {})
-    method = ["method=grpo"] if place.startswith(("method.reward", "rollout")) else []
-    dpo = ["method=dpo"] if place == "method.divergence" else []
-    peft = ["peft=qlora"] if place == "peft.quantization" else []
-    asked([*method, *dpo, *peft, f"{place}={_hydra(node)}"], folder)
-
-
-def sent(target: str, folder: Path) -> None:
-    """A saved config with the target among its callbacks, run with ``--from``."""
-    saved = folder / "sent"
-    _config(saved, {"callbacks": {"evil": _node(target, folder)}})
-    ended = run(folder, "train", "--from", str(saved), "run_dir=run", seconds=SECONDS)
-    _harmless(folder)
-    refused(ended)
 
 
 def template(text: str, folder: Path) -> None:
     """A chat template in a file."""
     (folder / "chat.jinja").write_text(text.replace(CANARY, str(folder / CANARY)))
-    typed("data.chat_template=chat.jinja", folder)
+    typed(["data.chat_template=chat.jinja"], folder)
 
 
 def pickled(make: Callable[[Path, bytes], list[str]], folder: Path) -> None:
     """Weights, adapters and data that are pickles."""
-    typed(*make(folder, pickle.dumps(Evil(folder / CANARY))), folder)
+    typed(make(folder, pickle.dumps(Evil(folder / CANARY))), folder)
 
 
 def _model(folder: Path, content: bytes) -> list[str]:
@@ -284,10 +288,10 @@ PICKLES = {
 }
 
 
-def _config(folder: Path, changes: dict[str, Any]) -> None:
-    folder.mkdir()
-    plain = OmegaConf.to_container(compose([*QUIET, "trainer.max_steps=1", "run_dir=run"]), resolve=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain | changes))
+@functools.cache
+def _plain(choice: str) -> dict[str, Any]:
+    """A whole config as a run saves it."""
+    return OmegaConf.to_container(compose([*TINY, choice]), resolve=True)
 
 
 def _node(target: str, folder: Path) -> dict[str, Any]:
@@ -298,21 +302,10 @@ def _node(target: str, folder: Path) -> dict[str, Any]:
     return {"_target_": target, **json.loads(text)}
 
 
-def _hydra(value: Any) -> str:
-    """A value as Hydra's command line takes it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_hydra(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_hydra, value)) + "]"
-    if isinstance(value, str):
-        return "'" + value.replace("'", "\\'") + "'"
-    return "null" if value is None else str(value).lower()
-
-
-def _is_refused_by_the_check(words: list[str]) -> bool:
-    """Whether composing and checking, which a run begins with, refuses the words; it costs no process."""
+def _is_refused_by_the_check(cfg: DictConfig) -> bool:
+    """Whether the checks that a run begins with refuse a config; it costs no process."""
     try:
-        compat.check(schema.check(compose(words)))
+        compat.check(schema.check(cfg))
     except InputError:
         return True
     return False

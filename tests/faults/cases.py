@@ -60,7 +60,7 @@ def result_of(kind: str, case: Case, folder: Path) -> Result:
 
 @contextmanager
 def time_limit(seconds: float):
-    """Raise ``TimeoutError`` in the main thread where a block takes longer; code that never returns to Python is let go."""
+    """Raise ``TimeoutError`` where a block of the main thread takes longer; code in C is waited for."""
 
     def ring(*_):
         raise TimeoutError(f"longer than {seconds:g} s")

@@ -83,9 +83,9 @@ PYTHON = {
 """Bodies of a reward that never gives one usable number."""
 
 SOMETIMES = {
-    "raises now and then": "import random\n    if random.random() < 0.5: raise ValueError\n    return [float(len(c)) for c in completions]",
+    "raises now and then": "assert len(completions[0]) % 2\n    return [float(len(c)) for c in completions]",
     "None for one": "return [None] + [float(len(c)) for c in completions[1:]]",
-    "changes what it gets": "scores = [float(len(c)) for c in completions]; completions.clear(); prompts.clear(); return scores",
+    "changes what it gets": "scores = [float(len(c)) for c in completions]; completions.clear(); return scores",
     "prints a lot": "print('x' * 100_000); return [float(len(c)) for c in completions]",
     "an array": "import numpy; return numpy.array([len(c) for c in completions])",
     "a generator": "return (float(len(c)) for c in completions)",

@@ -86,12 +86,12 @@ DATA: dict[str, tuple[list[str], Callable[[Rows, Path], str], Rows]] = {
 }
 DATA |= {
     "margin a text": (MARGIN, _jsonl, _with("margin", "much")),
-    "margin missing": (MARGIN, _jsonl, [row if n != 7 else {k: v for k, v in row.items() if k != "margin"} for n, row in enumerate(_with("margin", 1.0))]),
+    "margin missing": (MARGIN, _jsonl, [*_with("margin", 1.0), PAIR | {"n": "7"}]),
     "margin null": (MARGIN, _jsonl, _with("margin", None)),
     "margin of 400 digits": (MARGIN, _jsonl, _with("margin", 10**400)),
     "margin 1e400": (MARGIN, _hundreds, _with("margin", -77.5)),
     "margin nowhere": (MARGIN, _jsonl, [PAIR | {"n": str(n)} for n in range(12)]),
-    "scores NaN": (["method=group_dpo"], _parquet, _with("scores", [float("nan"), 1.0], SCORES | {"scores": [1.0, 0.0]})[7:8] * 12),
+    "scores NaN": (["method=group_dpo"], _parquet, [SCORES | {"scores": [float("nan"), 1.0]}] * 12),
     "scores of 400 digits": (["method=group_dpo"], _jsonl, [SCORES | {"scores": [10**400, 1]}] * 12),
     "label NaN": (["method=kto"], _parquet, [{"prompt": "a", "completion": "b", "label": float("nan")}] * 12),
     "label 2": (["method=kto"], _jsonl, [{"prompt": "a", "completion": "b", "label": 2}] * 12),

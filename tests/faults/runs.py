@@ -1,4 +1,4 @@
-"""Runs as a user starts them: in a process of their own, or, quicker, in a fork of this one that has imported everything."""
+"""Runs as a user starts them: in a process of their own, or, quicker, in a fork of this one."""
 
 import contextlib
 import os
@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -95,7 +94,7 @@ class Run:
 
 def start(folder: Path, *words: str, **environment: str) -> Run:
     """``train.py WORDS`` in a process of its own, in a folder."""
-    mark, output = uuid4().hex, tempfile.TemporaryFile()
+    mark, output = uuid4().hex, _nameless()
     process = subprocess.Popen(
         [sys.executable, str(REPOSITORY / "train.py"), *words],
         cwd=folder,
@@ -110,7 +109,7 @@ def start(folder: Path, *words: str, **environment: str) -> Run:
 
 def fork(folder: Path, *words: str, root: Path | None = None, **environment: str) -> Run:
     """The same in a fork of this process, which needs no imports; with ``root`` that is all it sees of the disk."""
-    output = tempfile.TemporaryFile()
+    output = _nameless()
     pid = os.fork()
     if pid == 0:
         _become(folder, output, words, environment, root)
@@ -141,7 +140,7 @@ def isolated(function: Callable[[], None], seconds: float = 30) -> None:
     Raises:
         AssertionError: It raised, died or took too long; with its last words.
     """
-    output = tempfile.TemporaryFile()
+    output = _nameless()
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -174,7 +173,7 @@ def _become(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.environ.update(environment)
@@ -196,6 +195,10 @@ def _become(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code or 0)
+
+
+def _nameless() -> BinaryIO:
+    return os.fdopen(os.memfd_create("output"), "w+b")
 
 
 def _text(output: BinaryIO) -> str:
