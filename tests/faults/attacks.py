@@ -23,7 +23,14 @@ from tests.faults.cases import Case
 from tests.faults.promises import refused
 from tests.faults.runs import run
 
-TINY = [*QUIET, "trainer.max_steps=1", "data.source.num_train=20", "data.source.num_validation=2", "run_dir=run"]
+TINY = [
+    *QUIET,
+    "trainer.max_steps=1",
+    "data.source.num_train=20",
+    "data.source.num_validation=2",
+    "data.cache_dir=cache",
+    "run_dir=run",
+]
 SECONDS = 40
 """In which an attack must be refused, those with endless loops included."""
 

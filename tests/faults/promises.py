@@ -10,7 +10,7 @@ from tests.faults.runs import Ended
 from tests.test_resume import assert_same_run
 
 SAID = re.compile(r"^(Refused|Failed|Stopped)\b", re.MULTILINE)
-LEFT_OVERS = (".building-*", "*.partial", ".*.partial", ".step-*", ".*.removed")
+LEFT_OVERS = (".building-*", "*.partial", ".*.partial", ".step-*", ".*.removed", ".*.old")
 """Names under which something is written before it is whole."""
 
 

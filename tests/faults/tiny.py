@@ -56,7 +56,7 @@ def undisturbed(work: Path, wanted: list[tuple[str, str]], *, forked: bool) -> d
         folder = work / "-".join(pair)
         folder.mkdir(parents=True)
         run = folder / "run"
-        done(begin(folder, *words(*pair), forked=forked).wait(), run)
+        done(begin(folder, *words(*pair), forked=forked).wait(600), run)
         return run
 
     with ThreadPoolExecutor(1 if forked else 2) as pool:
