@@ -5,6 +5,7 @@ import importlib
 import multiprocessing
 import os
 import queue
+import shutil
 import sys
 import tempfile
 import time
@@ -27,15 +28,17 @@ def main(words: Sequence[str] | None = None) -> int:
     import alignlab.run  # noqa: F401  (forks then have everything imported)
 
     results: list[Result] = []
-    with tempfile.TemporaryDirectory(prefix="faults-", ignore_cleanup_errors=True) as work:
-        for kind in asked.kinds:
-            results += run_kind(kind, Path(work) / kind, asked.seed, asked.scale == "small", asked.jobs, asked.only)
-            if asked.out:
-                write_table(Path(asked.out), results, seed=asked.seed, scale=asked.scale)
+    work = Path(tempfile.mkdtemp(prefix="faults-"))
+    for kind in asked.kinds:
+        results += run_kind(kind, work / kind, asked.seed, asked.scale == "small", asked.jobs, asked.only)
+        if asked.out:
+            write_table(Path(asked.out), results, seed=asked.seed, scale=asked.scale)
     print("\n" + summary_table(results))
     failed = [result for result in results if result.verdict == "failed"]
     for result in failed:
         print(f"FAILED {result.kind}: {result.name}: {result.why}\n")
+    if not failed:
+        shutil.rmtree(work)
     return int(bool(failed))
 
 

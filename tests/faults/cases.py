@@ -1,5 +1,6 @@
 """What a kind of fault consists of: named cases, each a function that fails where the promise is broken."""
 
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -46,7 +47,7 @@ class Result(NamedTuple):
 
 
 def result_of(kind: str, case: Case, folder: Path) -> Result:
-    """Run one case; nothing that it raises gets out but Ctrl-C."""
+    """Run one case; nothing that it raises gets out but Ctrl-C. The folder of one that failed is left."""
     began, tried, verdict, why = time.monotonic(), 1, "passed", ""
     try:
         folder.mkdir(parents=True)
@@ -55,6 +56,8 @@ def result_of(kind: str, case: Case, folder: Path) -> Result:
         tried, verdict, why = 0, "skipped", str(skipped)
     except (Exception, SystemExit) as error:
         verdict, why = "failed", f"{type(error).__name__}: {error}"
+    if verdict != "failed":
+        shutil.rmtree(folder, ignore_errors=True)
     return Result(kind, case.name, tried, verdict, why, time.monotonic() - began)
 
 
