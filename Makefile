@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-slow test-vllm vllm lint format clean
+.PHONY: train test test-slow test-vllm vllm faults lint format clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -14,6 +14,9 @@ test: $(READY)             ## run all tests
 
 test-slow: $(READY)        ## run the tests that repeat what quicker ones show, under more strategies and tokenizers
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+faults: $(READY)           ## inject faults of every kind, and count them in docs/reliability.md
+	$(BIN)/python -m tests.faults --out docs/reliability.md $(ARGS)
 
 vllm: .venv-vllm/.ready    ## install vLLM into an environment of its own
 test-vllm: $(READY) .venv-vllm/.ready ## run the tests against the real vLLM engine

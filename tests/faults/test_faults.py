@@ -1,0 +1,14 @@
+"""A short part of ``make faults``, which ``make test`` runs: every kind that needs no disk of its own."""
+
+import pytest
+
+from tests.faults.__main__ import run_kind
+
+QUICK = ("attacks", "collisions", "damage", "kills", "neighbours", "numbers", "overrides", "rows", "signals")
+
+
+@pytest.mark.parametrize("kind", QUICK)
+def test_faults(kind, tmp_path):
+    results = run_kind(kind, tmp_path / kind, seed=0, small=True, jobs=1)
+    failed = [f"{result.name}: {result.why[:400]}" for result in results if result.verdict == "failed"]
+    assert results and not failed, "\n".join(failed)
