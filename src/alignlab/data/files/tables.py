@@ -66,12 +66,8 @@ def parquet_records(name: str, path: Path) -> Iterator[Record]:
                 yield table_record(f"{name}[{index}]", row)
                 index += 1
     except UNREADABLE as error:
-        why = (
-            f"it is damaged after row {index - 1} ({reason(error)})"
-            if index
-            else f"not a Parquet file ({reason(error)})"
-        )
-        raise InputError(name, why, "Copy or download the file again") from error
+        what = f"it is damaged after {index} rows" if index else "not a Parquet file"
+        raise InputError(name, f"{what} ({reason(error)})", "Copy or download the file again") from error
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:

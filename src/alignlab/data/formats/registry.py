@@ -130,7 +130,7 @@ def _registry(dataset_info: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _wrong_types(asked: str, raw: Mapping[str, Any]) -> list[InputError]:
-    """What is of another type than LLaMA-Factory's documentation gives, at every key; unknown keys are no matter here."""
+    """What is of another type than LLaMA-Factory's documentation gives; unknown keys are refused elsewhere."""
     given = {key: raw[key] for key in TYPES if key in raw}
     for part in ("columns", "tags"):
         inside = raw[part].items() if isinstance(raw.get(part), dict) else ()
