@@ -30,14 +30,13 @@ def typed_path(path: str | Path, asked: str) -> Path:
 
 
 def reason(error: BaseException) -> str:
-    """What the system or a library says in one line, without the path where it names it again.
+    """What the system or a library says in one line, at most 400 characters, without the path where it names it again.
 
     Args:
         error: Any exception.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
+    return " ".join(text.split())[:400] or type(error).__name__
 
 
 def _short(path: str | Path) -> str:

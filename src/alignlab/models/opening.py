@@ -54,7 +54,7 @@ def refuse_sizes(config: Any, asked: str) -> None:
 
     Args:
         config: Of Transformers, or its keys as a mapping.
-        asked: Where they were given; the key is put after it.
+        asked: Where they were given, such that the key can follow: ``model.config.``.
 
     Raises:
         InputError: All of them.
@@ -64,13 +64,13 @@ def refuse_sizes(config: Any, asked: str) -> None:
     whole = {key: size for key, size in sizes.items() if type(size) is int and size >= 1}
     # Some architectures give one size per layer.
     wrong = {key: size for key, size in sizes.items() if key not in whole and not isinstance(size, list | tuple)}
-    faults = [InputError(f"{asked}.{key}={size}", "it is no size", "Write 1 or more") for key, size in wrong.items()]
+    faults = [InputError(f"{asked}{key}={size}", "it is no size", "Write 1 or more") for key, size in wrong.items()]
     heads, shared = whole.get("num_attention_heads"), whole.get("num_key_value_heads")
     width = whole.get("hidden_size", 0)
     if heads and "head_dim" not in sizes and width % heads:
         why = f"{heads} attention heads do not divide a hidden size of {width}"
-        faults.append(InputError(f"{asked}.num_attention_heads={heads}", why, "Write a divisor, or head_dim beside it"))
+        faults.append(InputError(f"{asked}num_attention_heads={heads}", why, "Write a divisor, or head_dim beside it"))
     if heads and shared and heads % shared:
         why = f"{shared} key-value heads do not divide {heads} attention heads"
-        faults.append(InputError(f"{asked}.num_key_value_heads={shared}", why, "Write a divisor"))
+        faults.append(InputError(f"{asked}num_key_value_heads={shared}", why, "Write a divisor"))
     raise_all(faults)
