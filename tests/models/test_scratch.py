@@ -94,7 +94,7 @@ def test_config_faults_are_reported_together(tokenizer):
     [
         ({"model_type": "lama"}, "Did you mean 'llama'"),
         ({}, "no causal language model"),
-        ({**LLAMA, "hidden_size": 17}, "do not divide"),
+        ({**LLAMA, "hidden_size": 17}, "not a multiple"),
         ({**LLAMA, "hidden_size": "wide"}, "hidden_size"),
     ],
 )

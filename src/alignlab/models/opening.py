@@ -49,8 +49,8 @@ def opening(asked: str, what: str, instead: str) -> Iterator[None]:
         raise InputError(asked, f"{what}: {reason(error)}", instead) from error
 
 
-def refuse_sizes(config: Any, asked: str) -> None:
-    """Refuse sizes that are no size, and heads that do not divide what they share.
+def refuse_values(config: Any, asked: str) -> None:
+    """Refuse sizes and shares that are none, and heads that do not divide what they share.
 
     Args:
         config: Of Transformers, or its keys as a mapping.
@@ -65,11 +65,21 @@ def refuse_sizes(config: Any, asked: str) -> None:
     # Some architectures give one size per layer.
     wrong = {key: size for key, size in sizes.items() if key not in whole and not isinstance(size, list | tuple)}
     faults = [InputError(f"{asked}{key}={size}", "it is no size", "Write 1 or more") for key, size in wrong.items()]
+    shares = {key: given[key] for key in given if key.endswith(("dropout", "pdrop"))}
+    faults += [
+        InputError(f"{asked}{key}={share}", "it is no share of what is dropped", "Write 0 or more, below 1")
+        for key, share in shares.items()
+        if share is not None and not (isinstance(share, int | float) and 0 <= share < 1)
+    ]
     heads, shared = whole.get("num_attention_heads"), whole.get("num_key_value_heads")
     width = whole.get("hidden_size", 0)
-    if heads and "head_dim" not in sizes and width % heads:
+    # Keys alone do not tell: an architecture may have a head size of its own.
+    if heads and not isinstance(config, Mapping) and "head_dim" not in sizes and width % heads:
         why = f"{heads} attention heads do not divide a hidden size of {width}"
         faults.append(InputError(f"{asked}num_attention_heads={heads}", why, "Write a divisor, or head_dim beside it"))
+    if whole.get("head_dim", 0) % 2 and given.get("rope_parameters"):
+        why = "rotary positions turn pairs of numbers"
+        faults.append(InputError(f"{asked}head_dim={whole['head_dim']}", why, "Write an even number"))
     if heads and shared and heads % shared:
         why = f"{shared} key-value heads do not divide {heads} attention heads"
         faults.append(InputError(f"{asked}num_key_value_heads={shared}", why, "Write a divisor"))

@@ -29,7 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
-from alignlab.models.opening import opening, refuse_sizes
+from alignlab.models.opening import opening, refuse_values
 from alignlab.paths import typed_path
 
 log = logging.getLogger(__name__)
@@ -147,13 +147,13 @@ def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
         asked = f"model.config.vocab_size={keys['vocab_size']}"
         faults.append(InputError(asked, f"the tokenizer has {rows} tokens", "Leave it out, or ask for more"))
     raise_all(faults)
-    refuse_sizes(keys, "model.config.")
+    refuse_values(keys, "model.config.")
     # No pad token here: Embedding(padding_idx) would start that row at zero, and pad may be the end of sequence.
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     values = {"vocab_size": rows, **keys, **special}
     with opening(f"model.config of model_type={kind}", "it is refused", "Change the value named"):
         config = architecture(**{key: value for key, value in values.items() if key != "model_type"})
-    refuse_sizes(config, "model.config.")
+    refuse_values(config, "model.config.")
     return config
 
 
