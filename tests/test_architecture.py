@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "alignlab"
 FLOORS = {
     "disk": 1, "errors": 1, "processes": 1, "batches": 1, "crew": 1, "adapted": 1, "forest": 1, "metrics": 1,
+    "paths": 1,
     "losses": 2, "rewards": 2,
     "data": 3, "models": 3, "rollout": 3, "training": 3,
     "methods": 4,

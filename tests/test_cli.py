@@ -11,7 +11,10 @@ from alignlab import run
 from alignlab.cli.composition.compose import ROOT
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
+from alignlab.cli.sweep.job import Job
+from alignlab.cli.sweep.sweep import write_table
 from alignlab.errors import InputError
+from alignlab.training.run_folder import read_status
 
 
 @pytest.fixture
@@ -171,6 +174,39 @@ def test_from_repeats_a_run_with_changes(jobs, tmp_path):
     again = jobs[1]
     assert (again.seed, again.peft.r, again.optimizer.lr, again.run_dir) == (7, 16, 0.25, None)
     assert main(["train", "--from=old", "optimizer.lrr=1"]) == 2
+
+
+CONFIGS = [b"", b"\xff\xfe\x00a", b"[1, 2]", b"a: [", b"5", b"seed: {", b"seed: [1]\n", b"strategy: x\n", b"\x00", None]
+
+
+@pytest.mark.parametrize("content", CONFIGS)
+def test_from_a_run_whose_config_is_damaged_is_refused(jobs, tmp_path, capsys, content):
+    config = tmp_path / "run" / "config.yaml"
+    config.mkdir(parents=True) if content is None else config.parent.mkdir()
+    if content is not None:
+        config.write_bytes(content)
+    assert main(["train", "--from", str(tmp_path / "run")]) == 2
+    assert "Refused" in capsys.readouterr().err
+
+
+def test_from_a_name_that_cannot_be_is_refused(jobs, capsys):
+    assert main(["train", "--from", "x" * 300]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+DAMAGED = ["", "[]", "5", "{", '{"metrics": []}', '{"metrics": {"val/loss": 1}}', "[" * 100_000, None]
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=lambda text: str(text)[:20])
+def test_a_sweep_passes_over_damaged_summaries_and_notes(tmp_path, text, capsys):
+    for file in (tmp_path / "sft-abc" / "summary.json", tmp_path / ".jobs" / "abc" / "job.json"):
+        file.parent.mkdir(parents=True)
+        file.mkdir() if text is None else file.write_text(text)
+    job = Job(0, "a=1", tmp_path, "abc", tmp_path / "place", None)
+    assert job.newest_run("done") is None and read_status(tmp_path / "sft-abc") is None
+    assert job.note(1)["status"] == "failed"
+    write_table(tmp_path)
+    assert "left out" in capsys.readouterr().out
 
 
 def test_an_option_cannot_be_chosen_for_a_repeated_run(jobs, tmp_path, capsys):

@@ -119,6 +119,10 @@ def _is_vllm(config: Config) -> bool:
     return _is(config, "rollout", "VLLMRollout")
 
 
+def _can_be_run(program: Any) -> bool:
+    return isinstance(program, str) and "\0" not in program and os.access(program, os.X_OK)
+
+
 def _is_narrowed(config: Config) -> bool:
     return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
 
@@ -236,7 +240,9 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         ("rollout.vllm_executable",),
-        lambda c: _is_vllm(c) and c["rollout.urls"] is None and not os.access(c["rollout.vllm_executable"], os.X_OK),
+        lambda c: (
+            _is_vllm(c) and c["rollout.urls"] is None and not os.access(f"{c['rollout.vllm_executable']}", os.X_OK)
+        ),
         "there is no such program, and rollout.urls names no server",
         "Type make vllm, or rollout.vllm_executable=PYTHON of an environment with vLLM, or rollout=hf",
     ),

@@ -82,7 +82,7 @@ def prepare(cfg: DictConfig, num_ranks: int) -> tuple[Config, RunFolder]:
     look_at_sources(config)
     try:
         folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
         raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
     try:
         folder = compared(folder, config, num_ranks)

@@ -1,13 +1,16 @@
 """Trackers: one W&B run per job, the same one after a resume, no prompt, our axis."""
 
+import http.server
 import logging
+import socket
+import threading
 
 import pytest
 import wandb as library
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from alignlab.errors import InputError
-from alignlab.training import loggers
+from alignlab.training import loggers, wandb_run
 from alignlab.training.metrics_file import read_metrics
 from alignlab.training.run_folder import RunFolder
 from alignlab.training.storage import SavedState
@@ -74,6 +77,70 @@ def test_other_ranks_do_not_touch_the_tracker(tmp_path, monkeypatch):
     assert logger.experiment.anything() is None
     loggers.close_loggers([logger], summary={}, artifacts=[], succeeded=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """``server(answer)`` puts a server in the place of W&B that answers so; None: it takes calls and never answers."""
+    opened = []
+
+    def start(answer: tuple[int, bytes] | None):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                status, body = answer
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        if answer is None:
+            listening = socket.create_server(("127.0.0.1", 0))
+            opened.append(listening.close)
+            port = listening.getsockname()[1]
+        else:
+            serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            threading.Thread(target=serving.serve_forever, daemon=True).start()
+            opened.append(serving.shutdown)
+            port = serving.server_port
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setattr(wandb_run, "SECONDS_TO_BEGIN", 1)
+
+    library.teardown()  # its service remembers the server that it was started for
+    yield start
+    for close in opened:
+        close()
+    library.teardown()
+
+
+@pytest.mark.parametrize("answer", [None, (200, b"<html>a hotel</html>")], ids=["silent", "something else"])
+def test_a_tracker_that_cannot_be_reached_is_offline_and_said(tmp_path, nobody, server, caplog, answer):
+    server(answer)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    logger = loggers.wandb(**OPTIONS, run_folder=folder)
+    logger.log_metrics({"train/loss": 2.0}, step=0)
+    assert logger.experiment.settings.mode == "offline"
+    loggers.close_loggers([logger], summary={}, artifacts=[], succeeded=True)
+    assert "cannot be reached within 1 s" in caplog.text and "wandb sync" in caplog.text
+    assert list(folder.path.glob("wandb/offline-run-*"))
+
+
+def test_a_wrong_key_is_refused(tmp_path, nobody, server):
+    server((401, b'{"errors":[{"message":"permission denied"}]}'))
+    with pytest.raises(InputError, match=r"the server refuses .*wandb login --relogin"):
+        loggers.wandb(**OPTIONS, run_folder=RunFolder(tmp_path))
+
+
+def test_online_without_a_key_and_names_that_are_none_are_refused(tmp_path, nobody):
+    with pytest.raises(InputError, match="nobody is logged in"):
+        loggers.wandb(**OPTIONS | {"mode": "online"}, run_folder=RunFolder(tmp_path))
+    with pytest.raises(InputError, match="Invalid project name"):
+        loggers.wandb(**OPTIONS | {"project": "a/b#c", "mode": "offline"}, run_folder=RunFolder(tmp_path))
 
 
 def events(folder):

@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from alignlab.errors import InputError
 from alignlab.processes import Stopped
 from alignlab.training.metrics_file import MetricsFile, read_metrics
 from tests.training.toy import Toy, newest, train
@@ -50,6 +51,37 @@ def test_rows_after_the_checkpoint_are_cut_and_a_half_row_is_passed_over(tmp_pat
     log(resumed, (4, {"train/loss": 9.0}), (5, {"train/loss": 9.0, "val/loss": 3.0}))
     assert [row.get("train/loss") for row in read_metrics(path)] == [0.25, 0.5, 0.75, 9, 9]
     assert read_metrics(path)[4]["val/loss"] == 3
+
+
+WHOLE = "progress/step,train/loss\n1,2\n2,3\n"
+DAMAGED = {
+    "empty": (b"", []),
+    "only a header": (b"progress/step,train/loss\n", []),
+    "other columns": (b"epoch,loss\n1,2\n", []),
+    "words": (b"progress/step,train/loss\n1,2\ntwo,x\n", [1]),
+    "too many cells": (b"progress/step,train/loss\n1,2,3\n2,3\n", [2]),
+    "NaN steps": (b"progress/step,train/loss\nnan,2\n2,nan\n", [2]),
+    "one bad byte": (WHOLE.replace("2,3", "2,\x00").encode() + b"3,\xff\n4,1\n", [1, 4]),
+    "binary": (bytes(range(256)) * 9, []),
+    "a huge cell": (WHOLE.encode() + b"3," + b"1" * 200_000 + b"\n4,1\n", [1, 2]),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_file_keeps_the_rows_that_can_be_read_and_says_how_many_are_left_out(tmp_path, caplog, case):
+    content, steps = DAMAGED[case]
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    assert [row["progress/step"] for row in read_metrics(path)] == steps
+    resumed = MetricsFile(path=path, first_step=9)
+    log(resumed, (10, {"train/lr": 1.0}))
+    assert [row["progress/step"] for row in read_metrics(path)] == [*steps, 10]
+    assert ("left out" in caplog.text) == (case not in ("empty", "only a header"))
+
+
+def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="it is no file"):
+        MetricsFile(path=tmp_path, first_step=0)
 
 
 def test_a_new_run_begins_anew(tmp_path):

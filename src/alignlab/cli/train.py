@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
 from alignlab.errors import InputError
+from alignlab.paths import typed_path
 
 if TYPE_CHECKING:
     from alignlab.cli.sweep.sweep import Sweep
@@ -49,7 +50,7 @@ def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     if "--from" not in words:
         return words, None
     at = words.index("--from")
-    run = Path(words[at + 1]).resolve() if at + 1 < len(words) else Path("RUN")
+    run = Path(typed_path(words[at + 1], "--from").resolve() if at + 1 < len(words) else "RUN")
     if not (run / "config.yaml").is_file():
         raise InputError(f"--from {run}", "there is no config.yaml in it", "Name a run folder, such as runs/sft/…")
     return words[:at] + words[at + 2 :], run

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from alignlab.data.files import listing
+from alignlab.data.files import listing, reading
 
 
 def file_hashes(path: str | Path) -> list[tuple[str, str]]:
@@ -27,5 +27,5 @@ def digest(*parts: Any) -> str:
 
 
 def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
+    with reading(file), open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,10 +1,16 @@
 """Records of a data set on the Hugging Face hub (or of a local folder in its layout), through ``datasets``."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pyarrow
+from huggingface_hub.utils import httpx  # which transport library it is differs between releases
+
 from alignlab.data.files.record import Record
+from alignlab.data.files.values import table_record
 from alignlab.errors import InputError
+from alignlab.paths import reason
 
 
 def load(path: str, *, subset: str | None, folder: str | None, split: str, streaming: bool) -> Any:
@@ -22,12 +28,9 @@ def load(path: str, *, subset: str | None, folder: str | None, split: str, strea
     """
     import datasets  # here, because it takes a second that no other source needs
 
-    try:
+    asked = f"data.path={path}" + (f" data.subset={subset}" if subset else "") + f" data.split={split}"
+    with _told(asked):
         return datasets.load_dataset(path, name=subset, data_dir=folder, split=split, streaming=streaming)
-    except (OSError, ValueError) as error:
-        asked = f"data.path={path}" + (f" data.subset={subset}" if subset else "") + f" data.split={split}"
-        why = str(error).split("\n")[0]
-        raise InputError(asked, f"datasets cannot load it ({why})", "Check name, subset, split and network") from error
 
 
 def hub_records(name: str, split: str, rows: Any) -> Iterator[Record]:
@@ -37,6 +40,23 @@ def hub_records(name: str, split: str, rows: Any) -> Iterator[Record]:
         name: Name of the data set, for the origin.
         split: Name of the split, for the origin.
         rows: What ``load`` returned.
+
+    Raises:
+        InputError: The rows cannot be read to their end: a damaged cache, a lost connection, a missing decoder.
     """
-    for index, row in enumerate(rows):
-        yield Record(f"{name}/{split}[{index}]", row)
+    with _told(f"data.path={name} data.split={split}"):
+        for index, row in enumerate(rows):
+            yield table_record(f"{name}/{split}[{index}]", row)
+
+
+@contextmanager
+def _told(asked: str) -> Iterator[None]:
+    """What ``datasets`` and all that it reads through may raise, in words."""
+    from datasets.exceptions import DatasetsError
+
+    told = (DatasetsError, OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+    try:
+        yield
+    except (*told, httpx.HTTPError, pyarrow.ArrowException) as error:
+        why = f"datasets cannot load it ({reason(error)})"
+        raise InputError(asked, why, "Check name, subset, split and network") from error

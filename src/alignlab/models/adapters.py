@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from alignlab.adapted import is_adapted
 from alignlab.errors import InputError, raise_all
 from alignlab.models.heads import TASKS, head_of
+from alignlab.models.opening import opening
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -51,12 +52,8 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     # A copy: PEFT writes the resolved targets into the config, and a model may be built more than once.
     own_config = copy.deepcopy(peft_config)
     own_config.task_type = own_config.task_type or TASKS[head_of(model)]
-    try:
+    with opening(asked, f"it does not fit {type(model).__name__}", "Type peft=lora, which fits every model"):
         adapted = get_peft_model(model, own_config, revision=commit)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(
-            asked, f"it does not fit {type(model).__name__}: {error}", "Type peft=lora, which fits every model"
-        ) from error
     raise_all([*_adapted_ends(adapted, ends, asked), *_narrow(adapted, asked), *_left_head(adapted, asked)])
     return adapted
 
@@ -75,13 +72,10 @@ def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     """
     from peft import PeftConfig, PeftModel
 
-    learns_prompt = PeftConfig.from_pretrained(folder).is_prompt_learning
-    try:
+    why = f"it cannot be read, or does not fit {type(model).__name__}"
+    with opening(f"the adapter in {folder}", why, "Check its files and its base model"):
+        learns_prompt = PeftConfig.from_pretrained(folder).is_prompt_learning
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=not learns_prompt)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(
-            f"the adapter in {folder}", f"it does not fit {type(model).__name__}: {error}", "Check its base model"
-        ) from error
     if learns_prompt:  # PEFT opens these only frozen, but what it then reads is a tensor like any other
         adapted.prompt_encoder.requires_grad_(True)
         if head_of(adapted) == "reward":

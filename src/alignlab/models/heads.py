@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from alignlab.errors import InputError
+from alignlab.models.opening import opening
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def adapter_head(folder: str) -> Head:
     """
     from peft import PeftConfig
 
-    return "reward" if PeftConfig.from_pretrained(folder).task_type == TASKS["reward"] else "language_model"
+    instead = "Name a folder that holds an adapter of PEFT"
+    with opening(f"the adapter in {folder}", "PEFT cannot read its adapter_config.json", instead):
+        return "reward" if PeftConfig.from_pretrained(folder).task_type == TASKS["reward"] else "language_model"
 
 
 def refuse_other_adapter(folder: str, head: Head, asked: str) -> None:

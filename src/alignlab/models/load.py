@@ -8,16 +8,18 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
+from alignlab.models.opening import opening, refuse_values
 from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
 
@@ -65,8 +67,9 @@ class Pretrained:
             InputError: There is none, or it does not fit the weights.
         """
         place = locate(self.path, self.revision)
+        _look_at_files(place)
         tokenizer = _read(place, AutoTokenizer, place.tokenizer, trust_remote_code=self.trust_remote_code)
-        config = _read(place, AutoConfig, place.weights, trust_remote_code=self.trust_remote_code)
+        config = _read_config(place, self.trust_remote_code)
         return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
 
     def load_model(
@@ -115,7 +118,8 @@ def open_weights(
     asked = f"model.path={place.asked}"
     if place.adapter:
         refuse_other_adapter(place.adapter, head, asked)
-    config = _read(place, AutoConfig, place.weights, trust_remote_code=trust_remote_code)
+    config = _read_config(place, trust_remote_code)
+    _look_at_files(place)
     config = with_head(config, head, asked)
     attention = fitting(attn_implementation, config)
     options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization, "config": config}
@@ -157,15 +161,34 @@ def _no_table_of(head: Head) -> Iterator[None]:
 def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:
     """``kind.from_pretrained``, whose many ways of failing become one."""
     revision = place.revision if source == place.weights else None
-    try:
+    instead = "Name a folder or hub id with a causal language model and its tokenizer"
+    with opening(f"model.path={place.asked}", f"{kind.__name__} cannot read {source}", instead):
         return kind.from_pretrained(source, revision=revision, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(
-            f"model.path={place.asked}",
-            f"{kind.__name__} cannot read {source}: {reason}",
-            "Name a folder or hub id with a causal language model and its tokenizer",
-        ) from error
+
+
+def _read_config(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
+    """The config of the weights, of which a model can be made.
+
+    Raises:
+        InputError: It cannot be read, or holds sizes that are none.
+    """
+    config = _read(place, AutoConfig, place.weights, trust_remote_code=trust_remote_code)
+    refuse_values(config, f"config.json of model.path={place.asked} with ")
+    return config
+
+
+def _look_at_files(place: Place) -> None:
+    """Refuse what a library would pass over without a word, or complain of in words that do not lead to it.
+
+    Raises:
+        InputError: A config is no JSON object, or holds values that are none.
+    """
+    asked = f"model.path={place.asked}"
+    for file in (Path(place.weights) / name for name in ("config.json", "generation_config.json")):
+        if file.exists():
+            with opening(asked, f"{file} cannot be read", "Save it again"):
+                keys = dict(json.loads(file.read_text(encoding="utf-8")).items())
+            refuse_values(keys, f"{file.name} of {asked} with ")
 
 
 def fit_to_embedding(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:

@@ -12,6 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx  # which transport library it is differs between releases
 
 from alignlab.errors import InputError
+from alignlab.models.opening import opening
+from alignlab.paths import typed_path
 
 POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -45,7 +47,7 @@ def locate(path: str, revision: str | None = None) -> Place:
     Raises:
         InputError: Nothing is there, and where it was looked for.
     """
-    folder = POCKET if path == "pocket" else Path(path).expanduser()
+    folder = POCKET if path == "pocket" else typed_path(path, "model.path")
     for candidate in (folder, folder / "model"):  # a run keeps its result in model/
         if (candidate / "adapter_config.json").is_file():
             return _locate_adapter(path, candidate.resolve())
@@ -60,21 +62,37 @@ def locate(path: str, revision: str | None = None) -> Place:
 
 
 def _locate_adapter(asked: str, folder: Path) -> Place:
-    recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    base = recorded.get("base_model_name_or_path") or ""
+    file = folder / "adapter_config.json"
+    with opening(f"model.path={asked}", f"{file} cannot be read", "Name another folder, or save the adapter again"):
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        base, revision = (recorded.get(key) or "" for key in ("base_model_name_or_path", "revision"))
+        base, revision = Path(base) and base, str(revision) or None  # a path is a text
     # The embedded model lies elsewhere on every machine.
     if not Path(base).exists() and Path(base).parts[-2:] == POCKET.parts[-2:]:
         base = "pocket"
     try:
-        below = locate(base, recorded.get("revision"))
+        below = _full_weights(base, revision, folder)
     except InputError as error:
         raise InputError(
             f"model.path={asked}",
             f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
-            f"Write where they lie as base_model_name_or_path into {folder / 'adapter_config.json'}",
+            f"Write where they lie as base_model_name_or_path into {file}",
         ) from error
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
     return Place(asked, below.weights, tokenizer, below.revision, str(folder))
+
+
+def _full_weights(path: str, revision: str | None, adapter: Path) -> Place:
+    """Where the weights under an adapter lie.
+
+    Raises:
+        InputError: Nothing is there, or another adapter, or the adapter itself.
+    """
+    folder = typed_path(path, "model.path")
+    if any((candidate / "adapter_config.json").is_file() for candidate in (folder, folder / "model") if path):
+        why = f"{folder} holds an adapter, and one on top of another is not supported"
+        raise InputError(f"model.path={adapter}", why, "Merge that one into its own base first")
+    return locate(path, revision)
 
 
 def _ask_hub(path: str, revision: str | None, looked: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from jinja2 import TemplateError
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -30,6 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
+from alignlab.models.opening import opening, refuse_values
+from alignlab.paths import typed_path
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,10 @@ class Scratch:
         """
         if self.tokenizer == "train":
             return train_tokenizer(texts() if texts else (), self.vocabulary_size, _template(self.chat_template))
-        try:
+        asked = f"model.tokenizer={self.tokenizer}"
+        typed_path(self.tokenizer, "model.tokenizer")
+        with opening(asked, "no tokenizer could be read there", "Name its folder, or type train"):
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
-        except (OSError, ValueError) as error:
-            why = f"no tokenizer could be read there: {str(error).strip().splitlines()[0]}"
-            raise InputError(f"model.tokenizer={self.tokenizer}", why, "Name its folder, or type train") from error
         if tokenizer.pad_token is None:
             log.info("pad token: the end of sequence %r; masks go by position", tokenizer.eos_token)
             tokenizer.pad_token = tokenizer.eos_token
@@ -115,7 +115,8 @@ class Scratch:
         config = make_config(self.config, tokenizer)
         config = with_head(config, head, f"model.config.model_type={config.model_type}")
         attention = fitting(implementation(self.attn_implementation), config)
-        with torch.random.fork_rng(devices=[]):
+        asked = f"model.config of model_type={config.model_type}"
+        with opening(asked, "no model can be made of it", "Change the value named"), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
             model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
@@ -132,7 +133,7 @@ def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
         InputError: An unknown architecture or key, a value that the architecture refuses, or a vocabulary too small.
     """
     kind = keys.get("model_type")
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         why = "Transformers has no causal language model of that name"
         options = "Type llama, qwen3, …" if kind is None else nearest(kind, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise InputError(f"model.config.model_type={kind}", why, options)
@@ -142,18 +143,18 @@ def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
         InputError(f"model.config.{key}", f"{architecture.__name__} has no such key", nearest(key, known))
         for key in sorted(keys.keys() - known)
     ]
-    if keys.get("vocab_size", rows) < rows:
+    if isinstance(keys.get("vocab_size"), int) and 1 <= keys["vocab_size"] < rows:
         asked = f"model.config.vocab_size={keys['vocab_size']}"
         faults.append(InputError(asked, f"the tokenizer has {rows} tokens", "Leave it out, or ask for more"))
     raise_all(faults)
+    refuse_values(keys, "model.config.")
     # No pad token here: Embedding(padding_idx) would start that row at zero, and pad may be the end of sequence.
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     values = {"vocab_size": rows, **keys, **special}
-    try:
-        return architecture(**{key: value for key, value in values.items() if key != "model_type"})
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise InputError(f"model.config of model_type={kind}", reason, "Change the value named") from error
+    with opening(f"model.config of model_type={kind}", "it is refused", "Change the value named"):
+        config = architecture(**{key: value for key, value in values.items() if key != "model_type"})
+    refuse_values(config, "model.config.")
+    return config
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | None) -> PreTrainedTokenizerFast:
@@ -198,10 +199,12 @@ def _wrap(backend: Tokenizer, template: str | None) -> PreTrainedTokenizerFast:
 def _template(name: str | None) -> str | None:
     if name is None:
         return None
-    path = Path(str(files("alignlab"))) / "assets/pocket/chat_template.jinja" if name == "pocket" else Path(name)
+    folder = Path(str(files("alignlab"))) / "assets" / "pocket"
+    path = folder / "chat_template.jinja" if name == "pocket" else typed_path(name, "model.chat_template")
     if not path.is_file():
         raise InputError(f"model.chat_template={name}", f"there is no file {path.resolve()}", "Name a Jinja file")
-    return path.read_text(encoding="utf-8")
+    with opening(f"model.chat_template={name}", "it cannot be read as text", "Name a Jinja file"):
+        return path.read_text(encoding="utf-8")
 
 
 def _markers(template: str) -> list[str]:

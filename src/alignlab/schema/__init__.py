@@ -69,7 +69,7 @@ def _check_strategy(node: Any, findings: Findings) -> None:
     if not isinstance(node, dict) or "name" not in node:
         return
     name, options = node["name"], {key: value for key, value in node.items() if key != "name"}
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         asked = f"strategy.name={name}"
         findings.errors.append(InputError(asked, "there is no such strategy", nearest(name, STRATEGIES)))
         return
@@ -77,7 +77,8 @@ def _check_strategy(node: Any, findings: Findings) -> None:
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
-    source = values.get("source", {}) if path == "data" else {}
+    source = values.get("source") if path == "data" else None
+    source = source if isinstance(source, dict) else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
     for key, hint in hints.items():

@@ -86,6 +86,10 @@ def check_nodes(path: str, tree: Any, findings: Findings) -> None:
 
 def _check_arguments(path: str, node: Mapping[str, Any], findings: Findings) -> None:
     name = node["_target_"]
+    if not isinstance(name, str) or not name:
+        why = "it should be the dotted path of a class or function"
+        findings.errors.append(InputError(f"{path}._target_={name!r}", why, f"Type {path}._target_=package.Class"))
+        return
     try:
         target = locate(name)
     except InputError as error:

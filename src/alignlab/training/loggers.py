@@ -15,6 +15,7 @@ from alignlab.disk import write_text
 from alignlab.errors import InputError
 from alignlab.training.metrics_file import AXIS, MetricsFile, on_axis
 from alignlab.training.run_folder import RunFolder
+from alignlab.training.wandb_run import begin
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -83,6 +84,9 @@ def wandb(
         mode: ``auto`` is online where somebody is logged in and offline, without a prompt, where nobody is; an offline
             run is sent later with ``wandb sync``.
         run_folder: Where W&B writes and the run's id is kept.
+
+    Raises:
+        InputError: Nobody is logged in though ``online`` is asked for, or W&B refuses the key or a name.
     """
     if rank_zero_only.rank != 0:
         return Wandb(project=project)
@@ -90,8 +94,12 @@ def wandb(
 
     if library.run is not None:  # of an earlier job in this process, which did not come to its end
         library.finish(exit_code=1, quiet=True)
-    run = library.init(
-        settings=library.Settings(quiet=True),
+    mode = wandb_mode(mode)
+    if mode == "online" and not is_logged_in():
+        instead = "Type wandb login, or logger.wandb.mode=auto, which is offline without a key"
+        raise InputError("logger=wandb with mode=online", "nobody is logged in at W&B here", instead)
+    run = begin(
+        mode,
         project=project,
         entity=entity,
         group=group,
@@ -100,7 +108,6 @@ def wandb(
         dir=run_folder.path,
         id=_run_id(run_folder),
         resume="allow",
-        mode=wandb_mode(mode),
     )
     run.define_metric(AXIS)
     run.define_metric("*", step_metric=AXIS)

@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alignlab.disk import write_text
+from alignlab.errors import InputError
+
+log = logging.getLogger(__name__)
 
 AXIS = "progress/step"
 
@@ -32,12 +37,20 @@ class MetricsFile(Logger):
         path: The CSV file.
         first_step: Rows after this optimizer step are cut when the file is opened: those of a run resumed from its
             checkpoint. 0 begins anew.
+
+    Raises:
+        InputError: Something else than a file lies at the path.
     """
 
     def __init__(self, *, path: Path, first_step: int):
         super().__init__()
         self.path = Path(path)
-        self._rows = [row for row in read_metrics(path) if row[AXIS] <= first_step]
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(str(self.path), "it is no file, so nothing can be logged to it", "Move it away")
+        rows = list(_parsed(self.path))
+        if unread := rows.count(None):
+            log.warning("%s: left out %d rows that cannot be read", self.path, unread)
+        self._rows = [row for row in rows if row is not None and row[AXIS] <= first_step]
         self._columns = list(dict.fromkeys([AXIS, *(name for row in self._rows for name in row)]))
         self._last_row = 0  # where the row of the newest step begins in the file
         self._opened = False
@@ -112,11 +125,27 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics file, each with the metrics that its step logged; empty where there is no file.
 
     Args:
-        path: The CSV file; a last row that a crash left half written is skipped.
+        path: The CSV file; rows that cannot be read are skipped, such as a last one that a crash left half written.
     """
-    if not Path(path).is_file():
-        return []
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    whole = [row for row in rows if None not in row.values() and row[AXIS]]
-    return [{name: float(value) for name, value in row.items() if value} for row in whole]
+    return [row for row in _parsed(Path(path)) if row is not None]
+
+
+def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
+    """Every row after the header; None for one that cannot be read."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        try:
+            yield from map(_numbers, csv.DictReader(file))
+        except csv.Error:  # a cell of megabytes: nothing after it is a row
+            yield None
+
+
+def _numbers(cells: Mapping[str | None, Any]) -> dict[str, float] | None:
+    if None in cells or None in cells.values() or not cells.get(AXIS):
+        return None
+    try:
+        row = {name: float(value) for name, value in cells.items() if value}
+    except ValueError:
+        return None
+    return row if math.isfinite(row[AXIS]) else None

@@ -164,7 +164,7 @@ def read_status(path: Path) -> str | None:
     """Status of the run in a folder, None where there is no readable summary."""
     try:
         return json.loads((path / "summary.json").read_text(encoding="utf-8"))["status"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

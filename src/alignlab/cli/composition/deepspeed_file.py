@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alignlab.cli.composition.refusals import parse
 from alignlab.errors import InputError
+from alignlab.paths import typed_path
 from alignlab.training.strategies.config_file import take_over
 
 CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
@@ -25,11 +26,13 @@ def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
     Raises:
         InputError: The file cannot be read, or contradicts what was typed.
     """
-    path = cfg.strategy.get("config_file")
+    path = OmegaConf.select(cfg, "strategy.config_file")
     if path is None:
         return
+    if not isinstance(path, str):
+        raise InputError(f"strategy.config_file={path}", "it should be a path", "Name a DeepSpeed JSON file")
     plain: dict[str, Any] = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in CHANGED}
-    changed = take_over(plain, read(Path(path).expanduser()), typed_keys(words))
+    changed = take_over(plain, read(typed_path(path, "strategy.config_file")), typed_keys(words))
     with open_dict(cfg):
         for key in CHANGED:
             cfg[key] = changed[key] if changed[key] != plain[key] else cfg[key]
@@ -52,7 +55,7 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(asked, f"it cannot be read ({error.strerror})", "Name a DeepSpeed JSON file") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(asked, f"it is no valid JSON: {error}", "Correct it there") from error
     if not isinstance(content, dict):
         raise InputError(asked, "it holds no JSON object", "Name a DeepSpeed JSON file")

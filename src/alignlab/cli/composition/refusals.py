@@ -37,6 +37,9 @@ BESIDES = {
 """What to type where a group has no option by the name."""
 
 
+NOTHING = ("false", "off", "no", "0", "''")
+"""What is typed for nothing at all where a group calls it ``none``."""
+
 HYDRA = OmegaConf.structured(HydraConf)
 """Hydra's own settings."""
 
@@ -118,13 +121,21 @@ def _choices(override: Override) -> list[str]:
     if override.is_discrete_sweep():
         return list(override.sweep_string_iterator())
     value: Any = override.value()
-    return [str(choice) for choice in (value if isinstance(value, list) else [value]) if choice is not None]
+    return [_word(choice) for choice in (value if isinstance(value, list) else [value]) if choice is not None]
+
+
+def _word(choice: Any) -> str:
+    """A choice as it was typed."""
+    return str(choice).lower() if isinstance(choice, bool) else str(choice)
 
 
 def _no_option(group: str, choice: str, vocabulary: Vocabulary) -> InputError:
     elsewhere = [parent for parent in vocabulary.groups() if choice in vocabulary.options(parent)]
     there = " or ".join(f"{parent}={choice}" for parent in elsewhere)
-    instead = f"Type {there}." if there else nearest(choice, vocabulary.options(group))
+    options = vocabulary.options(group)
+    instead = f"Type {there}." if there else nearest(choice, options)
+    if choice in NOTHING and "none" in options:
+        instead = f"Type {group}=none."
     further = f" {BESIDES[group]}" if group in BESIDES else ""
     return InputError(f"{group}={choice}", f"{group} has no option '{choice}'", instead + further)
 

@@ -18,6 +18,10 @@ STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
 """What an exit code says of a job; any other: failed."""
 
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+"""What a file of JSON raises that is missing, damaged, or holds something else."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job, known by the hash of its config, whatever its number.
@@ -89,7 +93,7 @@ def _results(run: Path | None) -> dict[str, float]:
     """Steps, seconds and held-out metrics of a run."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
+        metrics = {name: value for name, value in summary["metrics"].items() if name.startswith("val/")}
+        return {"steps": summary["steps"], "wall_seconds": summary["wall_seconds"], **metrics}
+    except UNREADABLE:
         return {}
-    metrics = {name: value for name, value in summary["metrics"].items() if name.startswith("val/")}
-    return {"steps": summary["steps"], "wall_seconds": summary["wall_seconds"], **metrics}

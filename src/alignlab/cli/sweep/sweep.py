@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab import run
 from alignlab.cli.composition.command import refuse
-from alignlab.cli.sweep.job import Job, make_job, sweep_folder
+from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
 from alignlab.disk import write_text
 from alignlab.errors import InputError, RunError
 from alignlab.training.location import JOBS
@@ -170,7 +170,17 @@ def _run_here(cfg: DictConfig, job: Job) -> float | None:
 def _entries(folder: Path, since: float = 0) -> list[dict[str, Any]]:
     """What is known of a sweep's jobs, by their number."""
     notes = [path for path in folder.glob(f"{JOBS}/*/job.json") if path.stat().st_mtime >= since]
-    return sorted((json.loads(path.read_text(encoding="utf-8")) for path in notes), key=lambda entry: entry["job"])
+    return sorted(filter(None, map(_entry, notes)), key=lambda entry: entry["job"])
+
+
+def _entry(path: Path) -> dict[str, Any] | None:
+    """What a job's note says; None where it is damaged."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return {**entry, "job": int(entry["job"]), "exit_code": int(entry["exit_code"])}
+    except UNREADABLE:
+        print(f"sweep: left out {path}, which cannot be read", flush=True)
+        return None
 
 
 def write_table(folder: Path) -> Path:

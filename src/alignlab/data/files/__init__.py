@@ -13,6 +13,7 @@ ends LF, CRLF and CR.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -21,8 +22,9 @@ from alignlab.data.files.json_rows import json_records
 from alignlab.data.files.record import Record, faulty, is_dialogue
 from alignlab.data.files.tables import csv_records, parquet_records
 from alignlab.errors import InputError, nearest
+from alignlab.paths import reason, typed_path
 
-__all__ = ["Record", "faulty", "is_dialogue", "listing", "read"]
+__all__ = ["Record", "faulty", "is_dialogue", "listing", "read", "reading"]
 
 
 def _text_records(name: str, stream: TextIO) -> Iterator[Record]:
@@ -53,9 +55,28 @@ def read(path: str | Path) -> Iterator[Record]:
         InputError: There is no such file, its kind is unknown, or it cannot be read as what it is. What spoils only one
             record is handed on as that record's ``fault``.
     """
-    root = Path(path).expanduser()
+    root = typed_path(path, "data.path")
     for file in listing(root):
-        yield from _read_file(file, file.relative_to(root).as_posix() if root.is_dir() else file.name)
+        name = file.relative_to(root).as_posix() if root.is_dir() else file.name
+        with reading(file):
+            yield from _read_file(file, name)
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Tell in words that a file is gone since it was listed, may not be read, or lies on a disk that fails.
+
+    Args:
+        file: Named in the error.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        instead = "Put it back, or make it readable"
+        raise InputError(f"data.path={file}", f"it cannot be read ({reason(error)})", instead) from error
 
 
 def listing(path: str | Path) -> list[Path]:
@@ -67,13 +88,17 @@ def listing(path: str | Path) -> list[Path]:
     Raises:
         InputError: There is no such file or folder, or it holds nothing that can be read.
     """
-    path = Path(path).expanduser()
+    path = typed_path(path, "data.path")
     if not path.exists():
         siblings = [file.name for file in path.parent.glob("*")] if path.parent.is_dir() else []
         hint = nearest(path.name, siblings) if siblings else f"There is no folder {path.parent}"
         raise InputError(f"data.path={path}", "there is no such file or folder", hint)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _suffix(file) in SUFFIXES)
-    files = [file for file in files if file.is_file()]
+    if not (path.is_file() or path.is_dir()):
+        why = "it is neither a file nor a folder, but a pipe, a socket or a device"
+        raise InputError(f"data.path={path}", why, "Save it as a file first")
+    with reading(path):
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _suffix(file) in SUFFIXES)
+        files = [file for file in files if file.is_file()]
     if not files or _suffix(files[0]) not in SUFFIXES:
         why = "the folder holds no file of a known kind" if path.is_dir() else "a file of an unknown kind"
         raise InputError(f"data.path={path}", why, f"The kinds are {', '.join(SUFFIXES)}, and with .gz after them")

@@ -1,24 +1,23 @@
 """JSON in whatever shape it comes: lines, an array, objects side by side or pretty-printed, ``{"data": [...]}``.
 
 A file whose first line holds complete values is read line by line, lazily, and a broken line spoils only itself. Any
-other file is one document, held in memory as text; a syntax error in it ends the reading. ``NaN``, ``Infinity``,
-numbers too large for a float, and halves of surrogate pairs are refused: they are neither JSON values nor text.
+other file is one document, held in memory as text; a syntax error in it ends the reading. What else is refused stands
+in ``strict_json``.
 """
 
 import itertools
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from alignlab.data.files.decode import how_to_convert, require_decoded, undecoded
 from alignlab.data.files.record import Record, faulty, is_dialogue
+from alignlab.data.files.strict_json import UNREADABLE, complaint, decode
 from alignlab.errors import InputError
 
 WRAPPERS = ("data", "rows", "examples", "instances", "train")
 SPACE = re.compile(r"[ \t\n\r]*")
-UNREADABLE = (ValueError, RecursionError)  # bad syntax, an integer of thousands of digits; nested too deeply
 
 
 def json_records(name: str, stream: TextIO) -> Iterator[Record]:
@@ -59,7 +58,7 @@ def _lines(name: str, number: int, lines: Iterable[str]) -> Iterator[Record]:
         try:
             records = [record for _, record in _side_by_side(origin, line.rstrip("\n"))]
         except UNREADABLE as error:
-            yield faulty(origin, _complaint(error))
+            yield faulty(origin, complaint(error))
         else:
             several = len(records) > 1
             yield from (r._replace(origin=f"{origin}[{i}]") if several else r for i, r in enumerate(records))
@@ -75,7 +74,7 @@ def _document(name: str, text: str) -> Iterator[Record]:
             yield from _top_level(name, text)
     except UNREADABLE as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise InputError(f"{name}:{line}", _complaint(error), "Mend the file") from error
+        raise InputError(f"{name}:{line}", complaint(error), "Mend the file") from error
 
 
 def _top_level(name: str, text: str) -> Iterator[Record]:
@@ -126,42 +125,10 @@ def _side_by_side(origin: str, text: str) -> Iterator[tuple[int, Record]]:
 
 
 def _decode(origin: str, text: str, at: int) -> tuple[Record, int]:
-    repeated, infinite = [], []
-
-    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        value = dict(pairs)
-        if len(value) < len(pairs):
-            keys = [key for key, _ in pairs]
-            repeated.extend(key for key in value if keys.count(key) > 1)
-        return value
-
-    def to_float(digits: str) -> float:
-        number = float(digits)
-        infinite.extend([] if math.isfinite(number) else [digits])
-        return number
-
-    decoder = json.JSONDecoder(object_pairs_hook=to_object, parse_float=to_float, parse_constant=to_float)
-    value, end = decoder.raw_decode(text, at)
-    # Looking through every value would double the reading time.
-    suspect = infinite or text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0
-    if suspect and (problem := _unusable(value, "")):
-        return faulty(origin, problem), end
-    return Record(origin, value, repeated=tuple(repeated)), end
-
-
-def _unusable(value: Any, path: str) -> str | None:
-    """Name the first field that holds what is no JSON value or no text."""
-    if isinstance(value, dict):
-        inside = itertools.chain(((key, key) for key in value), value.items())
-        return next(filter(None, (_unusable(item, f"{path}.{key}".lstrip(".")) for key, item in inside)), None)
-    if isinstance(value, list):
-        return next(filter(None, (_unusable(item, f"{path}[{i}]") for i, item in enumerate(value))), None)
-    place = f"field {path!r}" if path else "the value"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{place} is {value}, which JSON does not have"
-    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        return f"{place} holds half of a surrogate pair (such as \\ud83d alone), which is no text"
-    return None
+    found = decode(text, at)
+    if found.problem:
+        return faulty(origin, found.problem), found.end
+    return Record(origin, found.value, repeated=found.repeated), found.end
 
 
 def _wrapped(value: Any) -> str | None:
@@ -172,13 +139,3 @@ def _wrapped(value: Any) -> str | None:
 
 def _skip(text: str, at: int) -> int:
     return SPACE.match(text, at).end()
-
-
-def _complaint(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "the value is nested too deeply"
-    if not isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error}"
-    if error.doc[error.pos : error.pos + 1] == "\0":
-        return f"NUL bytes in column {error.colno}: the file is damaged, or UTF-16 without a byte-order mark"
-    return f"not JSON: {error.msg} in column {error.colno}"

@@ -3,14 +3,19 @@
 import csv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pyarrow
 import pyarrow.parquet
 
 from alignlab.data.files.decode import how_to_convert, undecoded
 from alignlab.data.files.record import Record, faulty
+from alignlab.data.files.values import Unreadable, table_record
 from alignlab.errors import InputError
+from alignlab.paths import reason
+
+UNREADABLE = (pyarrow.ArrowException, OSError, ValueError, LookupError, ArithmeticError, TypeError)
+"""What Arrow raises of files and values; a time zone that does not exist is a ``LookupError``."""
 
 # The csv module refuses cells above 131,072 characters unless told; a document may be longer.
 MAX_CELL_CHARACTERS = 2**31 - 1
@@ -52,11 +57,31 @@ def parquet_records(name: str, path: Path) -> Iterator[Record]:
     """Read a Parquet file, one batch of rows at a time.
 
     Raises:
-        InputError: The file is not Parquet.
+        InputError: The file is not Parquet, or it is damaged.
     """
+    index = 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise InputError(name, f"not a Parquet file ({error})", "Copy or download the file again") from error
-    rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-    yield from (Record(f"{name}[{index}]", row) for index, row in enumerate(rows))
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
+            for row in _rows(batch):
+                yield table_record(f"{name}[{index}]", row)
+                index += 1
+    except UNREADABLE as error:
+        what = f"it is damaged after {index} rows" if index else "not a Parquet file"
+        raise InputError(name, f"{what} ({reason(error)})", "Copy or download the file again") from error
+
+
+def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows of a batch; a value that Python cannot hold (a year 20000, text that is not UTF-8) is an ``Unreadable``."""
+    try:
+        rows = batch.to_pylist()
+    except UNREADABLE:
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        rows = ({name: _value(values, index) for name, values in columns.items()} for index in range(batch.num_rows))
+    yield from rows
+
+
+def _value(values: pyarrow.Array, index: int) -> Any:
+    try:
+        return values[index].as_py()
+    except UNREADABLE as error:
+        return Unreadable(reason(error))

@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from alignlab.data.files.strict_json import UNREADABLE, complaint, decode
+
 JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -72,10 +74,16 @@ def from_json_text(value: Any, field: str) -> Any:
     """
     if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
         return value
+    text = value.strip()
     try:
-        return json.loads(value)
-    except ValueError as error:
-        raise BadRow(f"field {field!r} is no valid JSON ({error})") from error
+        found = decode(text)
+        if found.end < len(text):
+            raise json.JSONDecodeError("More follows after the value", text, found.end)
+    except UNREADABLE as error:
+        raise BadRow(f"field {field!r} is no valid JSON ({complaint(error)})") from error
+    if found.problem:
+        raise BadRow(f"field {field!r} is no valid JSON ({found.problem})")
+    return found.value
 
 
 def pop_tools(record: dict[str, Any]) -> tuple[Any, ...] | None:

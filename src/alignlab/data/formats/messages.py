@@ -137,7 +137,7 @@ def _parts(content: Any, field: str) -> tuple[str, str, list[Any]]:
     for index, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else type_name(part)
         kind = "reasoning" if kind in REASONING else "tool_call" if kind in CALLS else kind
-        if kind not in texts:
+        if not isinstance(kind, str) or kind not in texts:
             raise BadRow(f"field '{field}[{index}]' is of type {kind!r}, and only text can be trained on")
         value = next((part[key] for key in ("text", "value", *REASONING) if key in part), None)
         if not isinstance(value, str):

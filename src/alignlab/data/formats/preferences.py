@@ -140,8 +140,12 @@ def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
     for index, score in enumerate(scores):
         if type(score) not in (int, float):
             raise BadRow(f"field 'scores[{index}]' is {type_name(score)} where a number is needed")
-    if not all(map(isfinite, scores)):
-        raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
     if len(scores) != count:
         raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
-    return tuple(map(float, scores))
+    try:
+        numbers = tuple(map(float, scores))
+    except OverflowError as error:
+        raise BadRow("field 'scores' holds a number too large for a float") from error
+    if not all(map(isfinite, numbers)):
+        raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
+    return numbers

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from alignlab.data.files import Record
+from alignlab.data.formats.fields import type_name
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS
 from alignlab.errors import InputError, nearest, raise_all
+from alignlab.paths import reason, typed_path
 
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 SHARED = {
@@ -42,7 +44,8 @@ DEFAULT_COLUMNS = {
     "openai": {"messages": "messages"},
 }
 LOCATIONS = ("file_name", "hf_hub_url")
-KEYS = (*LOCATIONS, "formatting", "ranking", "columns", "tags", "subset", "split", "folder", "num_samples", "stage")
+TYPES = dict.fromkeys((*LOCATIONS, "formatting", "subset", "split", "folder", "stage"), str)
+TYPES |= {"ranking": bool, "columns": dict, "tags": dict, "num_samples": int}
 ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
 # Columns that a format would read without being told; in a registry only the named ones are read.
 ONLY_WHERE_NAMED = {*DIALOGUES, *QUESTIONS, "system", "tools", "history", "scores"}
@@ -86,33 +89,60 @@ def read_entry(dataset_info: str, name: str) -> Entry:
     Raises:
         InputError: There is no such file or entry, or the entry has unknown keys or values.
     """
-    path = Path(dataset_info)
-    path = path / "dataset_info.json" if path.is_dir() else path
-    try:
-        registry = dict(json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, TypeError) as error:
-        instead = "Point it at a dataset_info.json"
-        raise InputError(f"data.dataset_info={dataset_info}", f"it cannot be read ({error})", instead) from error
+    path, registry = _registry(dataset_info)
     if name not in registry:
         raise InputError(f"data.name={name}", f"{path.name} has no such data set", nearest(name, registry))
-    raw = dict(registry[name])
+    asked = f"{path.name}: {name}"
+    if not isinstance(registry[name], dict):
+        raise InputError(asked, f"it is {type_name(registry[name])} where an object is needed", "Correct the entry")
+    raw = {key: value for key, value in registry[name].items() if value is not None}
+    raise_all(_wrong_types(asked, raw))
     formatting = raw.get("formatting", "alpaca")
-    raise_all(_faults(f"{path.name}: {name}", raw, formatting))
+    raise_all(_faults(asked, raw, formatting))
     theirs = raw.get("columns", DEFAULT_COLUMNS[formatting])
     format = _format(formatting, theirs, raw)
     ours = COLUMNS[formatting] | ({"prompt": "text"} if format == "text" else {})
     return Entry(
-        path=None if "hf_hub_url" in raw else path.parent / raw["file_name"],
+        path=None if "hf_hub_url" in raw else typed_path(path.parent / raw["file_name"], f"{asked}.file_name"),
         hub=raw.get("hf_hub_url"),
         format=format,
         columns={ours[key]: column for key, column in theirs.items() if column},
         declared="columns" in raw,
-        tags=raw.get("tags", {}),
+        tags={key: tag for key, tag in raw.get("tags", {}).items() if tag is not None},
         subset=raw.get("subset"),
         split=raw.get("split", "train"),
         folder=raw.get("folder"),
         num_samples=raw.get("num_samples"),
     )
+
+
+def _registry(dataset_info: str) -> tuple[Path, dict[str, Any]]:
+    path = typed_path(dataset_info, "data.dataset_info")
+    path = path / "dataset_info.json" if path.is_dir() else path
+    asked, instead = f"data.dataset_info={dataset_info}", "Point it at a dataset_info.json"
+    try:
+        registry = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(asked, f"it cannot be read ({reason(error)})", instead) from error
+    if not isinstance(registry, dict):
+        raise InputError(asked, f"it holds {type_name(registry)} where an object of data sets is needed", instead)
+    return path, registry
+
+
+def _wrong_types(asked: str, raw: Mapping[str, Any]) -> list[InputError]:
+    """What is of another type than LLaMA-Factory's documentation gives; unknown keys are refused elsewhere."""
+    given = {key: raw[key] for key in TYPES if key in raw}
+    for part in ("columns", "tags"):
+        inside = raw[part].items() if isinstance(raw.get(part), dict) else ()
+        given |= {f"{part}.{key}": value for key, value in inside if value is not None}
+    wrong = {key: value for key, value in given.items() if type(value) is not TYPES.get(key, str)}
+    faults = [
+        InputError(f"{asked}.{key}", f"it is {type_name(value)}", f"Write {type_name(TYPES.get(key, str)())}")
+        for key, value in wrong.items()
+    ]
+    if "num_samples" not in wrong and raw.get("num_samples", 1) < 1:
+        faults.append(InputError(f"{asked}.num_samples={raw['num_samples']}", "it takes no row", "Write 1 or more"))
+    return faults
 
 
 def _format(formatting: str, columns: Mapping[str, str], raw: Mapping[str, Any]) -> str:
@@ -130,7 +160,7 @@ def _faults(asked: str, raw: Mapping[str, Any], formatting: str) -> list[InputEr
         return [
             InputError(f"{asked}.formatting={formatting}", "there is no such formatting", nearest(formatting, COLUMNS))
         ]
-    known = {"": KEYS, "columns": tuple(COLUMNS[formatting]), "tags": TAGS}
+    known = {"": tuple(TYPES), "columns": tuple(COLUMNS[formatting]), "tags": TAGS}
     given = {
         "": [key for key in raw if key not in ELSEWHERE],
         "columns": raw.get("columns", {}),
