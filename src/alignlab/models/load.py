@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
+from alignlab.models.pickled import refusal
 from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
 
@@ -159,6 +161,8 @@ def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:
     revision = place.revision if source == place.weights else None
     try:
         return kind.from_pretrained(source, revision=revision, **options)
+    except UnpicklingError as error:
+        raise refusal(source, f"model.path={place.asked}", error) from error
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise InputError(

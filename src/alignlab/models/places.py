@@ -12,6 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import httpx  # which transport library it is differs between releases
 
 from alignlab.errors import InputError
+from alignlab.models.pickled import refuse_programs
 
 POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -50,6 +51,7 @@ def locate(path: str, revision: str | None = None) -> Place:
         if (candidate / "adapter_config.json").is_file():
             return _locate_adapter(path, candidate.resolve())
         if (candidate / "config.json").is_file():
+            refuse_programs(candidate, f"model.path={path}")
             found = str(candidate.resolve())
             return Place(path, found, found, None, None)
     looked = f"no config.json and no adapter_config.json in {folder.resolve()} or its folder model"
@@ -73,6 +75,7 @@ def _locate_adapter(asked: str, folder: Path) -> Place:
             f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
             f"Write where they lie as base_model_name_or_path into {folder / 'adapter_config.json'}",
         ) from error
+    refuse_programs(folder, f"model.path={asked}")
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
     return Place(asked, below.weights, tokenizer, below.revision, str(folder))
 
