@@ -72,7 +72,7 @@ def folder(monkeypatch, tmp_path, config):
             path.write_text(content, encoding="utf-8")
     made = []
     monkeypatch.setattr(run, "fit", made.append)
-    monkeypatch.setattr(sweep, "start", lambda cfg, *_: made.append(cfg) or Popen("true"))
+    monkeypatch.setattr(sweep, "start", lambda config, *_: made.append(config) or Popen("true"))
     monkeypatch.setattr(preview, "show", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -1,6 +1,8 @@
 """What does not exist, is of the wrong type or out of range is refused, together and with the nearest real name."""
 
+import lightning
 import pytest
+import torch
 
 from alignlab import schema
 from alignlab.build import build, build_all, locate
@@ -123,15 +125,6 @@ def test_a_broken_interpolation_is_refused():
     assert "nope" in refused("run_dir=${nope}").why
 
 
-@pytest.mark.parametrize(
-    "target", ["os.system", "torch.os.system", "builtins.eval", "subprocess.Popen", "pickle.loads"]
-)
-def test_targets_that_run_anything_are_refused(target):
-    assert "are no targets" in refused(f"method._target_={target}").why
-    with pytest.raises(InputError, match="are no targets"):
-        build({"_target_": "lightning.Trainer", "callbacks": [{"_target_": target}]})
-
-
 def test_a_target_that_cannot_be_imported_is_named():
     assert "'nolab' cannot be imported" in refused("method._target_=nolab.MyMethod").why
     assert "'SFT'" in refused("method._target_=alignlab.methods.sft.SFFT").instead
@@ -159,8 +152,8 @@ def test_a_method_from_outside_passes_and_is_checked(folder, tmp_path, monkeypat
     assert "'method.reduction'" in refused("method=mine", "method.reductoin=x", config_dir=path).instead
 
 
-class Thing:
-    def __init__(self, *, size: int, parts=None, inner=None, **further):
+class Thing(lightning.Callback):
+    def __init__(self, *, size: int, parts=None, inner: "Thing | dict | None" = None, **further):
         if size < 0:
             raise ValueError("size is negative")
         self.size, self.parts, self.inner = size, parts, inner
@@ -169,28 +162,33 @@ class Thing:
 THING = f"{__name__}.Thing"
 
 
+def make(node, **extra):
+    return build("callbacks.thing", node, **extra)
+
+
 def test_build_makes_nested_objects_and_hands_live_ones_over_untouched():
     live = object()
-    made = build({"_target_": THING, "size": 1, "inner": {"_target_": THING, "size": 2}}, parts=live)
+    made = make({"_target_": THING, "size": 1, "inner": {"_target_": THING, "size": 2}}, parts=live)
     assert (made.size, made.inner.size) == (1, 2) and made.parts is live
-    assert type(build({"_target_": THING, "size": 1, "inner": {"a": [1]}}).inner) is dict
-    assert build(None) is None
+    assert type(make({"_target_": THING, "size": 1, "inner": {"a": [1]}}).inner) is dict
+    assert build("callbacks.thing", None) is None
 
 
 def test_build_partial_waits_for_the_rest():
-    assert build({"_target_": THING, "_partial_": True, "inner": 3})(size=4).inner == 3
+    waiting = build("optimizer", {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.5})
+    assert waiting([torch.nn.Parameter(torch.zeros(1))]).defaults["lr"] == 0.5
 
 
 def test_build_refuses_missing_arguments_and_what_the_target_refuses():
     with pytest.raises(InputError, match="it also needs size"):
-        build({"_target_": THING})
+        make({"_target_": THING})
     with pytest.raises(InputError, match="size is negative"):
-        build({"_target_": THING, "size": -1})
+        make({"_target_": THING, "size": -1})
 
 
 def test_build_all_leaves_out_null_and_gives_extras_to_those_who_take_them():
-    nodes = {"a": {"_target_": THING, "size": 1}, "b": None, "c": {"_target_": "fractions.Fraction", "numerator": 3}}
-    made = build_all(nodes, parts=5)
+    timer = {"_target_": "lightning.pytorch.callbacks.Timer", "duration": {"seconds": 3}}
+    made = build_all("callbacks", {"a": {"_target_": THING, "size": 1}, "b": None, "c": timer}, parts=5)
     assert made["a"].parts == 5 and list(made) == ["a", "c"]
 
 

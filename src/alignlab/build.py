@@ -1,111 +1,152 @@
 """From a config node to the object that its ``_target_`` names: the only door through which configuration runs code.
 
-Any importable class or function may be named, so a method, model, reward, logger or callback of one's own needs no
-entry here. Refused are the standard library's ways to run commands, unpickle, import, or touch files and the
-interpreter (``REFUSED``): a config that somebody sent should not be a program. This catches accidents and crude traps;
-a package that one installs and names is trusted.
+A config that somebody sent is not a program. Each place takes a kind of object (``kinds``), checked before anything is
+called, and nothing of the standard library. A class of one's own installed package needs no permission: a callback is
+a callback wherever it comes from. The module that a target names is imported, which runs that module.
 """
 
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import OmegaConf
 
+from alignlab.credentials import revealed
 from alignlab.errors import InputError, nearest
+from alignlab.kinds import LIBRARY, home, kinds_at
+from alignlab.signatures import VARIADIC, parameters
 
-# fmt: off
-REFUSED = frozenset({
-    "_pickle", "asyncio", "builtins", "cloudpickle", "code", "codeop", "concurrent", "ctypes", "dill", "gc",
-    "hydra", "importlib", "inspect", "io", "joblib", "marshal", "multiprocessing", "nt", "operator", "os", "pdb",
-    "pickle", "pkgutil", "posix", "pty", "pydoc", "runpy", "shelve", "shutil", "signal", "site", "socket",
-    "subprocess", "sys", "tempfile", "threading", "timeit", "types", "webbrowser", "yaml",
-})
-"""Top-level modules whose members are no targets."""
-# fmt: on
+CONTROL = {"_target_", "_partial_"}
+"""Keys of a node that are no arguments."""
 
 
-def build(node: Mapping[str, Any] | None, **extra: Any) -> Any:
+def build(place: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
     """Make the object that a node describes, its nested nodes first.
 
     Args:
-        node: ``_target_`` and its keyword arguments, or None; interpolations are resolved, containers become plain.
+        place: Dotted key of the node in the config, which decides what it may be.
+        node: ``_target_`` and its keyword arguments, plain and resolved, or None. Strings are taken as they stand, but
+            for references to secrets, which are filled in here.
         **extra: Further keyword arguments that no config can hold (a model, a tokenizer); they win over the node's.
 
     Returns:
         The object; with ``_partial_: true`` a ``functools.partial``; None for None.
 
     Raises:
-        InputError: The target is refused or cannot be imported, an argument is missing, or the target refuses a value.
+        InputError: The place takes no such object, the target cannot be imported, an argument is missing, or the target
+            refuses a value.
     """
-    if node is None:
-        return None
-    node = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
-    for target in named_targets(node):
-        locate(target)
-    name, partial = node.pop("_target_"), node.pop("_partial_", False)
-    target = locate(name)
+    return None if node is None else _make(place, node, extra, None, "")
+
+
+def _make(place: str, node: Mapping[str, Any], extra: Mapping[str, Any], around: Any, argument: str) -> Any:
+    target, name = fitting(place, node, around, argument), node["_target_"]
+    given = {key: value for key, value in node.items() if key not in CONTROL}
+    arguments = {key: _made(f"{place}.{key}", value, target, key) for key, value in given.items()} | dict(extra)
+    if node.get("_partial_"):
+        return functools.partial(target, **arguments)
+    _refuse_missing(name, target, arguments)
     try:
-        arguments = instantiate(node | {"_convert_": "all"}) | extra
-        if partial:
-            return functools.partial(target, **arguments)
-        _refuse_missing(name, target, arguments)
         return target(**arguments)
-    except InstantiationException as error:
-        raise _cause(error) from error
     except (ValueError, MisconfigurationException) as error:
-        raise InputError(f"{name} with {_shown(node)}", str(error), "Change what it names") from error
+        raise InputError(f"{name} with {_shown(given)}", str(error), "Change what it names") from error
 
 
-def build_all(nodes: Mapping[str, Mapping[str, Any] | None], **extra: Any) -> dict[str, Any]:
+def _made(place: str, value: Any, around: Any, argument: str) -> Any:
+    """A value with the objects made that nodes within it describe."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return _make(place, value, {}, around, argument)
+    if isinstance(value, Mapping):
+        return {key: _made(f"{place}.{key}", part, around, argument) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_made(f"{place}.{index}", part, around, argument) for index, part in enumerate(value)]
+    return revealed(place, value) if isinstance(value, str) else value
+
+
+def build_all(place: str, nodes: Mapping[str, Mapping[str, Any] | None], **extra: Any) -> dict[str, Any]:
     """Make the objects of a group whose nodes stand side by side (``logger``, ``callbacks``).
 
     Args:
+        place: Dotted key of the group.
         nodes: Nodes by name; None leaves one out.
         **extra: What no config can hold, for those targets that have an argument by the name.
     """
-    nodes = {name: node for name, node in nodes.items() if node is not None}
-    return {name: build(node, **_taken(locate(node["_target_"]), extra)) for name, node in nodes.items()}
+    made = {}
+    for name, node in nodes.items():
+        if node is not None:
+            target = fitting(f"{place}.{name}", node)
+            taken = {key: value for key, value in extra.items() if key in parameters(target)}
+            made[name] = build(f"{place}.{name}", node, **taken)
+    return made
 
 
-def named_targets(node: Any) -> Iterator[str]:
-    """Every ``_target_`` of a plain tree, the outermost first."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield node["_target_"]
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from named_targets(value)
+def fitting(place: str, node: Mapping[str, Any], around: Any = None, argument: str = "") -> Callable[..., Any]:
+    """The class or function of a node, if its place takes such a one; nothing is called.
+
+    Args:
+        place: Dotted key of the node.
+        node: With ``_target_``.
+        around: Class or function of the node that this one lies in, if any.
+        argument: Of that, the argument that this node lies in.
+
+    Raises:
+        InputError: It is not of the kind of its place, waits where it must not or does not where it must, cannot be
+            found, or comes from the standard library.
+    """
+    asked, path = f"{place}._target_={node['_target_']}", node["_target_"]
+    try:
+        target = locate(path)
+    except InputError as error:
+        raise InputError(f"{place}.{error.asked}", error.why, error.instead) from error
+    kinds = kinds_at(place, around, argument)
+    if not kinds:
+        raise InputError(asked, "nothing there takes an object", f"Leave out {place}._target_")
+    kind = next((kind for kind in kinds if kind.fits(target)), None)
+    if kind is None:
+        wanted = ", or ".join(dict.fromkeys(kind.words for kind in kinds))
+        raise InputError(asked, f"it should be {wanted}", "Name one, of any installed package")
+    for key in ("_args_", "_convert_", "_recursive_"):
+        if key in node:
+            raise InputError(f"{place}.{key}={node[key]}", "arguments are given by name", f"Leave out {place}.{key}")
+    if node.get("_partial_", False) is not kind.waits(target):
+        why = "training calls it" if kind.waits(target) else "it is made when the run starts"
+        instead = f"Type {place}._partial_={'true' if kind.waits(target) else 'false'}"
+        raise InputError(f"{asked} with _partial_={node.get('_partial_', False)}", why, instead)
+    return target
 
 
 @functools.cache
-def locate(path: str) -> Callable[..., Any]:
-    """The class or function at a dotted path.
-
-    Raises:
-        InputError: It does not exist, cannot be imported, cannot be called, or is refused.
-    """
-    parts = str(path).split(".")
-    if parts[0] in REFUSED or any(part.startswith("__") for part in parts):
+def _locate(path: str) -> Callable[..., Any]:
+    parts = path.split(".")
+    if parts[0] in LIBRARY or any(part.startswith("__") for part in parts):
         raise _refused(path)
     found = _first_module(path, parts[0])
     for index, part in enumerate(parts[1:], start=2):
+        if not inspect.ismodule(found) and not inspect.isclass(found):
+            raise InputError(f"_target_={path}", f"'{parts[index - 2]}' is no module", "Name a class or a function")
         found = _member(path, found, part, ".".join(parts[:index]))
-        if _home(found) in REFUSED:
+        if home(found) in LIBRARY:
             raise _refused(path)
     if not callable(found):
         raise InputError(f"_target_={path}", "it can be imported but not called", "Name a class or a function")
     return found
 
 
+def locate(path: Any) -> Callable[..., Any]:
+    """The class or function at a dotted path.
+
+    Raises:
+        InputError: It does not exist, cannot be imported, cannot be called, or is part of the standard library.
+    """
+    if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
+        raise InputError(f"_target_={path}", "it is no dotted path", "Name a class or function, as package.module.Name")
+    return _locate(path)
+
+
 def _refused(path: str) -> InputError:
-    why = "the standard library's tools for code, files and processes are no targets, whoever wrote the config"
+    why = "the standard library, installers and readers of pickles are no targets, whoever wrote the config"
     return InputError(f"_target_={path}", why, "Name a class or function of a package that is meant to be configured")
 
 
@@ -115,6 +156,8 @@ def _first_module(path: str, name: str) -> Any:
     except ImportError as error:
         instead = f"Install '{name}', or put its folder on PYTHONPATH"
         raise InputError(f"_target_={path}", f"'{name}' cannot be imported ({error})", instead) from error
+    except Exception as error:  # a module of others may fail in any way
+        raise _broken(path, name, error) from error
 
 
 def _member(path: str, parent: Any, name: str, dotted: str) -> Any:
@@ -129,36 +172,22 @@ def _member(path: str, parent: Any, name: str, dotted: str) -> Any:
         public = [option for option in dir(parent) if not option.startswith("_")]
         why = f"{getattr(parent, '__name__', parent)} has no '{name}'"
         raise InputError(f"_target_={path}", why, nearest(name, public)) from error
+    except Exception as error:  # a module of others may fail in any way
+        raise _broken(path, dotted, error) from error
 
 
-def _home(found: Any) -> str:
-    """Top-level module that an object comes from, so that no alias leads around ``REFUSED``."""
-    name = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
-    return str(name or "").split(".")[0]
-
-
-def _taken(target: Callable[..., Any], extra: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in extra.items() if name in inspect.signature(target).parameters}
+def _broken(path: str, module: str, error: Exception) -> InputError:
+    why = f"importing '{module}' fails: {type(error).__name__}: {error}"
+    return InputError(f"_target_={path}", why, f"Correct it until python -c 'import {module}' works")
 
 
 def _refuse_missing(name: str, target: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError:  # some classes written in C tell nothing
-        return
-    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    required = [p.name for p in parameters if p.default is p.empty and p.kind not in skipped]
+    known = parameters(target).values()
+    required = [p.name for p in known if p.default is p.empty and p.kind not in VARIADIC]
     missing = [parameter for parameter in required if parameter not in arguments]
     if missing:
         settings = ", ".join(f"{parameter}: …" for parameter in missing)
         raise InputError(f"_target_={name}", f"it also needs {', '.join(missing)}", f"Add {settings} beside _target_")
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The refusal, or the first exception, behind what Hydra wraps around the errors of nested nodes."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    return error
 
 
 def _shown(node: Mapping[str, Any]) -> str:

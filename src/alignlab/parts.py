@@ -42,7 +42,7 @@ Config = dict[str, Any]
 
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
-    source = build(config["data"]["source"])
+    source = build("data.source", config["data"]["source"])
     serve(source, locate(config["method"]["_target_"]).eats)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
@@ -58,7 +58,7 @@ def look_at_sources(config: Config) -> None:
     Raises:
         InputError: Names what is missing.
     """
-    serve(build(config["data"]["source"]), locate(config["method"]["_target_"]).eats)
+    serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
     make_model_source(config)
     for path in (config["init_from"], config["model"].get("path")):
         if path is not None:
@@ -72,7 +72,7 @@ def make_model_source(config: Config) -> Any:
     if config["init_from"] is not None:
         known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
         node = {**PRETRAINED, **known, "path": config["init_from"]}
-    return build(node)
+    return build("model", node)
 
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
@@ -132,13 +132,13 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
     parts = Parts(
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
-        make_optimizer=build(config["optimizer"]),
-        make_scheduler=build(config["scheduler"]),
+        make_optimizer=build("optimizer", config["optimizer"]),
+        make_scheduler=build("scheduler", config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],
     )
-    rollout = {} if config["rollout"] is None else {"rollout": build(config["rollout"])}
-    method = build(config["method"], parts=parts, **rollout)
+    rollout = {} if config["rollout"] is None else {"rollout": build("rollout", config["rollout"])}
+    method = build("method", config["method"], parts=parts, **rollout)
     data.experience = getattr(method, "experience", None)
     return method
 
@@ -146,7 +146,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
 def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     """The model that is trained, with its adapter."""
     peft = dict(config["peft"] or {})
-    quantization = build(peft.pop("quantization", None))
+    quantization = build("peft.quantization", peft.pop("quantization", None))
     head = locate(config["method"]["_target_"]).head
     policy = model.load_model(data.tokenizer, quantization, head=head)
     refuse_beyond_context(policy, data)
@@ -155,13 +155,13 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
         log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
     if peft and is_adapted(policy):
         return refuse_other_adapter(policy, peft)
-    return attach(policy, build(peft)) if peft else policy
+    return attach(policy, build("peft", peft)) if peft else policy
 
 
 def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
     """Further weights for the same tokens, merged with their adapter where they have one."""
     known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
-    model = build({**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
+    model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
     return model.merge_and_unload() if is_adapted(model) else model
 
 
@@ -217,7 +217,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
-    chosen = build_all(config["callbacks"])
+    chosen = build_all("callbacks", config["callbacks"])
     for name, callback in chosen.items():
         monitor = getattr(callback, "monitor", None)
         if monitor is not None and monitor not in METRICS:
@@ -228,6 +228,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
+        "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=make_strategy(**config["strategy"]),
         callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
@@ -241,7 +242,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
     nodes = {"csv": {"_target_": "alignlab.training.loggers.csv"}, **config["logger"]}
-    loggers = list(build_all(nodes, run_folder=folder).values())
+    loggers = list(build_all("logger", nodes, run_folder=folder).values())
     for logger in loggers:
         logger.log_hyperparams(config)
     return loggers

@@ -11,7 +11,7 @@ import lightning
 import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
@@ -20,6 +20,7 @@ from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
 from alignlab.models.export import logits, save, verify
 from alignlab.parts import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
+from alignlab.resolve import as_yaml, escaped, with_run_dir
 from alignlab.training import console, launch
 from alignlab.training.card import result_card
 from alignlab.training.changes import refuse_changes, shown
@@ -34,23 +35,23 @@ from alignlab.training.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 
-def fit(cfg: DictConfig) -> Path:
+def fit(config: Config) -> Path:
     """Train as configured, in this process, in new ones for the devices, or with the ranks that are there already.
 
     Args:
-        cfg: Composed and checked.
+        config: Composed, checked and resolved.
 
     Returns:
         The run's folder.
     """
     place, num_processes = ranks(), 1
     if place is not None:
-        config, folder = agree(partial(prepare, cfg, place.num_ranks))
+        config, folder = agree(partial(prepare, config, place.num_ranks))
     else:
-        trainer = OmegaConf.to_container(cfg.trainer, resolve=True)
+        trainer = config["trainer"]
         num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
         launch.refuse_other_machines(trainer["num_nodes"], num_processes)
-        config, folder = prepare(cfg, num_processes)
+        config, folder = prepare(config, num_processes)
     try:
         if num_processes > 1:
             launch.launch(train, config, folder, num_processes=num_processes)
@@ -68,16 +69,15 @@ def fit(cfg: DictConfig) -> Path:
     return folder.path
 
 
-def prepare(cfg: DictConfig, num_ranks: int) -> tuple[Config, RunFolder]:
+def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
     """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both.
 
     What can be refused without reading weights or rows is refused before the folder is made.
 
     Args:
-        cfg: Composed and checked.
+        config: Composed, checked and resolved.
         num_ranks: Processes that will train.
     """
-    config: Config = OmegaConf.to_container(cfg, resolve=True)
     method = name_of(config["method"]["_target_"])
     look_at_sources(config)
     try:
@@ -89,12 +89,11 @@ def prepare(cfg: DictConfig, num_ranks: int) -> tuple[Config, RunFolder]:
     except InputError:
         folder.discard()
         raise
-    with open_dict(cfg):
-        cfg.run_dir = str(folder.path)  # before interpolations are resolved for good
+    config = with_run_dir(config, str(folder.path)) | {"run_dir": str(folder.path)}
     with told_of_the_disk(folder.path):
         folder.remove_leftovers()
-        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-    return OmegaConf.to_container(cfg, resolve=True), folder
+        folder.write_config(as_yaml(config))
+    return config, folder
 
 
 def compared(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
@@ -105,7 +104,7 @@ def compared(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
     """
     path, notes = folder.origin / "config.yaml", list(folder.notes)
     if path.is_file():
-        changes = refuse_changes(read_config(path), config, is_branch=folder.is_branch)
+        changes = refuse_changes(read_config(path), escaped(config), is_branch=folder.is_branch)
         if folder.is_branch and changes:
             notes.append(f"In this branch {shown(changes)}")
     elif folder.checkpoint:

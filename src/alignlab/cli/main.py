@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from alignlab import cli
+from alignlab.credentials import masked
 from alignlab.errors import InputError, RunError, nearest
 from alignlab.processes import leave_on_signals
 
@@ -42,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except RunError as error:
         if "debug=true" in words:
             raise
-        print(f"Failed. {error}", file=sys.stderr)
+        print(f"Failed. {masked(str(error))}", file=sys.stderr)
         return 1
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
 
@@ -21,27 +21,30 @@ def main(words: Sequence[str]) -> int:
     return command("preview", words, check, show)
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuse what is not in the schema, and what cannot run together."""
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """The config resolved. Refuse what is not in the schema, and what cannot run together."""
     from alignlab import compat, schema
+    from alignlab.cli.composition.hidden import hide_config
     from alignlab.schema.root import PREVIEW
 
-    compat.check(schema.check(cfg, PREVIEW))
+    hide_config(cfg)
+    config = schema.check(cfg, PREVIEW)
+    compat.check(config)
+    return config
 
 
-def show(cfg: DictConfig) -> Any:
+def show(config: dict[str, Any]) -> Any:
     """Print the first rows, and write the page where one is asked for."""
     from alignlab.data.preview import preview_html, preview_terminal, write_page
     from alignlab.parts import open_model_and_data
     from alignlab.training import console
 
-    console.set_up(cfg.debug)
-    config = OmegaConf.to_container(cfg, resolve=True)
+    console.set_up(config["debug"])
     config["data"]["streaming"] = False  # lengths and counts are those of all rows
     _, data = open_model_and_data(config)
-    indices = range(min(cfg.preview.num_rows, len(data.train)))
+    indices = range(min(config["preview"]["num_rows"], len(data.train)))
     console.show(preview_terminal(data.train, data.tokenizer, indices))
-    if cfg.preview.html is not None:
+    if (file := config["preview"]["html"]) is not None:
         page = preview_html(data.train, data.tokenizer, indices, title="alignlab preview")
-        write_page(Path(cfg.preview.html), page)
-        print(f"page: {cfg.preview.html}")
+        write_page(Path(file), page)
+        print(f"page: {file}")

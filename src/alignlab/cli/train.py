@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
@@ -56,35 +56,38 @@ def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
     return words[:at] + words[at + 2 :], run
 
 
-def check(sweep: Sweep, cfg: DictConfig) -> None:
-    """Refuse what is not in the schema, and what cannot run together; note it where it is one job of several.
+def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
+    """The config resolved. Refuse what is not in the schema, and what cannot run together; of a sweep, note it.
 
     The devices become those of the ranks that a launcher has started, if one has.
     """
     from alignlab import compat, schema
     from alignlab.cli.composition.deepspeed_file import take_over_file
+    from alignlab.cli.composition.hidden import hide_config
     from alignlab.training.location import refuse_for_sweep
     from alignlab.training.ranks import settle
 
     if is_sweep() and cfg.run_dir is not None:
         refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")
     try:
+        hide_config(cfg)
         take_over_file(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
-        trainer = schema.check(cfg)["trainer"]
-        devices, num_nodes = settle(trainer["devices"], trainer["num_nodes"])
-        cfg.trainer.devices, cfg.trainer.num_nodes = devices, num_nodes
-        compat.check(OmegaConf.to_container(cfg, resolve=True))
+        config = schema.check(cfg)
+        trainer = config["trainer"]
+        trainer["devices"], trainer["num_nodes"] = settle(trainer["devices"], trainer["num_nodes"])
+        compat.check(config)
+        return config
     except InputError:
         if is_sweep():
-            sweep.refused(cfg)
+            sweep.refused(cfg.run_dir)
         raise
 
 
-def train(sweep: Sweep, cfg: DictConfig) -> Any:
+def train(sweep: Sweep, config: dict[str, Any]) -> Any:
     """Run the job, or one of a sweep."""
     from alignlab import run
 
-    return sweep.run(cfg) if is_sweep() else run.fit(cfg)
+    return sweep.run(config) if is_sweep() else run.fit(config)
 
 
 def is_sweep() -> bool:

@@ -83,7 +83,7 @@ def save(
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))
     for file in partial.iterdir():
-        file.chmod(0o644)  # safetensors makes its files for their owner alone
+        file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files for their owner alone
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from alignlab.models import adapters
 from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.opening import opening, refuse_values
+from alignlab.models.pickled import refusal
 from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
 
@@ -162,8 +164,11 @@ def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:
     """``kind.from_pretrained``, whose many ways of failing become one."""
     revision = place.revision if source == place.weights else None
     instead = "Name a folder or hub id with a causal language model and its tokenizer"
-    with opening(f"model.path={place.asked}", f"{kind.__name__} cannot read {source}", instead):
-        return kind.from_pretrained(source, revision=revision, **options)
+    try:
+        with opening(f"model.path={place.asked}", f"{kind.__name__} cannot read {source}", instead):
+            return kind.from_pretrained(source, revision=revision, **options)
+    except UnpicklingError as error:
+        raise refusal(source, f"model.path={place.asked}", error) from error
 
 
 def _read_config(place: Place, trust_remote_code: bool) -> PreTrainedConfig:

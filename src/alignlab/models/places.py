@@ -13,6 +13,7 @@ from huggingface_hub.utils import httpx  # which transport library it is differs
 
 from alignlab.errors import InputError
 from alignlab.models.opening import opening
+from alignlab.models.pickled import refuse_programs
 from alignlab.paths import typed_path
 
 POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
@@ -52,6 +53,7 @@ def locate(path: str, revision: str | None = None) -> Place:
         if (candidate / "adapter_config.json").is_file():
             return _locate_adapter(path, candidate.resolve())
         if (candidate / "config.json").is_file():
+            refuse_programs(candidate, f"model.path={path}")
             found = str(candidate.resolve())
             return Place(path, found, found, None, None)
     looked = f"no config.json and no adapter_config.json in {folder.resolve()} or its folder model"
@@ -78,6 +80,7 @@ def _locate_adapter(asked: str, folder: Path) -> Place:
             f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
             f"Write where they lie as base_model_name_or_path into {file}",
         ) from error
+    refuse_programs(folder, f"model.path={asked}")
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
     return Place(asked, below.weights, tokenizer, below.revision, str(folder))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
+from alignlab.rewards.outsiders import post, refuse_module, refuse_other_callables
 
 
 class PythonReward:
@@ -54,18 +55,19 @@ class HTTPReward:
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
         """The rewards of the answer."""
         body = json.dumps({"completions": completions, "prompts": prompts, **columns}).encode()
-        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=self.timeout_seconds) as answer:
+        with urllib.request.urlopen(post(self.url, body), timeout=self.timeout_seconds) as answer:
             return json.load(answer)["rewards"]
 
 
 def _load(path: str) -> Callable[..., Any]:
     where, _, name = path.partition(":")
+    refuse_module(path, where)
     try:
         function = getattr(_module(where), name)
     except (ImportError, AttributeError, FileNotFoundError, SyntaxError) as error:
         instead = "Give package.module:function, or file.py:function"
         raise InputError(f"path={path}", f"there is no such callable: {error}", instead) from error
+    refuse_other_callables(path, where, function)
     return function
 
 

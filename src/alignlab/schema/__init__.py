@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
 
 from alignlab.errors import InputError, nearest, raise_all
+from alignlab.resolve import NO_RUN_DIR, resolved
 from alignlab.schema.root import SECTIONS, Hints, Node, Nodes
-from alignlab.schema.targets import check_nodes
+from alignlab.schema.targets import check_arguments, check_nodes
 from alignlab.schema.values import NOT_GIVEN, Findings, check_names, check_value
-from alignlab.training.strategies import STRATEGIES, make_strategy
+from alignlab.training.strategies import STRATEGIES
 
 
 def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, Any]:
@@ -21,7 +21,8 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
         sections: Sections by dotted key, the root under ``""``.
 
     Returns:
-        The config with its interpolations resolved, as plain containers.
+        The config with its interpolations resolved, as plain containers; where one names a ``run_dir`` that is not
+        decided yet stands ``resolve.NO_RUN_DIR``.
 
     Raises:
         InputError: Keys that do not exist, each with the nearest that does; missing values; wrong types; values out of
@@ -37,7 +38,7 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
     for key, tree in plain.items():
         check_nodes(key, tree, findings)
     raise_all(findings.all())
-    return OmegaConf.to_container(cfg, resolve=True)
+    return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
 def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
@@ -49,11 +50,8 @@ def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
         OmegaConf.update(cfg, key, NOT_GIVEN)
     if unresolved.get("run_dir", "") is None:
-        cfg.run_dir = "runs"
-    try:
-        return OmegaConf.to_container(cfg, resolve=True)
-    except InterpolationResolutionError as error:
-        raise InputError(str(error.full_key), str(error.msg).splitlines()[0], "Correct its ${…}") from error
+        cfg.run_dir = NO_RUN_DIR
+    return resolved(cfg)
 
 
 def _missing(path: str, tree: Any) -> Iterator[str]:
@@ -73,7 +71,7 @@ def _check_strategy(node: Any, findings: Findings) -> None:
         asked = f"strategy.name={name}"
         findings.errors.append(InputError(asked, "there is no such strategy", nearest(name, STRATEGIES)))
         return
-    check_nodes("strategy", options | {"_target_": f"{make_strategy.__module__}.{name}"}, findings)
+    check_arguments("strategy", f"alignlab.training.strategies.{name}", STRATEGIES[name], options, findings)
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:

@@ -1,19 +1,14 @@
 """A node with ``_target_`` against the signature of what it names: the names, types and ranges of its arguments."""
 
-import functools
-import inspect
-import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from alignlab.build import locate
+from alignlab.build import CONTROL, fitting, locate
 from alignlab.errors import InputError
 from alignlab.schema.values import Findings, check_names, check_value
-
-CONTROL = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
-"""Hydra's own keys in a node."""
+from alignlab.signatures import VARIADIC, chain, hints, is_open, parameters
 
 PARTS = {"peft": {"quantization"}}
 """Nodes that stand inside another one for the house's use, not as an argument of its target."""
@@ -37,8 +32,6 @@ GIVEN_BY_RUN = {
     "logger": {"run_folder"},
 }
 """Arguments, by group, that are not for its nodes to give: live objects, and what groups of their own are for."""
-
-VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -66,41 +59,53 @@ RANGES: dict[str, Any] = {
 """Types with ranges, by argument, for classes that are not ours and whose annotations give none."""
 
 
-def check_nodes(path: str, tree: Any, findings: Findings) -> None:
+def check_nodes(path: str, tree: Any, findings: Findings, around: Any = None, argument: str = "") -> None:
     """Check every node with ``_target_`` in a plain tree.
 
     Args:
         path: Dotted key of the tree.
         tree: Plain containers and leaves.
         findings: What is added to.
+        around: Class or function of the node that the tree lies in, if any.
+        argument: Of that, the argument that the tree lies in.
     """
     if isinstance(tree, list):
         tree = {str(index): value for index, value in enumerate(tree)}
     if not isinstance(tree, Mapping):
         return
-    if "_target_" in tree:
-        _check_arguments(path, tree, findings)
-    for key, value in tree.items():
-        check_nodes(f"{path}.{key}", value, findings)
-
-
-def _check_arguments(path: str, node: Mapping[str, Any], findings: Findings) -> None:
-    name = node["_target_"]
-    if not isinstance(name, str) or not name:
-        why = "it should be the dotted path of a class or function"
-        findings.errors.append(InputError(f"{path}._target_={name!r}", why, f"Type {path}._target_=package.Class"))
+    if "_target_" not in tree:
+        for key, value in tree.items():
+            check_nodes(f"{path}.{key}", value, findings, around, argument or str(key))
         return
     try:
-        target = locate(name)
+        target = fitting(path, tree, around, argument)
     except InputError as error:
-        findings.errors.append(InputError(f"{path}.{error.asked}", error.why, error.instead))
+        findings.errors.append(error)
         return
-    arguments = {key: value for key, value in node.items() if key not in CONTROL | PARTS.get(path, set())}
+    check_arguments(path, tree["_target_"], target, tree, findings)
+
+
+def check_arguments(
+    path: str, name: str, target: Callable[..., Any], node: Mapping[str, Any], findings: Findings
+) -> None:
+    """Check what a target is called with, and the nodes within.
+
+    Args:
+        path: Dotted key of the node.
+        name: Dotted path of the target.
+        target: Class or function.
+        node: Its arguments.
+        findings: What is added to.
+    """
+    inside = {key: value for key, value in node.items() if key not in CONTROL}
+    for key, value in inside.items():
+        check_nodes(f"{path}.{key}", value, findings, target, str(key))
+    arguments = {key: value for key, value in inside.items() if key not in PARTS.get(path, set())}
     names = _names(name, target)
     given = GIVEN_BY_RUN.get(path.split(".")[0], set())
     check_names(path, arguments, names if names is None else names - given, findings)
-    for function in _chain(target):
-        for key, parameter in _parameters(function).items():
+    for function in chain(target):
+        for key, parameter in parameters(function).items():
             value = arguments.get(key, parameter.default)
             if key not in given and value != parameter.default and not _holds_target(value):
                 check_value(f"{path}.{key}", value, _hint(name, function, key), findings)
@@ -108,49 +113,19 @@ def _check_arguments(path: str, node: Mapping[str, Any], findings: Findings) -> 
 
 def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
     """Names that a target takes; None: any."""
-    functions = _chain(target)
-    named = {key for function in functions for key, p in _parameters(function).items() if p.kind not in VARIADIC}
-    if not _is_open(functions[-1]):
+    functions = chain(target)
+    named = {key for function in functions for key, p in parameters(function).items() if p.kind not in VARIADIC}
+    if not is_open(functions[-1]):
         return named
     if name not in FORWARDS:
         return None
-    return named | (_parameters(locate(FORWARDS[name])).keys() if FORWARDS[name] else set())
-
-
-def _chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Where keyword arguments end up: the function; of a class, its constructor and those it passes them on to."""
-    if not inspect.isclass(target):
-        return [target]
-    functions = [kind.__init__ for kind in target.__mro__[:-1] if "__init__" in vars(kind)] or [target.__init__]
-    closed = next((index for index, function in enumerate(functions) if not _is_open(function)), len(functions))
-    return functions[: closed + 1]
-
-
-def _is_open(function: Callable[..., Any]) -> bool:
-    return any(parameter.kind is parameter.VAR_KEYWORD for parameter in _parameters(function).values())
-
-
-@functools.cache
-def _parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    try:
-        return {key: value for key, value in inspect.signature(function).parameters.items() if key != "self"}
-    except ValueError:  # some functions written in C tell nothing
-        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+    return named | (parameters(locate(FORWARDS[name])).keys() if FORWARDS[name] else set())
 
 
 def _hint(name: str, function: Callable[..., Any], key: str) -> Any:
     if not name.startswith("alignlab.") and key in RANGES:
         return RANGES[key]
-    return _hints(function).get(key, Any)
-
-
-@functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of the arguments; none where they cannot be evaluated."""
-    try:
-        return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError, AttributeError):
-        return {}
+    return hints(function).get(key, Any)
 
 
 def _holds_target(value: Any) -> bool:

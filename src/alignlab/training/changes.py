@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from alignlab.credentials import blanked
 from alignlab.errors import InputError
 
 NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
@@ -57,7 +58,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, besides: s
         now: Another.
         besides: Keys that are passed over, with all below them.
     """
-    was, is_ = (dict(_leaves("", config, besides)) for config in (before, now))
+    was, is_ = (dict(_leaves("", blanked(config), besides)) for config in (before, now))
     changed = [key for key in sorted(was.keys() | is_.keys()) if was.get(key) != is_.get(key)]
     return [f"{key}={is_.get(key)} (was {was.get(key)})" for key in changed]
 

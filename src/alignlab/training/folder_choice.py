@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from alignlab.credentials import blanked
 from alignlab.errors import InputError
 from alignlab.training.changes import NOT_HASHED
 from alignlab.training.location import names_in, refuse_foreign, refuse_unsafe
@@ -59,7 +60,7 @@ def make_run_folder(
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits that stand for what is trained, not for where."""
-    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    kept = blanked({key: value for key, value in config.items() if key not in NOT_HASHED})
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from alignlab.credentials import masked
 from alignlab.errors import InputError, RunError
 from alignlab.processes import end_with_parent, leave_on_signals
 
@@ -120,7 +121,7 @@ def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> Non
         _report(reports, error)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error
     except Exception as error:
-        _report(reports, traceback.format_exc())
+        _report(reports, masked(traceback.format_exc()))
         raise SystemExit(1) from error
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from alignlab.credentials import masked
+
 LOGGERS = ("", "lightning", "lightning.pytorch", "lightning.fabric", "transformers")
 """Loggers that keep their records to themselves, beside the root."""
 
@@ -29,7 +31,7 @@ def captured(path: Path, rank: int = 0) -> Iterator[None]:
         try:
             yield
         except Exception:
-            Sturdy(file).write(traceback.format_exc())
+            Sturdy(file).write(masked(traceback.format_exc()))
             raise
 
 
@@ -99,7 +101,8 @@ class Copied:
         return getattr(self.terminal, name)
 
     def write(self, text: str) -> int:
-        """Pass the text on; keep the last state of a line that a carriage return wrote over."""
+        """Pass the text on, without secrets; keep the last state of a line that a carriage return wrote over."""
+        text = masked(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
             self.file.write(CONTROL.sub("", line).rstrip("\r").rpartition("\r")[2] + "\n")
@@ -121,10 +124,18 @@ def terminal(stream: TextIO) -> TextIO:
     return stream.terminal if isinstance(stream, Copied) else stream
 
 
+class Masked(logging.Formatter):
+    """Records without the secrets that this process knows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, and the traceback where there is one."""
+        return masked(super().format(record))
+
+
 @contextlib.contextmanager
 def _handler(file: TextIO) -> Iterator[None]:
     handler = logging.StreamHandler(file)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    handler.setFormatter(Masked("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     # A record that reaches two of the loggers on its way up would stand in the file twice.
     loggers = [logger for logger in map(logging.getLogger, LOGGERS) if not logger.propagate or logger.name == "root"]
     for logger in loggers:

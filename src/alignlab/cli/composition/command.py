@@ -13,19 +13,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from alignlab.cli.composition.compose import ERRORS, ROOT, compose, prepare, refusal
+from alignlab.cli.composition.hidden import hide_words
+from alignlab.credentials import masked
 from alignlab.errors import InputError, nearest
+
+Config = dict[str, Any]
 
 
 def command(
-    config_name: str, words: Sequence[str], check: Callable[[DictConfig], None], job: Callable[[DictConfig], Any]
+    config_name: str, words: Sequence[str], check: Callable[[DictConfig], Config], job: Callable[[Config], Any]
 ) -> int:
     """Compose a config and run one job with it, or a sweep of them.
 
     Args:
         config_name: Root in ``conf``.
         words: Command line after the verb.
-        check: Refuses what is wrong with a composed config.
-        job: What to do with it.
+        check: Refuses what is wrong with a composed config; gives it resolved, as plain containers.
+        job: What to do with that.
 
     Returns:
         Exit code: 2 where a job of a sweep was refused, else 0.
@@ -34,12 +38,13 @@ def command(
         InputError: The command line does not compose, or its one job was refused.
     """
     flags = _read_flags(words)
-    if flags.cfg:
-        check(compose(flags.overrides, config_name, flags.config_dir))
-    overrides = prepare(flags.overrides, config_name, flags.config_dir)
     options = list(words)
     for word in flags.overrides:
         options.remove(word)  # Hydra wants its overrides in one piece
+    flags.overrides = hide_words(flags.overrides)
+    if flags.cfg:
+        check(compose(flags.overrides, config_name, flags.config_dir))
+    overrides = prepare(flags.overrides, config_name, flags.config_dir)
     jobs = _Jobs(check, job, frozenset(overrides))
     entry = hydra.main(str(ROOT / "conf"), config_name, "1.3")(jobs.run)
     try:
@@ -58,7 +63,7 @@ class _Jobs:
     """What Hydra calls for each job. A refusal is kept, because Hydra would print lines of its own about it."""
 
     def __init__(
-        self, check: Callable[[DictConfig], None], job: Callable[[DictConfig], Any], typed: frozenset[str] = frozenset()
+        self, check: Callable[[DictConfig], Config], job: Callable[[Config], Any], typed: frozenset[str] = frozenset()
     ):
         self.check, self.job, self.typed = check, job, typed
         self.refused: list[InputError] = []
@@ -71,8 +76,7 @@ class _Jobs:
         if self.sweep:
             print(f"job {HydraConfig.get().job.num}: {self._set_apart(HydraConfig.get())}", flush=True)
         try:
-            self.check(cfg)
-            result = self.job(cfg)
+            result = self.job(self.check(cfg))
         except InputError as error:
             self.refused.append(error)
             if self.sweep:
@@ -92,7 +96,8 @@ def refuse(error: InputError, debug: bool) -> int:
     """Print a refusal as one paragraph; with ``debug``, raise it for its traceback. Returns exit code 2."""
     if debug:
         raise error
-    print(f"Refused. {error}" if "\n" not in str(error) else f"Refused, for these reasons:\n{error}", file=sys.stderr)
+    said = masked(str(error))
+    print(f"Refused. {said}" if "\n" not in said else f"Refused, for these reasons:\n{said}", file=sys.stderr)
     return 2
 
 

@@ -18,7 +18,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from alignlab.cli.composition.hydra_settings import check_settings
 from alignlab.cli.composition.refusals import explain, let_keys_be_new
+from alignlab.resolve import limit_resolvers
 
 PACKAGE = Path(__file__).resolve().parents[2]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
@@ -65,6 +67,8 @@ class SearchPath(SearchPathPlugin):
 
 for plugin in (NamedRuns, SearchPath):
     Plugins.instance().register(plugin)
+limit_resolvers()
+check_settings()
 
 
 def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: str | None = None) -> DictConfig:

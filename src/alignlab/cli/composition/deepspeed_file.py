@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from alignlab.cli.composition.refusals import parse
 from alignlab.errors import InputError
 from alignlab.paths import typed_path
+from alignlab.resolve import escaped
 from alignlab.training.strategies.config_file import take_over
 
 CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
@@ -35,7 +36,7 @@ def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
     changed = take_over(plain, read(typed_path(path, "strategy.config_file")), typed_keys(words))
     with open_dict(cfg):
         for key in CHANGED:
-            cfg[key] = changed[key] if changed[key] != plain[key] else cfg[key]
+            cfg[key] = escaped(changed[key]) if changed[key] != plain[key] else cfg[key]
 
 
 def typed_keys(words: Sequence[str]) -> set[str]:

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
 
 from alignlab.disk import write_text
-from alignlab.parts import name_of
+from alignlab.parts import Config, name_of
 from alignlab.training.folder_choice import config_hash
 from alignlab.training.location import JOBS
 from alignlab.training.run_folder import read_status
@@ -67,26 +66,26 @@ class Job:
         return entry
 
 
-def make_job(cfg: DictConfig) -> Job:
+def make_job(config: Config) -> Job:
     """The job that Hydra is about to run.
 
     Args:
-        cfg: Its config.
+        config: Its config, resolved.
     """
-    config, hydra = OmegaConf.to_container(cfg, resolve=True), HydraConfig.get()
+    hydra = HydraConfig.get()
     digest = config_hash(config)
     folder = None if config["run_dir"] is None else Path(config["run_dir"])
     runs = folder or Path("runs") / name_of(config["method"]["_target_"])
-    place = sweep_folder(cfg) / JOBS / digest
+    place = sweep_folder(config["run_dir"]) / JOBS / digest
     job = Job(hydra.job.num, hydra.job.override_dirname, runs, digest, place, None)
     if folder is None:
         return job
     return Job(**vars(job) | {"run_dir": job.newest_run() or folder / f"{job.number}-{digest}"})
 
 
-def sweep_folder(cfg: DictConfig) -> Path:
+def sweep_folder(run_dir: str | None) -> Path:
     """Where the table of the sweep is written: the folder asked for, or one of its own."""
-    return Path(cfg.run_dir or HydraConfig.get().sweep.dir)
+    return Path(run_dir or HydraConfig.get().sweep.dir)
 
 
 def _results(run: Path | None) -> dict[str, float]:

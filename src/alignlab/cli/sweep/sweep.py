@@ -20,13 +20,17 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from alignlab import run
 from alignlab.cli.composition.command import refuse
+from alignlab.cli.composition.hidden import hide_config
 from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
+from alignlab.credentials import masked
 from alignlab.disk import write_text
 from alignlab.errors import InputError, RunError
+from alignlab.parts import Config
+from alignlab.resolve import as_yaml
 from alignlab.training.location import JOBS
 from alignlab.training.ranks import one_voice, own_rank, ranks
 
@@ -37,7 +41,8 @@ class Begin(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the folder that was asked for, or the sweep's own."""
+        """Remember the folder that was asked for, or the sweep's own; Hydra writes the config there after this."""
+        hide_config(config)
         Begin.folder = Path(config.run_dir or config.hydra.sweep.dir)
 
 
@@ -63,7 +68,8 @@ class Sweep:
             self._wait(at_most=0)
         finally:  # a second signal ends the waiting
             for process in processes:
-                process.kill()
+                if process.poll() is None:
+                    process.kill()
         print(f"sweep: {write_table(Begin.folder)}", flush=True)
 
     @property
@@ -72,35 +78,39 @@ class Sweep:
         codes = {entry["exit_code"] for entry in _entries(Begin.folder, since=self.began)} if Begin.folder else set()
         return 1 if codes - {0, 2} else max(codes, default=0)
 
-    def refused(self, cfg: DictConfig) -> None:
-        """Note a job that was refused before it had a process, and so has no run."""
+    def refused(self, run_dir: str | None) -> None:
+        """Note a job that was refused before it had a process, and so has no run.
+
+        Args:
+            run_dir: As typed.
+        """
         hydra, name = HydraConfig.get().job, f"refused-{HydraConfig.get().job.num}"
-        place = sweep_folder(cfg) / JOBS / name
+        place = sweep_folder(run_dir) / JOBS / name
         Job(hydra.num, hydra.override_dirname, place, name, place, None).note(2)
 
-    def run(self, cfg: DictConfig) -> float | None:
+    def run(self, config: Config) -> float | None:
         """Run a job that no earlier sweep has finished, as soon as fewer run than may.
 
         Args:
-            cfg: Config of the job.
+            config: Of the job, resolved.
 
         Returns:
             Its final ``val/loss``, for sweepers that search, where one job runs at a time.
         """
-        job, num_jobs = make_job(cfg), cfg.launcher.num_jobs
+        job, num_jobs = make_job(config), config["launcher"]["num_jobs"]
         if job.newest_run("done"):
             entry = job.note(0, before=True)
             print(f"job {job.number}: done before, {entry['run']}", flush=True)
             return entry.get("val/loss")
-        cfg.run_dir, cfg.resume = job.run_dir and str(job.run_dir), cfg.resume or "auto"
+        config["run_dir"], config["resume"] = job.run_dir and str(job.run_dir), config["resume"] or "auto"
         if "submitit" in HydraConfig.get().launcher._target_:
-            return _run_here(cfg, job)
+            return _run_here(config, job)
         if ranks() is not None:
             why = f"its jobs start their own processes, and {ranks().launcher} has started this one as a rank"
             raise InputError("a sweep", why, "Type python train.py -m …")
         self._wait(at_most=num_jobs - 1)
         slot = min(set(range(num_jobs)) - self.running.keys())
-        self.running[slot] = job, start(cfg, job, slot, num_jobs)
+        self.running[slot] = job, start(config, job, slot, num_jobs)
         if num_jobs > 1:
             return None
         return self._wait(at_most=0)[-1].get("val/loss")
@@ -120,11 +130,11 @@ class Sweep:
             time.sleep(0.1)
 
 
-def start(cfg: DictConfig, job: Job, slot: int, num_jobs: int) -> subprocess.Popen:
+def start(config: Config, job: Job, slot: int, num_jobs: int) -> subprocess.Popen:
     """A process that trains as configured; of several at a time, each with its share and an output file."""
-    write_text(job.place / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    target = f"run_dir='{cfg.run_dir}'" if cfg.run_dir else "run_dir=null"
-    words = ["train", "--from", str(job.place), target, f"resume='{cfg.resume}'"]
+    write_text(job.place / "config.yaml", as_yaml(config))
+    target = f"run_dir='{config['run_dir']}'" if config["run_dir"] else "run_dir=null"
+    words = ["train", "--from", str(job.place), target, f"resume='{config['resume']}'"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     output = None
     if num_jobs > 1:
@@ -146,16 +156,16 @@ def _share(slot: int, num_jobs: int) -> dict[str, str]:
     return share
 
 
-def _run_here(cfg: DictConfig, job: Job) -> float | None:
+def _run_here(config: Config, job: Job) -> float | None:
     """Run a job in this process; nothing that it does may end the sweep that waits for it."""
     code = 0
     try:
         with one_voice():
-            run.fit(cfg)
+            run.fit(config)
     except InputError as error:
         code = refuse(error, debug=False)
     except RunError as error:
-        print(f"Failed. {error}", file=sys.stderr)
+        print(f"Failed. {masked(str(error))}", file=sys.stderr)
         code = 1
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1

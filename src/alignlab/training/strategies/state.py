@@ -15,9 +15,9 @@ import torch.distributed.checkpoint as dcp
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader
 
 from alignlab.errors import InputError
+from alignlab.training.strategies.reader import Reader
 
 REST = "rest.pt"
 NAMES = "parameter_names"
@@ -38,7 +38,7 @@ class Stored:
         self.rest: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
         self._tensors: dict[str, Tensor] = {}
         if self.path.is_dir():
-            metadata = FileSystemReader(self.path).read_metadata().state_dict_metadata
+            metadata = Reader(self.path).read_metadata().state_dict_metadata
             self.shapes = {key: tuple(entry.size) for key, entry in metadata.items()}
             self.groups = self.rest.pop("optimizer_groups")
         else:
@@ -59,7 +59,7 @@ class Stored:
     def fill(self, targets: dict[str, Tensor]) -> None:
         """Copy stored tensors into tensors or shares of them; every rank calls it with its shares."""
         if self.path.is_dir():
-            dcp.load(targets, checkpoint_id=self.path)
+            dcp.load(targets, storage_reader=Reader(self.path))
             return
         for key, target in targets.items():
             copy_share(target, self._tensors[key])
@@ -69,11 +69,11 @@ class Stored:
         if not self.path.is_dir():
             return self._tensors[key]
         whole = torch.empty(self.shapes[key], dtype=self._dtype(key))
-        dcp.load({key: whole}, checkpoint_id=self.path, no_dist=True)
+        dcp.load({key: whole}, storage_reader=Reader(self.path), no_dist=True)
         return whole
 
     def _dtype(self, key: str) -> torch.dtype:
-        return FileSystemReader(self.path).read_metadata().state_dict_metadata[key].properties.dtype
+        return Reader(self.path).read_metadata().state_dict_metadata[key].properties.dtype
 
 
 def copy_share(target: Tensor, whole: Tensor) -> None:

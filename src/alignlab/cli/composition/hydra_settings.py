@@ -1,0 +1,108 @@
+"""Hydra's own settings, which a file of options may bring too: what they would run is refused before Hydra runs it."""
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra._internal import hydra as hydra_main
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from omegaconf import DictConfig, OmegaConf
+
+from alignlab.build import locate
+from alignlab.cli.composition.refusals import parse
+from alignlab.errors import InputError, raise_all
+
+OURS = "hydra._internal.core_plugins."
+"""Where Hydra keeps its own launchers and sweepers."""
+
+KINDS = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper, "hydra.callbacks": Callback}
+LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
+HANDLERS = ("logging.StreamHandler", "logging.NullHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+
+COMMANDS = (
+    *("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args"),
+    *("hydra.launcher.additional_parameters", "hydra.launcher.env_set"),
+)
+"""Settings that a shell or the loader of programs reads; they are taken from the command line only."""
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Hydra's reader of configs, which looks at Hydra's settings before Hydra follows them."""
+
+    def load_configuration(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        """Compose, and refuse settings that would run something."""
+        cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+        refuse_programs(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
+        return cfg
+
+
+def check_settings() -> None:
+    """Let Hydra read every config of this process through ``CheckedLoader``; it has no setting for that."""
+    hydra_main.ConfigLoaderImpl = CheckedLoader
+
+
+def refuse_programs(settings: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse settings of Hydra that would run something.
+
+    Args:
+        settings: The node ``hydra``, plain and unresolved.
+        words: Overrides as typed.
+
+    Raises:
+        InputError: A target is of no kind that Hydra knows, logging would make other objects than streams, or a command
+            stands in a file.
+    """
+    overrides = [override for word in words if (override := parse(word)) is not None]
+    typed = [override.key_or_group for override in overrides]
+    found = list(_leaves("hydra", settings))
+    faults = [fault for path, value in found if path.endswith("._target_") and (fault := _wrong_target(path, value))]
+    faults += [fault for path, value in found if path.startswith(LOGGING) and (fault := _wrong_logging(path, value))]
+    for path, value in found:
+        given = any(path == key or path.startswith(f"{key}.") for key in typed)
+        if path.startswith(COMMANDS) and value not in (None, [], {}, "") and not given:
+            key = next(command for command in COMMANDS if path.startswith(command))
+            why = "what a shell or the loader of programs reads is not taken from a file"
+            faults.append(InputError(f"{path}={value}", why, f"Type {key}=VALUE on the command line"))
+    raise_all(faults)
+
+
+def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, list):
+        tree = {str(index): value for index, value in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for key, value in tree.items():
+        yield from _leaves(f"{path}.{key}", value)
+
+
+def _wrong_target(path: str, name: Any) -> InputError | None:
+    place = path.removesuffix("._target_")
+    kind = KINDS.get(place) or (KINDS["hydra.callbacks"] if place.startswith("hydra.callbacks.") else None)
+    try:
+        if place == "hydra.sweeper.sampler":
+            kind = locate("optuna.samplers.BaseSampler")
+        if str(name).startswith(OURS):
+            target = getattr(importlib.import_module(str(name).rpartition(".")[0]), str(name).rpartition(".")[2], None)
+        else:
+            target = locate(name)
+    except InputError as error:
+        return InputError(f"{place}.{error.asked}", error.why, error.instead)
+    if kind is not None and isinstance(target, type) and issubclass(target, kind):
+        return None
+    wanted = f"it should be a {kind.__module__}.{kind.__name__}" if kind else "nothing there takes an object"
+    return InputError(f"{path}={name}", wanted, f"Leave out {place}")
+
+
+def _wrong_logging(path: str, value: Any) -> InputError | None:
+    key, text = path.rpartition(".")[2], str(value)
+    makes = key == "()" or (key == "class" and text not in HANDLERS)
+    if not makes and not (text.startswith(("ext://", "cfg://")) and text not in STREAMS):
+        return None
+    return InputError(f"{path}={value}", "logging would make an object of it", f"Handlers are {' and '.join(HANDLERS)}")
