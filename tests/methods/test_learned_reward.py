@@ -61,6 +61,7 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
         max_dropped_fraction=0.0,
         bad_rows="error",
         cross_document_attention=False,
+        number_columns=(),
     )
     turns = [[({"role": "assistant", "content": text},) for text in group] for group in texts]
     rows = [

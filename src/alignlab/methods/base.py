@@ -97,6 +97,9 @@ class Method(lightning.LightningModule):
     wants_companions: ClassVar[bool] = False
     """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
 
+    number_columns: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a numeric column of the data, which every row must then have."""
+
     def __init__(self, *, parts: Parts):
         super().__init__()
         self.automatic_optimization = False

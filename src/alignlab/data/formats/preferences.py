@@ -17,11 +17,10 @@ a lower score; a tie for the best of ``completions``; scores that are not finite
 
 from collections.abc import Sequence
 from itertools import takewhile
-from math import isfinite
 from typing import Any
 
 from alignlab.batches import Preference, Unpaired
-from alignlab.data.formats.fields import BadRow, filled, from_json_text, pop, pop_tools, type_name
+from alignlab.data.formats.fields import BadRow, filled, from_json_text, is_finite, pop, pop_tools, type_name
 from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
 
@@ -140,7 +139,7 @@ def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
     for index, score in enumerate(scores):
         if type(score) not in (int, float):
             raise BadRow(f"field 'scores[{index}]' is {type_name(score)} where a number is needed")
-    if not all(map(isfinite, scores)):
+    if not all(map(is_finite, scores)):
         raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
     if len(scores) != count:
         raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
