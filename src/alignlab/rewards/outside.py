@@ -87,7 +87,9 @@ class HTTPReward:
         self.url, self.timeout_seconds = url, timeout_seconds
         fault = _fault(url)
         if fault:
-            raise InputError(f"url={url}", fault, "Type method.reward.http.url=http://HOST:PORT/PATH")
+            raise InputError(
+                f"method.reward.http.url={url}", fault, "Type method.reward.http.url=http://HOST:PORT/PATH"
+            )
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
         """The rewards of the answer."""
