@@ -59,6 +59,11 @@ def on_signals(completions):
     os.kill(os.getpid(), signal.SIGTERM)
     return [1.0] * len(completions)
 
+def prints(completions):
+    print("to one")
+    print("to the other", file=sys.stderr)
+    return [0.0] * len(completions)
+
 class Factor:
     def __init__(self, factor):
         self.factor = factor
@@ -141,6 +146,13 @@ def test_one_that_ends_or_hangs_fails_and_is_started_anew(scorer, name, failure,
         assert scores.failures == {"bad": {failure: 2}}
         assert scores.total == [1.0, 0.0]
     assert told in caplog.text
+
+
+def test_what_it_prints_is_printed_by_the_run(scorer, capsys):
+    call(scorer(talks="prints"))
+    printed = []
+    wait_for(lambda: printed.append(capsys.readouterr().out) or ("other" in "".join(printed)) or None)
+    assert "".join(printed) == "to one\nto the other\n"
 
 
 def test_signals_to_it_are_the_run_s_own_business(scorer):

@@ -1,6 +1,7 @@
 """When rewards that fail end a run."""
 
 import math
+import re
 
 import pytest
 
@@ -14,30 +15,30 @@ SILENT = Tally.of(Answer([math.nan] * 3))
 
 
 def test_a_tally_counts_numbers_and_failures():
-    assert Tally(3, 1, 1, "not_finite: it gave no number") == WORKS
-    assert Tally(3, 0, 3, "failed: OSError: nobody there") == FAILS
+    assert Tally(3, 1, 1, "it gave no number") == WORKS
+    assert Tally(3, 0, 3, "OSError: nobody there") == FAILS
     assert Tally(3, 0, 0, "") == SILENT
 
 
 def test_ranks_are_added_up():
     """The third rank had no prompt."""
     total = together([{"a": FAILS, "b": SILENT}, {"a": WORKS, "b": SILENT}, {}])
-    assert total == {"a": Tally(6, 1, 4, "failed: OSError: nobody there"), "b": Tally(6, 0, 0)}
+    assert total == {"a": Tally(6, 1, 4, "OSError: nobody there"), "b": Tally(6, 0, 0)}
 
 
 @pytest.mark.parametrize(
     ("tallies", "said"),
     [
-        ({"a": FAILS}, "no reward scored any completion of 3 rollouts in a row; a failed, first so: failed: OSError"),
+        ({"a": FAILS}, "no reward scored any completion of 3 rollouts in a row; a failed (at first: OSError"),
         ({"a": SILENT}, "no reward scored any completion of 3 rollouts in a row; a had no opinion"),
-        ({"a": FAILS, "b": SILENT}, "a failed, first so: failed: OSError: nobody there; b had no opinion"),
-        ({"a": FAILS, "b": WORKS}, "a failed for all completions of 3 rollouts in a row, first so: failed: OSError"),
+        ({"a": FAILS, "b": SILENT}, "a failed (at first: OSError: nobody there); b had no opinion"),
+        ({"a": FAILS, "b": WORKS}, "a failed for all completions of 3 rollouts in a row (at first: OSError"),
     ],
 )
 def test_so_many_in_a_row_end_the_run(tallies, said):
     watch = Watch(3)
     assert [watch.is_scored(tallies) for _ in range(2)] == ["b" in tallies and tallies["b"] is WORKS] * 2
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=re.escape(said)):
         watch.is_scored(tallies)
 
 

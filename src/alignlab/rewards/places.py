@@ -13,10 +13,11 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Pipe
-from typing import Any
+from typing import Any, TextIO
 
 from alignlab.errors import InputError
 from alignlab.rewards.answers import Answer, ask, nothing
@@ -26,6 +27,9 @@ log = logging.getLogger(__name__)
 
 SECONDS_TO_START = 120
 """For a process to import what its reward needs."""
+
+MAX_PRINTED = 2**16
+"""Characters of a line that are held at once."""
 
 MAX_LEFT_BEHIND = 5
 """Threads that hang, after which a reward is not called again."""
@@ -117,6 +121,7 @@ class _Worker:
         finally:
             theirs.close()
             os.close(reading)
+        threading.Thread(target=_relay, args=(self.process.stdout,), daemon=True).start()
         self.stop = weakref.finalize(self, _stop, self.process, writing, os.getpid())
         self.fault: str | None = None
         with contextlib.suppress(OSError):  # it has ended already, which is told when it is waited for
@@ -126,7 +131,10 @@ class _Worker:
         """Whether it has not ended; it is not waited for, so that its number stays its own."""
         if self.process.returncode is not None:
             return False
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        try:
+            return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:  # another part of the program waits for all children
+            return False
 
     def wait_until_ready(self) -> str:
         """Nothing, or why it did not become ready."""
@@ -155,12 +163,22 @@ class _Worker:
 
 def _start(channel: int, lifeline: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "alignlab.rewards.worker", str(channel), str(lifeline)],
+        [sys.executable, "-P", "-u", "-m", "alignlab.rewards.worker", str(channel), str(lifeline)],
         pass_fds=[channel, lifeline],
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,  # Ctrl-C in a terminal is for the run
     )
+
+
+def _relay(output: TextIO) -> None:
+    """Print what a reward prints, so that it stands in train.log too."""
+    while text := output.readline(MAX_PRINTED):
+        print(text, end="", flush=True)
 
 
 def _stop(process: subprocess.Popen, lifeline: int, owner: int) -> None:

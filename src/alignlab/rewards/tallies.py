@@ -41,7 +41,7 @@ class Tally:
         """That of one answer."""
         failed = answer.values.count(None)
         numbers = sum(value is not None and value == value for value in answer.values)
-        error = f"{answer.failure}: {(answer.told.splitlines() or [''])[-1]}" if failed else ""
+        error = answer.told.strip().splitlines()[-1] if failed else ""
         return cls(len(answer.values), numbers, failed, error)
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -96,11 +96,11 @@ class Watch:
             each = [f"{name} {self._how(name, tally)}" for name, tally in tallies.items()]
             why = f"no reward scored any completion of {number} rollouts in a row; {'; '.join(each)}"
         else:
-            each = [f"{name} failed for all completions of {number} rollouts in a row, first so: " for name in ended]
-            why = "; ".join(text + self.errors[name] for text, name in zip(each, ended, strict=True))
+            how = f"failed for all completions of {number} rollouts in a row"
+            why = "; ".join(f"{name} {how} (at first: {self.errors[name]})" for name in ended)
         instead = f"Mend the reward and resume the run, or raise {LIMIT}"
         return RunError(f"method.reward=[{', '.join(tallies)}]", why, instead)
 
     def _how(self, name: str, tally: Tally) -> str:
         first = self.errors.get(name) or tally.error
-        return f"failed, first so: {first}" if first else "had no opinion"
+        return f"failed (at first: {first})" if first else "had no opinion"
