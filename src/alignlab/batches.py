@@ -132,6 +132,7 @@ class MicroBatch:
         ends: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
         counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
         totals: Sizes of the whole optimizer step, for losses whose terms have different units.
+        origins: Where its rows came from, for what is told of them.
     """
 
     inputs: dict[str, Any]
@@ -145,6 +146,7 @@ class MicroBatch:
     token_numbers: dict[str, Tensor] = field(default_factory=dict)
     counted: int = 1
     totals: "StepTotals | None" = None
+    origins: Sequence[str] = ()
 
     @property
     def num_sequences(self) -> int:

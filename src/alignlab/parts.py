@@ -87,7 +87,7 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
         kind=method.eats,
         companions=method.wants_companions,
         tokenizer=tokenizer,
-        tokens=pick(TokenSettings, node),
+        tokens=pick(TokenSettings, node | {"number_columns": number_columns(config, method)}),
         plan=pick(PlanSettings, node),
         load=pick(LoadSettings, node),
     )
@@ -95,6 +95,14 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
     num_epoch_steps = data.num_epoch_steps and data.num_epoch_steps * passes
     data.num_steps = num_steps(num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
     return data
+
+
+def number_columns(config: Config, method: type[Method]) -> tuple[str, ...]:
+    """Columns that every row needs as a number: those that settings of the method name, and that of a curriculum."""
+    data = config["data"]
+    named = [config["method"].get(setting) for setting in method.number_columns]
+    named += [data["order_column"]] if data["order"] == "curriculum" else []
+    return tuple(sorted({name for name in named if name is not None}))
 
 
 def pick(kind: type[Settings], node: Config) -> Settings:

@@ -42,6 +42,7 @@ def token_settings(**changes) -> TokenSettings:
         "max_dropped_fraction": 1.0,
         "bad_rows": "error",
         "cross_document_attention": False,
+        "number_columns": (),
     }
     return TokenSettings(**{**settings, **changes})
 

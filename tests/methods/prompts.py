@@ -25,6 +25,9 @@ def even(completions, prompts, **columns):
     return [sum(number % 2 == 0 for number in some) / len(some) if some else None for some in numbers]
 
 
+even.own_process = False  # which would import all that this module does
+
+
 def make_sampler(**changes):
     """The house's sampler; a number with a 7 in it ends a completion, so that lengths differ."""
     settings = {
@@ -46,7 +49,7 @@ SAMPLED = {
     "rollout": make_sampler(),
     "reward": {"even": even},
     "reward_weights": None,
-    "reward_limits": {"timeout_seconds": 30, "num_retries": 0, "default": None},
+    "reward_limits": {"timeout_seconds": 30, "num_retries": 0, "default": None, "max_failed_rollouts": 3},
     "reward_kl_coef": 0.0,
     "reward_kl_target": None,
     "num_completions": 3,

@@ -61,6 +61,7 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
         max_dropped_fraction=0.0,
         bad_rows="error",
         cross_document_attention=False,
+        number_columns=(),
     )
     turns = [[({"role": "assistant", "content": text},) for text in group] for group in texts]
     rows = [
@@ -106,7 +107,7 @@ def test_text_end_reads_behind_what_the_template_writes(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("read_at", ["turn_end", "text_end"])
 def test_what_is_beyond_the_context_is_told_and_counted(folder, caplog, read_at):
-    limits = Limits(timeout_seconds=60, num_retries=0, default=-1.0)
+    limits = Limits(timeout_seconds=60, num_retries=0, default=-1.0, max_failed_rollouts=3)
     scorer = Scorer({"reward_model": learned(folder, read_at=read_at)}, None, limits)
     scores = scorer(["2", "x y " * 300, "3"], [list(PROMPTS[0])] * 3, {})
     assert scores.by_name["reward_model"][1] == -1.0 and scores.failed == [0, 1, 0]
@@ -136,9 +137,8 @@ def test_calls_at_the_same_time_give_the_same(folder):
 
 def test_it_goes_to_the_device_of_the_run_unless_another_is_asked(folder):
     follows, stays = learned(folder), learned(folder, device="cpu")
-    Scorer({"a": follows, "b": stays, "c": len}, None, Limits(timeout_seconds=1, num_retries=0, default=None)).to(
-        "meta"
-    )
+    limits = Limits(timeout_seconds=1, num_retries=0, default=None, max_failed_rollouts=3)
+    Scorer({"a": follows, "b": stays, "c": lambda *texts: []}, None, limits).to("meta")
     assert next(follows.model.parameters()).device.type == "meta"
     assert next(stays.model.parameters()).device.type == "cpu"
 

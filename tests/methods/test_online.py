@@ -2,14 +2,18 @@
 
 import functools
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from alignlab.errors import RunError
 from alignlab.methods import groups
 from alignlab.rollout.experience import Group
 from alignlab.rollout.ledger import Completion
+from tests.commands import QUIET, alignlab, summary
+from tests.methods.prompts import SAMPLED, even
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 
@@ -63,11 +67,13 @@ def rewarded(values, truncated="penalise", finished=(True, True, False)):
     method = SimpleNamespace(
         truncated=truncated,
         truncation_penalty=0.5,
-        scorer=lambda *texts_prompts_columns: SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3),
+        scorer=lambda *texts_prompts_columns: SimpleNamespace(
+            total=values, by_name={"even": values}, failed=[0] * 3, tallies={}
+        ),
     )
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     completions = [Completion([1], [-1.0], one) for one in finished]
-    (group,) = groups._reward(method, [Group(prompt, completions, ["", "", ""])])
+    (group,), _ = groups._reward(method, [Group(prompt, completions, ["", "", ""])])
     return group
 
 
@@ -85,4 +91,68 @@ def test_a_completion_without_an_opinion_has_no_penalty_either():
 
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
-    assert groups._reward(SimpleNamespace(scorer=None), []) == []
+    assert groups._reward(SimpleNamespace(scorer=None), []) == ([], {})
+
+
+# --- rewards that fail -----------------------------------------------------------------------------------------------
+
+
+def raises(completions, prompts, **columns):
+    raise OSError("nobody there")
+
+
+def silent(completions, prompts, **columns):
+    return [None] * len(completions)
+
+
+for reward in (raises, silent):
+    reward.own_process = False
+
+
+@pytest.mark.parametrize("default", [None, 0.0])
+@pytest.mark.parametrize(
+    ("rewards", "said"),
+    [
+        ({"bad": raises}, "bad failed (at first: OSError: nobody there"),
+        ({"bad": silent}, "bad had no opinion"),
+        ({"even": even, "bad": raises}, "bad failed for all completions of 3 rollouts in a row"),
+    ],
+    ids=["raises", "silent", "one of two"],
+)
+def test_a_reward_that_never_works_ends_the_run(rewards, said, default):
+    limits = {**SAMPLED["reward_limits"], "default": default}
+    method = make("rloo", reward=rewards, reward_limits=limits, num_iterations=1)
+    with pytest.raises(RunError, match=re.escape(said)):
+        fit(method, make_loader(rows_for("rloo"), 8, num_steps=9))
+    assert method.progress.step == (2 if "even" in rewards else 0)
+
+
+def test_a_rollout_without_any_score_is_sampled_again():
+    """Two failed rollouts, then one that is learned from: one step, three windows of prompts."""
+    calls = []
+
+    def reward(completions, prompts, **columns):
+        calls.append(prompts[0][0]["content"])
+        return raises(completions, prompts) if len(calls) < 3 else even(completions, prompts)
+
+    method = make("rloo", reward={"late": reward}, num_iterations=1)
+    _, steps = fit(method, make_loader(rows_for("rloo"), 8, num_steps=1))
+    assert len(calls) == len(set(calls)) == 3
+    assert steps[0]["reward/failed"] == 0.0
+
+
+def test_on_the_command_line_it_is_one_paragraph_and_exit_code_1(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def score(completions):\n    raise OSError('nobody there')\n")
+    words = ["method=grpo", "method/reward=python", f"method.reward.python.path={tmp_path}/mine.py:score", *SMALL]
+    limits = ["method.reward_limits.max_failed_rollouts=2", "optimizer.weight_decay=0.1"]
+    assert alignlab("train", *words, *limits, f"run_dir={tmp_path / 'run'}") == 1
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Failed.")]
+    assert "no reward scored any completion of 2 rollouts in a row; python failed (at first: OSError" in told
+    assert summary(tmp_path / "run")["status"] == "failed"
+    assert not (tmp_path / "run" / "model").exists()
+
+
+SMALL = [
+    *QUIET, "trainer.max_steps=2", "data.source.num_train=40", "data.source.num_validation=4",
+    "rollout.max_completion_tokens=8", "method.num_completions=2", "data.global_batch_size=2",
+]  # fmt: skip

@@ -10,7 +10,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 
 from alignlab.batches import StepTotals
 from alignlab.data.collate import collate
-from alignlab.errors import InputError
 from alignlab.methods.reward_model import RewardModel
 from alignlab.models.scoring import sequence_scores
 from tests.commands import alignlab, metrics, summary
@@ -85,13 +84,6 @@ def test_centring_holds_the_rewards_near_zero():
         _, steps = fit(make(lr=0.05, centring=centring), make_loader(rows, 8, num_steps=30))
         means[centring] = abs(steps[-1]["rewards/chosen"] + steps[-1]["rewards/rejected"])
     assert means[0.1] < 0.5 * means[0.0]
-
-
-def test_a_column_that_the_rows_lack_is_refused_with_the_nearest_name():
-    method = make(margin_column="margins")
-    method.policy = make_policy()
-    with pytest.raises(InputError, match="Did you mean 'margin'"):
-        method.compute_loss(collate(rows_with(margin=lambda i: 1.0), packing=True))
 
 
 SHORT = [

@@ -152,6 +152,19 @@ def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True
     return METHODS[name](parts=parts)
 
 
+def spoiled(method, factor, steps):
+    """The method with the sums of its losses multiplied in some steps, which count from 0."""
+    compute = method.compute_loss
+
+    def compute_loss(batch):
+        output = compute(batch)
+        return dataclasses.replace(output, sum=output.sum * (factor if method.progress.step in steps else 1.0))
+
+    method.compute_loss = compute_loss
+    method.has_signal = lambda step: factor != 0  # else tensors without a gradient are refused in the first step
+    return method
+
+
 def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=0, num_ranks=1, workers=0, **changes):
     """Steps of 8 rows; 13 rows make a short last window of 5. Of prompts the data that their method rolls out."""
     settings = PlanSettings(

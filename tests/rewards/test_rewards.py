@@ -1,5 +1,6 @@
 """Every reward by hand."""
 
+import io
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -8,6 +9,7 @@ import pytest
 
 from alignlab.errors import InputError
 from alignlab.rewards.exact_answer import ExactAnswer
+from alignlab.rewards.math_equal import MathEqual
 from alignlab.rewards.outside import HTTPReward, PythonReward
 from alignlab.rewards.text import IntegerAnswer, Length, OverLength, Pattern, Repetition
 from alignlab.rewards.xml_format import XMLFormat, XMLTags
@@ -80,9 +82,6 @@ def test_repetition(text, cost):
 
 
 def test_math_equal():
-    pytest.importorskip("math_verify")
-    from alignlab.rewards.math_equal import MathEqual
-
     completions = ["<answer>1/2</answer>", "<answer>0.5</answer>", "<answer>0.6</answer>", "so it is $\\frac{1}{2}$"]
     assert MathEqual(column="answer")(completions, [[]] * 4, answer=["0.5"] * 4) == [1.0, 1.0, 0.0, 1.0]
 
@@ -96,8 +95,67 @@ def test_a_python_function_gets_what_it_names(tmp_path):
     columns = {"answer": ["1", "2"], "level": [1, 1]}
     assert PythonReward(path=f"{file}:named")(["", ""], [[], []], **columns) == [1.0, 2.0]
     assert PythonReward(path=f"{file}:waiting")(["", ""], [[], []], **columns) == [3, 3]
-    with pytest.raises(InputError, match="no such callable"):
-        PythonReward(path=f"{file}:missing")
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("", "no such callable: AttributeError"),
+        ("mine = 3", "mine is a int, which cannot be called"),
+        ("1 / 0", "no such callable: ZeroDivisionError"),
+        ("def mine(:", "no such callable: SyntaxError"),
+        ("import no_such_module", "no such callable: ModuleNotFoundError"),
+    ],
+)
+def test_a_python_function_that_is_none_is_refused(tmp_path, source, why):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(InputError, match=why):
+        PythonReward(path=f"{file}:mine").prepare()
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("nonsense", "begins with http"),
+        ("localhost:8000/score", "begins with http"),
+        ("file:///etc/passwd", "begins with http"),
+        ("http://", "names no host"),
+        ("http://:80/", "names no host"),
+        ("http://host:port/", "no address"),
+        ("http://[::1/", "no address"),
+        ("http://a b/", "no blanks"),
+        ("", "begins with http"),
+    ],
+)
+def test_an_address_that_cannot_be_one_is_refused(url, why):
+    with pytest.raises(InputError, match=why):
+        HTTPReward(url=url, timeout_seconds=1)
+
+
+class Babbling(io.BytesIO):
+    """An answer that never ends."""
+
+    def read1(self, size):
+        return b" " * size
+
+
+@pytest.mark.parametrize(("seconds", "fault"), [(60, "longer than"), (-1, "not come to an end")])
+def test_an_answer_without_an_end_is_left(monkeypatch, seconds, fault):
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: Babbling())
+    with pytest.raises((ValueError, TimeoutError), match=fault):
+        HTTPReward(url="http://host/", timeout_seconds=seconds)(["a"], [[]])
+
+
+@pytest.mark.parametrize("reward", [ExactAnswer(column="answer"), MathEqual(column="answer")])
+def test_a_row_without_a_right_answer_is_none_of_its_business(reward):
+    assert reward(["None", "1"], [[], []], answer=[None, "1"]) == [None, 1.0]
+    with pytest.raises(KeyError, match="no row has a column 'answer'; there are level"):
+        reward(["1"], [[]], level=[1])
+
+
+def test_more_words_to_an_n_gram_than_there_are():
+    assert Repetition(ngram_size=10**9)(["a a a"], [[]]) == [0.0]
 
 
 def test_http():

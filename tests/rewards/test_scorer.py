@@ -9,14 +9,18 @@ import pytest
 import torch
 
 from alignlab.errors import InputError
-from alignlab.rewards.scorer import MAX_LEFT_BEHIND, Limits, Scorer
+from alignlab.rewards.places import MAX_LEFT_BEHIND
+from alignlab.rewards.scorer import Limits, Scorer
 
 TEXTS, PROMPTS, COLUMNS = ["a", "bb", "ccc"], [[], [], []], {"answer": ["1", "2", "3"]}
-LIMITS = Limits(timeout_seconds=5, num_retries=0, default=None)
+LIMITS = Limits(timeout_seconds=5, num_retries=0, default=None, max_failed_rollouts=3)
 
 
 def lengths(completions, prompts, **columns):
     return [len(text) for text in completions]
+
+
+lengths.own_process = False  # its process would import all that this module does
 
 
 def score(reward, limits=LIMITS):
@@ -49,7 +53,7 @@ def test_a_reward_that_raises_is_retried_counted_and_told(caplog, capsys):
         calls.append(1)
         raise ZeroDivisionError("no such thing")
 
-    scores = score(reward, Limits(timeout_seconds=5, num_retries=2, default=-1.0))
+    scores = score(reward, Limits(timeout_seconds=5, num_retries=2, default=-1.0, max_failed_rollouts=3))
     assert len(calls) == 3
     assert scores.by_name["odd"] == [-1.0] * 3
     assert scores.failures == {"odd": {"failed": 3}}
@@ -66,7 +70,7 @@ def test_a_reward_that_raises_once_is_asked_again():
             raise answer
         return answer
 
-    scores = score(reward, Limits(timeout_seconds=5, num_retries=1, default=None))
+    scores = score(reward, Limits(timeout_seconds=5, num_retries=1, default=None, max_failed_rollouts=3))
     assert scores.by_name["odd"] == [1.0] * 3
     assert scores.failures == {}
 
@@ -76,7 +80,7 @@ def test_a_reward_that_hangs_for_a_minute_stalls_nobody(caplog):
     started = time.monotonic()
     scores = score(
         lambda completions, prompts, **columns: release.wait(60) and [1.0] * 3,
-        Limits(timeout_seconds=0.2, num_retries=0, default=0.0),
+        Limits(timeout_seconds=0.2, num_retries=0, default=0.0, max_failed_rollouts=3),
     )
     assert time.monotonic() - started < 5
     release.set()
@@ -92,7 +96,8 @@ def test_a_reward_that_always_hangs_is_not_called_for_ever():
         calls.append(1)
         release.wait(60)
 
-    scorer = Scorer({"odd": reward}, None, Limits(timeout_seconds=0.01, num_retries=0, default=0.0))
+    limits = Limits(timeout_seconds=0.01, num_retries=0, default=0.0, max_failed_rollouts=3)
+    scorer = Scorer({"odd": reward}, None, limits)
     found = [scorer(TEXTS, PROMPTS, {}).failures["odd"] for _ in range(MAX_LEFT_BEHIND + 1)]
     release.set()
     assert len(calls) == MAX_LEFT_BEHIND

@@ -17,7 +17,7 @@ from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.storage import open_checkpoint
 from alignlab.training.strategies import make_strategy
 from tests.methods.prompts import make_sampler, make_tokenizer
-from tests.methods.toy import class_of, fit, make_loader, make_method, make_policy, rows_for
+from tests.methods.toy import class_of, fit, make_loader, make_method, make_policy, rows_for, spoiled
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (torch.optim.AdamW, 1e-2)}
@@ -64,7 +64,7 @@ def reopen(folder, peft, method):
 
 def train(
     method, peft, strategy, *, base, optimizer="adamw", rows_at_once=2, num_steps=5, clip=0.5, to=None,
-    checkpoints=None, resume=None, changes=None, prompts=(), rank=0, num_ranks=1, **options,
+    checkpoints=None, resume=None, changes=None, prompts=(), spoil=None, rank=0, num_ranks=1, **options,
 ):  # fmt: skip
     """Train one cell, and write the model to a folder.
 
@@ -75,6 +75,7 @@ def train(
     adapter, spread_node = choices(peft, strategy, **(changes or {}))
     policy = functools.partial(make_adapted, base, adapter, class_of(method).head)
     made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)
+    made = spoiled(made, *spoil) if spoil else made
     loader = make_loader(rows_for(method), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
     chosen = make_strategy(**spread_node)
     callbacks = [Checkpoint(folder=Path(checkpoints), every_n_steps=2, keep_last=9)] if checkpoints else []

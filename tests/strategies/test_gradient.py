@@ -1,5 +1,8 @@
 """A gradient that is known: with SGD the weights are the same for every strategy and every accumulation."""
 
+import math
+from itertools import product
+
 import pytest
 import torch
 
@@ -30,3 +33,19 @@ def test_clipped_update_has_the_length_of_the_limit(strategy, alone, together):
     moved = torch.stack([(after["weights"][name] - start[name]).norm() for name in start]).norm()
     assert after["steps"][0]["train/grad_norm"] > limit
     assert moved.item() == pytest.approx(lr * limit, rel=5e-3)
+
+
+QUICK = [(0.0, "fsdp"), (0.0, "deepspeed_z1"), (0.0, "deepspeed_z2_offload"), (0.0, "deepspeed_z3"), (math.nan, "fsdp")]
+SPOILED = [
+    pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in product((0.0, math.nan), HERE)
+]
+
+
+@pytest.mark.parametrize(("factor", "strategy"), SPOILED)
+def test_a_step_without_a_signal_moves_nothing(strategy, factor, alone, together):
+    """Neither decay nor momentum: after such steps the weights are those before them, to the bit."""
+    run = (lambda *job, **options: [alone(*job[:2], **options)]) if strategy == "single" else together
+    before = run("sft", "full", strategy, num_steps=2)[0]["weights"]
+    after = run("sft", "full", strategy, num_steps=4, spoil=(factor, (2, 3)))[0]
+    assert all(torch.equal(after["weights"][name], before[name]) for name in before)
+    assert [step["progress/step"] for step in after["steps"]] == [1, 2, 3, 4]

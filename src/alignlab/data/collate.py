@@ -50,6 +50,7 @@ def collate(
         token_numbers={name: torch.tensor([v for row in rows for v in row.token_numbers[name]]) for name in per_token},
         counted=counted,
         totals=totals,
+        origins=tuple(row.origin for row in rows),
     )
 
 

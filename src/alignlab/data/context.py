@@ -27,6 +27,7 @@ class TokenSettings:
         max_dropped_fraction: Share of rows that may be dropped before the run is refused.
         bad_rows: Refuse the run for a row that cannot be tokenised, or drop and count it.
         cross_document_attention: Whether documents in one block of text see each other.
+        number_columns: Columns that every row must have as a finite number, because something computes with them.
     """
 
     chat_template: str
@@ -37,6 +38,7 @@ class TokenSettings:
     max_dropped_fraction: Annotated[float, Field(ge=0, le=1)]
     bad_rows: Literal["error", "drop"]
     cross_document_attention: bool
+    number_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)

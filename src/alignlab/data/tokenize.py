@@ -12,9 +12,11 @@ from alignlab.data.context import Context, TokenSettings, derive_context
 from alignlab.data.counts import Counts, Dropped, count
 from alignlab.data.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, refusal, render_dialogue
 from alignlab.data.encode import encode, find_guard, protect
+from alignlab.data.files.record import MEND
+from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.spans import check_doubled, supervise
 from alignlab.data.truncate import truncate
-from alignlab.errors import InputError
+from alignlab.errors import InputError, nearest
 
 
 def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
@@ -62,6 +64,7 @@ def tokenize_counted(
 
 def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     """The token row of a row, however long."""
+    check_numbers(row, context.settings.number_columns)
     try:
         return _TOKENIZERS[type(row)](row, context)
     except TemplateError as error:
@@ -141,5 +144,31 @@ _TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {
 }
 
 
+# --- numeric columns --------------------------------------------------------------------------------------------------
+
+
+def check_numbers(row: Row, columns: Sequence[str]) -> None:
+    """Refuse a row that lacks a number which something computes with.
+
+    Args:
+        row: Any kind.
+        columns: Names of the columns.
+
+    Raises:
+        InputError: A column is missing, no number, a truth value, or not finite.
+    """
+    for name in columns:
+        if name not in row.columns:
+            why, close = f"field {name!r} is missing, and a number is needed", nearest(name, row.columns)
+            raise InputError(row.origin, why, f"{close} {MEND}" if row.columns else MEND)
+        value = row.columns[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(row.origin, f"field {name!r} is {type_name(value)} where a number is needed", MEND)
+        if not is_finite(value):
+            shown = value if isinstance(value, float) else "too large"
+            raise InputError(row.origin, f"field {name!r} is {shown} where a finite number is needed", MEND)
+
+
 def _numbers(row: Row) -> dict[str, Any]:
-    return {name: value for name, value in row.columns.items() if isinstance(value, int | float)}
+    """Columns to compute with; what is not finite is as good as absent, as a null is."""
+    return {name: value for name, value in row.columns.items() if isinstance(value, int | float) and is_finite(value)}

@@ -11,6 +11,7 @@ A new method is a subclass that names the kind of row it eats and writes ``compu
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
 from alignlab.crew import num_ranks
 from alignlab.errors import InputError
+from alignlab.methods.lost_steps import LostSteps
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.heads import Head
@@ -35,9 +37,6 @@ from alignlab.training.throughput import mfu
 log = logging.getLogger(__name__)
 
 NARROW = (torch.bfloat16, torch.float16, torch.int8)
-
-MAX_LOST_STEPS = 5
-"""Steps in a row whose gradient may be not finite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +97,9 @@ class Method(lightning.LightningModule):
     wants_companions: ClassVar[bool] = False
     """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
 
+    number_columns: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a numeric column of the data, which every row must then have."""
+
     def __init__(self, *, parts: Parts):
         super().__init__()
         self.automatic_optimization = False
@@ -105,7 +107,7 @@ class Method(lightning.LightningModule):
         self.policy: nn.Module | None = None
         self.progress = Progress()
         self.validation = RunningRatios()
-        self.num_lost_steps = 0
+        self.lost_steps = LostSteps()
         self.awaits_census = True
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
@@ -159,6 +161,7 @@ class Method(lightning.LightningModule):
         assert self.policy.training, "the policy must be in train mode while it is trained"
         started = time.perf_counter()
         ratios, optimizer, spread = RunningRatios(), self.optimizers(), self.spread
+        sums: list[Tensor] = []
         total_weight = self.total_weight(step.totals)
         self.prepare_step(step)
         for index, batch in enumerate(step.micro_batches):
@@ -166,12 +169,16 @@ class Method(lightning.LightningModule):
             with spread.micro_batch(last):
                 output = spread.forward(self.compute_loss, batch)
                 self.manual_backward(step_loss(output, total_weight, batch.counted))
+            sums.append(output.sum.detach())
             ratios.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
         if self.awaits_census and self.has_signal(step):
             self._refuse_dead_parameters()
             self.awaits_census = False
         lr = optimizer.param_groups[0]["lr"]
-        norms = self._norms(spread.update(optimizer, self._trained(), self.parts.gradient_clip_val))
+        means = ratios.means()
+        lost = not math.isfinite(means.get("loss", 0.0))
+        norm = spread.update(optimizer, self._trained(), self.parts.gradient_clip_val, lost)
+        norms, lost = self._norms(norm), lost or not bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
         self.finish_step()
@@ -179,8 +186,8 @@ class Method(lightning.LightningModule):
             torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
         self.trainer._results.reset(fx="training_step")  # else what an earlier step logged is told again
-        self._log({**_named(ratios.means(), "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
-        self._refuse_divergence(norms["train/grad_norm"])
+        self._log({**_named(means, "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
+        self.lost_steps.count(lost, step, sums, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
         """Gather sums and weights; the means are taken over the whole validation set."""
@@ -258,13 +265,6 @@ class Method(lightning.LightningModule):
                 f"after the first backward pass {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
                 "Leave them out of peft.target_modules, or choose another model",
             )
-
-    def _refuse_divergence(self, norm: Tensor) -> None:
-        """Stop when gradient after gradient is not finite; such a step changes nothing by itself."""
-        self.num_lost_steps = 0 if norm.isfinite() else self.num_lost_steps + 1
-        if self.num_lost_steps == MAX_LOST_STEPS:
-            why = f"the gradient was not finite in the last {MAX_LOST_STEPS} steps (now at {self.progress.step})"
-            raise InputError("training on", why, "Lower optimizer.lr, or raise scheduler.warmup_steps, and start anew")
 
     def _timing(self, totals: StepTotals, seconds: float) -> dict[str, float]:
         rate = totals.tokens / seconds

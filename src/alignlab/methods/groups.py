@@ -11,30 +11,35 @@ import torch
 from alignlab.batches import TokenRow
 from alignlab.crew import everyone, num_ranks
 from alignlab.methods.remote import holds_copy
+from alignlab.rewards.tallies import Tally, together
 from alignlab.rollout.experience import Group
 
 if TYPE_CHECKING:
     from alignlab.methods.online import Online
 
 
-def sample_groups(method: "Online", prompts: Sequence[TokenRow], key: tuple[int, ...]) -> list[Group]:
-    """Complete and score prompts, each rank its share; every rank gets all groups, in order.
+def sample_groups(
+    method: "Online", prompts: Sequence[TokenRow], key: tuple[int, ...]
+) -> tuple[list[Group], dict[str, Tally]]:
+    """Complete and score prompts, each rank its share; every rank gets all groups, in order, and how rewards did.
 
     Args:
         method: Knows what samples, how often, and what rewards there are.
         prompts: The same on all ranks.
-        key: Sets these draws apart from all others of the run: rollout, attempt, round.
+        key: Sets these draws apart from all others of the run: rollout, attempt, round, ….
     """
     rank, ranks = method.trainer.global_rank, num_ranks()
     places = range(rank, len(prompts), ranks)
     generators = [_generator(method.data.plan.seed, *key, place) for place in places]
-    groups = _reward(method, _draw(method, prompts[rank::ranks], generators))
+    groups, tallies = _reward(method, _draw(method, prompts[rank::ranks], generators))
     if method.wants_greedy:
-        best = _reward(method, _draw(method, prompts[rank::ranks], generators, greedy=True))
+        best, more = _reward(method, _draw(method, prompts[rank::ranks], generators, greedy=True))
+        tallies = together([tallies, more])
         for group, alone in zip(groups, best, strict=True):
             group.greedy = {name: value for name, (value,) in alone.rewards.items()}
-    shares = everyone(groups)
-    return [shares[index % ranks][index // ranks] for index in range(len(prompts))]
+    shares, tallies_of_ranks = zip(*everyone((groups, tallies)), strict=True)
+    ordered = [shares[index % ranks][index // ranks] for index in range(len(prompts))]
+    return ordered, together(tallies_of_ranks)
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -68,10 +73,10 @@ def _weights_at_hand(method: "Online") -> AbstractContextManager:
     return nullcontext() if holds_copy(method.rollout) else method.spread.whole(method.policy)
 
 
-def _reward(method: "Online", groups: list[Group]) -> list[Group]:
-    """Give the completions their rewards."""
+def _reward(method: "Online", groups: list[Group]) -> tuple[list[Group], dict[str, Tally]]:
+    """Give the completions their rewards, and say how these did."""
     if not groups:
-        return []
+        return [], {}
     records = [group.prompt.record for group in groups for _ in group.texts]
     columns = {name for record in records for name in record["columns"]}
     scores = method.scorer(
@@ -92,4 +97,4 @@ def _reward(method: "Online", groups: list[Group]) -> list[Group]:
             group.rewards["truncation"] = list(penalties)
         cut = group.rewards.get("truncation", [0.0] * len(group.texts))
         group.totals = [total + off for total, off in zip(scores.total[part], cut, strict=True)]
-    return groups
+    return groups, scores.tallies

@@ -73,6 +73,7 @@ class LearnedReward:
             max_dropped_fraction=1.0,
             bad_rows="drop",
             cross_document_attention=False,
+            number_columns=(),
         )
         self.one_at_a_time = threading.Lock()  # a call that was given up may still compute
         self._refuse_template(f"{KEY}.path={path}")

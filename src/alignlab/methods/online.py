@@ -6,8 +6,9 @@ prompts and then holds all rows, so that advantages, batches and what is logged 
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import Annotated, Any, ClassVar, Literal
 
 import lightning
@@ -30,6 +31,7 @@ from alignlab.methods.remote import Closing, holds_copy, parity_metrics, refresh
 from alignlab.methods.samples import rollout_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.rewards.scorer import Limits, Scorer
+from alignlab.rewards.tallies import Watch
 from alignlab.rollout.experience import Group, Rollout, split
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ class Online(Referenced):
         rollout: What samples: the weights in training (``rollout.sampler``) or a copy (``rollout.vllm.rollout``).
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
-        reward_limits: Of every reward: ``timeout_seconds``, ``num_retries``, ``default``; see ``rewards.scorer``.
+        reward_limits: Of every reward: ``timeout_seconds``, ``num_retries``, ``default``, ``max_failed_rollouts``; see
+            ``rewards.scorer``.
         reward_kl_coef: Taken off the reward per nat of divergence from the reference.
         reward_kl_target: Divergence per completion that the coefficient is steered to; ``None`` leaves it fixed.
         num_completions: G, completions per prompt.
@@ -87,7 +90,9 @@ class Online(Referenced):
         **parts,
     ):
         super().__init__(precompute_reference=False, **parts)
-        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, Limits(**reward_limits))
+        limits = Limits(**reward_limits)
+        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, limits)
+        self.watch = Watch(limits.max_failed_rollouts)
         self.reward_kl_coef, self.reward_kl_target = reward_kl_coef, reward_kl_target
         self.num_completions, self.num_iterations = num_completions, num_iterations
         self.steps_per_rollout = steps_per_rollout
@@ -161,6 +166,10 @@ class Online(Referenced):
         """Let rewards that compute on a device do so on that of the run."""
         super().on_fit_start()
         self.scorer.to(self.device)
+
+    def on_fit_end(self) -> None:
+        """End the processes of rewards."""
+        self.scorer.close()
 
     def configure_callbacks(self) -> list[lightning.Callback]:
         """What closes a sampler that has something to close."""
@@ -245,12 +254,12 @@ class Online(Referenced):
     def _gather_groups(self, number: int, next_prompts: NextPrompts):
         """All groups that were sampled, and those to learn from."""
         for attempt in range(MAX_EMPTY_ROLLOUTS):
-            sampled = sample_groups(self, next_prompts(), (number, attempt, 0))
+            sampled = self._sample_scored(next_prompts, (number, attempt, 0))
             kept, wanted = self._filter(sampled), len(sampled)
             for again in range(self.max_resample_rounds if self.group_filter == "resample" else 0):
                 if len(kept) >= wanted:
                     break
-                more = sample_groups(self, next_prompts(wanted - len(kept)), (number, attempt, again + 1))
+                more = self._sample_scored(partial(next_prompts, wanted - len(kept)), (number, attempt, again + 1))
                 sampled, kept = sampled + more, kept + self._filter(more)
             if kept:
                 return sampled, kept
@@ -261,6 +270,14 @@ class Online(Referenced):
             "Raise method.num_completions or rollout.max_completion_tokens, take easier prompts, or type "
             "method.group_filter=keep method.truncated=keep",
         )
+
+    def _sample_scored(self, take: Callable[[], Sequence[TokenRow]], key: tuple[int, ...]) -> list[Group]:
+        """Groups of prompts; of others where no reward scored any completion, until the watch ends the run."""
+        for again in count():
+            groups, tallies = sample_groups(self, take(), (*key, again) if again else key)
+            if self.watch.is_scored(tallies):
+                break
+        return groups
 
     def _filter(self, groups: Sequence[Group]) -> list[Group]:
         """What is learned from: left out are, where asked, cut completions and groups without spread."""

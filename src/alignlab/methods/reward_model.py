@@ -3,10 +3,8 @@
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor
 
 from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
-from alignlab.errors import InputError, nearest
 from alignlab.losses.bradley_terry import bradley_terry
 from alignlab.methods.base import Method
 from alignlab.models.scoring import sequence_scores
@@ -24,6 +22,7 @@ class RewardModel(Method):
 
     eats = Preference
     head = "reward"
+    number_columns = ("margin_column", "weight_column")
 
     def __init__(
         self,
@@ -41,23 +40,11 @@ class RewardModel(Method):
         return bradley_terry(
             sequence_scores(self.policy, batch),
             batch.tree,
-            margins=column(batch, "margin_column", self.margin_column),
-            weights=column(batch, "weight_column", self.weight_column),
+            margins=batch.numbers[self.margin_column] if self.margin_column else None,
+            weights=batch.numbers[self.weight_column] if self.weight_column else None,
             centring=self.centring,
         )
 
     def total_weight(self, totals: StepTotals) -> float:
         """Pairs of the step."""
         return totals.pairs
-
-
-def column(batch: MicroBatch, setting: str, name: str | None) -> Tensor | None:
-    """A numeric column of the rows by its name. Shape ``[S]``.
-
-    Raises:
-        InputError: Not every row of the micro-batch has it.
-    """
-    if name is None or name in batch.numbers:
-        return batch.numbers.get(name)
-    why = "the rows have no such numeric column, or not all of them"
-    raise InputError(f"method.{setting}={name}", why, nearest(name, batch.numbers))

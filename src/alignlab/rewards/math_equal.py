@@ -1,12 +1,14 @@
 """Whether an answer is mathematically the right one, by the library math-verify."""
 
 import importlib.util
+import math
 
 from alignlab.errors import InputError
-from alignlab.rewards.exact_answer import final_answer
+from alignlab.rewards.apart import Apart, TimeUp, time_limit
+from alignlab.rewards.exact_answer import final_answer, right_answers
 
 
-class MathEqual:
+class MathEqual(Apart):
     """1 where the marked answer equals that of a column as an expression (``1/2`` is ``0.5``), else 0.
 
     Args:
@@ -21,18 +23,27 @@ class MathEqual:
             raise InputError("math_equal", "math-verify is not installed", "Type pip install 'alignlab[math]'")
         self.column = column
 
+    def prepare(self) -> None:
+        """Import the library, which takes a second."""
+        importlib.import_module("math_verify")
+
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
-        """One number per completion; None where the right answer cannot be read."""
-        return [self._compare(text, str(right)) for text, right in zip(completions, columns[self.column], strict=True)]
+        """One number per completion; None where there is no right answer that can be read, NaN where time was up."""
+        pairs = zip(completions, right_answers(columns, self.column), strict=True)
+        return [None if right is None else self._compare(text, str(right)) for text, right in pairs]
 
     @staticmethod
     def _compare(text: str, right: str) -> float | None:
         from math_verify import parse, verify
 
-        # No time limits of its own: they need the main thread, and the scorer has one.
-        gold = parse(f"${final_answer(right) or right}$", parsing_timeout=None)
-        given = final_answer(text)
-        if not gold:
-            return None
-        found = parse(f"${given}$" if given is not None else text, parsing_timeout=None)
-        return float(verify(gold, found, timeout_seconds=None))
+        try:
+            # The library's own limits of time would take each other's alarm away, and ours.
+            with time_limit():
+                gold = parse(f"${final_answer(right) or right}$", parsing_timeout=None)
+                given = final_answer(text)
+                if not gold:
+                    return None
+                found = parse(f"${given}$" if given is not None else text, parsing_timeout=None)
+                return float(verify(gold, found, timeout_seconds=None))
+        except TimeUp:
+            return math.nan

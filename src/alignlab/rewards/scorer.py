@@ -1,16 +1,14 @@
 """All rewards of a rollout, weighted, and what happens when one of them misbehaves.
 
-Every reward runs in a thread of its own and gets so many seconds. One that raises, hangs, or returns something else
+Every reward is asked at the same time and gets so many seconds. One that raises, hangs, dies, or returns something else
 than one finite number per completion gives its default for these completions; it is counted and told, and stalls
-nobody. A thread that hangs cannot be ended: it is left behind, and a reward that has left ``MAX_LEFT_BEHIND`` of them
-is not called again.
+nobody. Where it runs, and what becomes of one that hangs, says ``rewards.places``.
 """
 
 import logging
 import math
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +17,13 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from alignlab.errors import InputError
+from alignlab.rewards.answers import Answer, nothing
+from alignlab.rewards.places import InProcess, InThread, place_for
+from alignlab.rewards.tallies import Tally
 
 log = logging.getLogger(__name__)
 
 Reward = Callable[..., Sequence[float | None]]
-
-MAX_LEFT_BEHIND = 5
-MAX_TRACEBACK_LINES = 6
 
 
 @dataclass(frozen=True)
@@ -37,12 +35,14 @@ class Scores:
         by_name: Each reward, NaN where it has no opinion. Length S.
         failures: Per reward how many completions got its default, by what went wrong.
         failed: Of each completion how many rewards failed. Length S.
+        tallies: How each reward did.
     """
 
     total: list[float]
     by_name: dict[str, list[float]]
     failures: dict[str, Counter[str]]
     failed: list[int]
+    tallies: dict[str, Tally]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,13 @@ class Limits:
         timeout_seconds: Of one call.
         num_retries: Further calls after one that raised.
         default: What a completion gets that could not be scored; None: no opinion.
+        max_failed_rollouts: Rollouts in a row in which a reward may fail for all completions; see ``tallies``.
     """
 
     timeout_seconds: Annotated[float, Field(gt=0)]
     num_retries: Annotated[int, Field(ge=0)]
     default: float | None
+    max_failed_rollouts: Annotated[int, Field(ge=1)]
 
 
 class Scorer:
@@ -69,7 +71,7 @@ class Scorer:
         limits: Of every reward.
 
     Raises:
-        InputError: There are more or fewer weights than rewards, or no reward.
+        InputError: There are more or fewer weights than rewards, or no reward; or one refuses what it was told.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float] | None, limits: Limits):
@@ -79,7 +81,7 @@ class Scorer:
             raise InputError(f"method.reward_weights={weights}", why, "Give one weight per reward, in their order")
         self.rewards, self.limits = dict(rewards), limits
         self.weights = dict(zip(rewards, weights, strict=True))
-        self.left_behind: Counter[str] = Counter()
+        self.places = {name: place_for(name, reward) for name, reward in self.rewards.items()}
 
     def __call__(self, completions: Sequence[str], prompts: Sequence[Any], columns: Mapping[str, list]) -> Scores:
         """Score completions.
@@ -89,22 +91,18 @@ class Scorer:
             prompts: Messages of each one's prompt. Length S.
             columns: Of the rows, each of length S.
         """
-        calls = {
-            name: _Call(reward, (list(completions), list(prompts)), columns, self.limits)
-            for name, reward in self.rewards.items()
-            if self.left_behind[name] < MAX_LEFT_BEHIND
-        }
-        deadline = time.monotonic() + self.limits.timeout_seconds * (1 + self.limits.num_retries)
+        answers = self._ask_all(list(completions), list(prompts), columns)
         default = math.nan if self.limits.default is None else self.limits.default
         by_name, failures, failed = {}, {}, [0] * len(completions)
-        for name in self.rewards:
-            values, reason = self._result(name, calls.get(name), deadline, len(completions))
-            by_name[name] = [default if value is None else value for value in values]
-            failed = [count + (value is None) for count, value in zip(failed, values, strict=True)]
-            if None in values:
-                failures[name] = Counter({reason: values.count(None)})
+        for name, answer in answers.items():
+            by_name[name] = [default if value is None else value for value in answer.values]
+            failed = [count + (value is None) for count, value in zip(failed, answer.values, strict=True)]
+            if answer.failure:
+                failures[name] = Counter({answer.failure: answer.values.count(None)})
+                log.warning("reward %s: %s: %s", name, answer.failure, answer.told)
         total = [self._sum(place, by_name) for place in range(len(completions))]
-        return Scores(total, by_name, failures, failed)
+        tallies = {name: Tally.of(answer) for name, answer in answers.items()}
+        return Scores(total, by_name, failures, failed, tallies)
 
     def to(self, device: Any) -> None:
         """Move rewards that compute on a device, which have a method ``to``, to that of the run."""
@@ -112,25 +110,24 @@ class Scorer:
             if hasattr(reward, "to"):
                 reward.to(device)
 
-    def _result(self, name: str, call: "_Call | None", deadline: float, size: int) -> tuple[list[float | None], str]:
-        """Values, None where the reward failed, and how it did if it did."""
-        if call is None:
-            return [None] * size, "not_called"
-        call.thread.join(max(0.0, deadline - time.monotonic()))
-        if call.thread.is_alive():
-            self.left_behind[name] += 1
-            log.warning("reward %s gave no answer within %g s", name, self.limits.timeout_seconds)
-            return [None] * size, "timed_out"
-        if call.error is not None:
-            log.warning("reward %s failed: %s", name, call.error)
-            return [None] * size, "failed"
-        if not hasattr(call.values, "__len__") or len(call.values) != size:
-            log.warning("reward %s gave %s for %d completions", name, _amount(call.values), size)
-            return [None] * size, "wrong_length"
-        values = [_number(value) for value in call.values]
-        if None in values:
-            log.warning("reward %s gave no finite number for %d of %d completions", name, values.count(None), size)
-        return values, "not_finite"
+    def close(self) -> None:
+        """End the processes of rewards; a further call starts them anew."""
+        for place in self.places.values():
+            place.close()
+
+    def _ask_all(self, *arguments: Any) -> dict[str, Answer]:
+        """The answer of each reward, all asked at once."""
+        size, retries, seconds = len(arguments[0]), self.limits.num_retries, self.limits.timeout_seconds
+        faults = {name: place.make_ready() for name, place in self.places.items()}  # takes no time of the calls'
+        calls = {name: _Call(self.places[name], (*arguments, retries)) for name, fault in faults.items() if not fault}
+        deadline = time.monotonic() + seconds * (1 + retries)
+        answers = {name: nothing(size, "not_called", fault) for name, fault in faults.items() if fault}
+        for name, call in calls.items():
+            call.thread.join(max(0.0, deadline - time.monotonic()))
+            answers[name] = call.answer or nothing(size, "timed_out", f"it gave no answer within {seconds:g} s")
+            if call.answer is None:
+                self.places[name].give_up()
+        return {name: answers[name] for name in self.rewards}
 
     def _sum(self, place: int, by_name: Mapping[str, list[float]]) -> float:
         known = [
@@ -140,33 +137,15 @@ class Scorer:
 
 
 class _Call:
-    """A reward in its thread; whatever it raises is kept, so that no thread prints."""
+    """A reward that is being asked, in a thread, so that it can be left; whatever goes wrong becomes its answer."""
 
-    def __init__(self, reward: Reward, arguments: tuple, columns: Mapping[str, list], limits: Limits):
-        self.values: Any = None
-        self.error: str | None = None
-        self.thread = threading.Thread(target=self._run, args=(reward, arguments, columns, limits), daemon=True)
+    def __init__(self, place: InThread | InProcess, arguments: tuple):
+        self.answer: Answer | None = None
+        self.thread = threading.Thread(target=self._run, args=(place, arguments), daemon=True)
         self.thread.start()
 
-    def _run(self, reward: Reward, arguments: tuple, columns: Mapping[str, list], limits: Limits) -> None:
-        for _ in range(1 + limits.num_retries):
-            try:
-                self.values, self.error = reward(*arguments, **columns), None
-                return
-            except Exception:  # code of others: whatever it is, it is told and counted
-                self.error = "\n".join(traceback.format_exc().splitlines()[-MAX_TRACEBACK_LINES:])
-
-
-def _number(value: Any) -> float | None:
-    """NaN for no opinion, None for what is no finite number."""
-    if value is None:
-        return math.nan
-    try:
-        number = math.nan if isinstance(value, str) else float(value)  # numbers of arrays and tensors too
-    except (TypeError, ValueError, RuntimeError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _amount(values: Any) -> str:
-    return f"{len(values)} numbers" if hasattr(values, "__len__") else f"a {type(values).__name__}"
+    def _run(self, place: InThread | InProcess, arguments: tuple) -> None:
+        try:
+            self.answer = place.ask(*arguments)
+        except Exception as error:  # columns that cannot be sent, and what else nobody thought of
+            self.answer = nothing(len(arguments[0]), "failed", f"{type(error).__name__}: {error}")

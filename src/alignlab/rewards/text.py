@@ -1,5 +1,6 @@
 """Rewards that look at the text alone: an integer answer, a pattern, length and repetition."""
 
+import math
 import re
 from collections import Counter
 from typing import Annotated
@@ -7,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from alignlab.errors import InputError
+from alignlab.rewards.apart import Apart, TimeUp, time_limit
 from alignlab.rewards.exact_answer import final_answer
 
 INTEGER = re.compile(r"-?\d+")
@@ -20,8 +22,8 @@ class IntegerAnswer:
         return [float(INTEGER.fullmatch((final_answer(text) or "").strip()) is not None) for text in completions]
 
 
-class Pattern:
-    """1 where a regular expression is found in the completion, else 0.
+class Pattern(Apart):
+    """1 where a regular expression is found in the completion, else 0; NaN where looking for it took too long.
 
     Args:
         pattern: In Python's syntax; ``.`` matches line breaks too.
@@ -33,14 +35,21 @@ class Pattern:
 
     def __init__(self, *, pattern: str, whole: bool):
         try:
-            compiled = re.compile(pattern, re.DOTALL)
-        except re.error as error:
+            self.compiled, self.whole = re.compile(pattern, re.DOTALL), whole
+        except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"pattern={pattern}", f"it is no regular expression: {error}", "Mend it") from error
-        self.matches = compiled.fullmatch if whole else compiled.search
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
         """One number per completion."""
-        return [float(self.matches(text) is not None) for text in completions]
+        return [self._look(text) for text in completions]
+
+    def _look(self, text: str) -> float:
+        look = self.compiled.fullmatch if self.whole else self.compiled.search
+        try:
+            with time_limit():
+                return float(look(text) is not None)
+        except TimeUp:
+            return math.nan
 
 
 class Length:
@@ -89,6 +98,7 @@ class Repetition:
         return [-self._share(text.lower().split()) for text in completions]
 
     def _share(self, words: list[str]) -> float:
+        if len(words) < self.ngram_size:
+            return 0.0
         ngrams = Counter(zip(*(words[start:] for start in range(self.ngram_size)), strict=False))
-        total = ngrams.total()
-        return 1 - len(ngrams) / total if total else 0.0
+        return 1 - len(ngrams) / ngrams.total()

@@ -1,11 +1,32 @@
 """Whether a completion is written as asked: ``<reasoning>…</reasoning>`` and then ``<answer>…</answer>``."""
 
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
-STRICT = re.compile(r"\s*<reasoning>\n.*?\n</reasoning>\n<answer>\n.*?\n</answer>\s*", re.DOTALL)
-SOFT = re.compile(r"\s*<reasoning>.*?</reasoning>\s*<answer>.*?</answer>\s*", re.DOTALL)
-FORMS = {"strict": STRICT, "soft": SOFT}
+
+class Form(NamedTuple):
+    """A form as what it begins with, what stands in its middle, and what it ends with; blanks around it do not count.
+
+    A single expression with two texts of any length in it would take time quadratic in the completion.
+    """
+
+    start: str
+    middle: re.Pattern[str]
+    end: str
+
+    def fits(self, text: str) -> bool:
+        """Whether a text is written so."""
+        text = text.strip()
+        inner = len(text) - len(self.end)
+        if not (text.startswith(self.start) and text.endswith(self.end) and len(self.start) <= inner):
+            return False
+        return self.middle.search(text, len(self.start), inner) is not None
+
+
+FORMS = {
+    "strict": Form("<reasoning>\n", re.compile(r"\n</reasoning>\n<answer>\n"), "\n</answer>"),
+    "soft": Form("<reasoning>", re.compile(r"</reasoning>\s*<answer>"), "</answer>"),
+}
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 CREDIT_PER_TAG = 0.125
@@ -20,11 +41,11 @@ class XMLFormat:
     """
 
     def __init__(self, *, form: Literal["strict", "soft"]):
-        self.pattern = FORMS[form]
+        self.form = FORMS[form]
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
         """One number per completion."""
-        return [float(self.pattern.fullmatch(text) is not None) for text in completions]
+        return [float(self.form.fits(text)) for text in completions]
 
 
 class XMLTags:

@@ -83,9 +83,12 @@ def _hints(*classes: type) -> Hints:
     return {key: hint for kind in classes for key, hint in get_type_hints(kind, include_extras=True).items()}
 
 
+DERIVED = ("seed", "number_columns")
+"""Settings of the data that follow from others."""
+
 SECTIONS: dict[str, Hints] = {
     "": _hints(Train),
-    "data": {k: v for k, v in _hints(Data, TokenSettings, PlanSettings, LoadSettings).items() if k != "seed"},
+    "data": {k: v for k, v in _hints(Data, TokenSettings, PlanSettings, LoadSettings).items() if k not in DERIVED},
     "checkpoint": _hints(Checkpoint),
     "launcher": _hints(Launcher),
 }

@@ -1,6 +1,7 @@
 """Fields of a record: taken out one by one, so that what no format takes stays behind as the row's columns."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,14 @@ class BadRow(Exception):
 def type_name(value: Any) -> str:
     """A JSON type in words: ``a number``, ``a list``, ``null``."""
     return "null" if value is None else JSON_TYPES.get(type(value), f"a {type(value).__name__}")
+
+
+def is_finite(number: float) -> bool:
+    """Whether a number is one to compute with: finite, and no integer beyond the largest float."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def filled(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:

@@ -63,13 +63,17 @@ class Spread:
         """The whole value of a parameter; every rank must ask."""
         return parameter.detach()
 
-    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None) -> Tensor:
+    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
         """Clip, step, and forget the gradients.
+
+        The optimizer is not called, so that neither weights nor its own state change, where the step is lost, and
+        where the gradient is not finite or zero everywhere: decay and momentum would move the weights all the same.
 
         Args:
             optimizer: As the method has it from Lightning.
             parameters: Those that are trained.
             limit: Largest global norm of the gradient; None does not clip.
+            lost: Whether nothing may be learned from this step, whatever its gradient; the same on every rank.
 
         Returns:
             Global norm before clipping, the same on every rank. Shape ``[]``.
@@ -79,22 +83,23 @@ class Spread:
             scaler.unscale_(optimizer.optimizer)
         gradients = self.local([p.grad for p in parameters if p.grad is not None])
         norm = self.norm(gradients)
-        if scaler is None and not norm.isfinite():
-            torch._foreach_zero_(gradients)  # else one such step would leave nothing but NaN in the weights
-        elif limit is not None:
+        moves = not lost and moves_weights(norm)
+        if moves and limit is not None:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
-        self.step(optimizer, scaler)
+        self.step(optimizer, scaler, moves)
         optimizer.zero_grad()
         return norm
 
-    def step(self, optimizer: Any, scaler: torch.amp.GradScaler | None) -> None:
-        """Let the optimizer step, counted by Lightning; with a scaler its own step would unscale a second time."""
-        if scaler is None:
+    def step(self, optimizer: Any, scaler: torch.amp.GradScaler | None, moves: bool) -> None:
+        """Let the optimizer step unless nothing is to move; Lightning counts it as a step in any case."""
+        if scaler is None and moves:
             optimizer.step()
             return
         optimizer._on_before_step()
-        scaler.step(optimizer.optimizer)
-        scaler.update()
+        if scaler is not None:  # the optimizer's own step, as Lightning calls it, would unscale a second time
+            if moves:
+                scaler.step(optimizer.optimizer)
+            scaler.update()
         optimizer._on_after_step()
 
     def local(self, gradients: list[Tensor]) -> list[Tensor]:
@@ -118,6 +123,11 @@ class Spread:
 def spread_of(strategy: Strategy) -> Spread:
     """How a strategy spreads the work; one that is not ours holds all weights on every rank."""
     return getattr(strategy, "spread", Spread)(strategy)
+
+
+def moves_weights(norm: Tensor) -> bool:
+    """Whether a gradient of this global norm is one to learn from: finite, and not zero everywhere."""
+    return bool(norm.isfinite() & (norm != 0))
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.training.strategies.base import Result, Spread, tensors_of
+from alignlab.training.strategies.base import Result, Spread, moves_weights, tensors_of
 from alignlab.training.strategies.state import NamedState, Stored, names_of
 from alignlab.training.strategies.zero_state import EngineState
 
@@ -71,10 +71,10 @@ class Partitioned(Spread):
         with self._gathered([parameter]):
             return parameter.detach().clone()
 
-    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None) -> Tensor:
-        """The engine clips and steps at once."""
+    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
+        """The engine clips and steps at once; it leaves out by itself what is not finite."""
         engine = self.strategy.model
-        engine.optimizer.clip_grad = limit or 0.0
+        engine.optimizer.clip_grad, self.strategy.lost = limit or 0.0, lost
         optimizer.step()
         optimizer.zero_grad()
         return torch.as_tensor(engine.get_global_grad_norm())
@@ -112,6 +112,9 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
     """Lightning's side: the engine on any device, the model partitioned by us, steps called without a detour."""
 
     spread = Partitioned
+
+    lost = False
+    """Whether nothing may be learned from the step at hand."""
 
     def setup_environment(self) -> None:
         """Set the processes up, on CPUs too."""
@@ -153,9 +156,18 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
         return optimizer, scheduler
 
     def _setup_model_and_optimizer(self, *arguments: Any, **options: Any) -> Any:
-        """Hold each share of the weights once."""
+        """Hold each share of the weights once, and let the inner optimizer step only where something is to move."""
         engine, optimizer = super()._setup_model_and_optimizer(*arguments, **options)
         _share_masters(optimizer)
+        inner, step = optimizer.optimizer, optimizer.optimizer.step
+
+        def step_if_it_moves(*arguments: Any, **options: Any) -> Any:
+            # The engine knows the norm by now, and goes on to copy the masters, changed or not.
+            if not self.lost and moves_weights(torch.as_tensor(optimizer._global_grad_norm)):
+                return step(*arguments, **options)
+            return None
+
+        inner.step = step_if_it_moves
         return engine, optimizer
 
     def weight_shares(self) -> dict[str, Tensor]:

@@ -1,0 +1,66 @@
+"""Steps that changed nothing because their loss or gradient was not finite: their rows are named, many end the run."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from alignlab.batches import StepBatch
+from alignlab.crew import everyone
+from alignlab.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MAX_LOST_STEPS = 5
+"""Lost steps in a row that end the run."""
+
+MAX_NAMED_ROWS = 8
+"""Rows that a message names."""
+
+
+class LostSteps:
+    """Counts lost steps in a row."""
+
+    def __init__(self):
+        self.in_a_row = 0
+
+    def count(self, lost: bool, step: StepBatch, sums: list[Tensor], number: int) -> None:
+        """Take note of a step; every rank must.
+
+        Args:
+            lost: Whether its loss or gradient was not finite; the same on all ranks.
+            step: What this rank had of it.
+            sums: Loss of each of its micro-batches, each ``[]``.
+            number: Of the step.
+
+        Raises:
+            InputError: It was the last of ``MAX_LOST_STEPS``.
+        """
+        self.in_a_row = self.in_a_row + 1 if lost else 0
+        if self.in_a_row == 1:
+            log.warning("step %d changed nothing: %s", number, blame(step, sums))
+        if self.in_a_row == MAX_LOST_STEPS:
+            why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
+            instead = "Look at these rows; or lower optimizer.lr, raise scheduler.warmup_steps, and start anew"
+            raise InputError("training on", why, instead)
+
+
+def blame(step: StepBatch, sums: list[Tensor]) -> str:
+    """What was not finite in a step, and of which rows; every rank must ask.
+
+    Args:
+        step: What this rank had of it.
+        sums: Loss of each of its micro-batches, each ``[]``.
+    """
+    fine = torch.stack(sums).isfinite().tolist()
+    counted = [(batch.origins, ok) for batch, ok in zip(step.micro_batches, fine, strict=True) if batch.counted]
+    bad = _distinct([row for origins, ok in counted if not ok for row in origins])
+    rows = bad or _distinct([row for origins, _ in counted for row in origins])
+    what = "the loss of a micro-batch" if bad else "the gradient"
+    more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+    return f"{what} was not finite; its rows are {', '.join(rows[:MAX_NAMED_ROWS])}{more}"
+
+
+def _distinct(rows: list[str]) -> list[str]:
+    """The rows of all ranks, each once."""
+    return list(dict.fromkeys(row for share in everyone(rows) for row in share))

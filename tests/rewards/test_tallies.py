@@ -1,0 +1,60 @@
+"""When rewards that fail end a run."""
+
+import math
+import re
+
+import pytest
+
+from alignlab.errors import RunError
+from alignlab.rewards.answers import Answer, nothing
+from alignlab.rewards.tallies import Tally, Watch, together
+
+WORKS = Tally.of(Answer([1.0, math.nan, None], "not_finite", "it gave no number"))
+FAILS = Tally.of(nothing(3, "failed", "Traceback\nOSError: nobody there"))
+SILENT = Tally.of(Answer([math.nan] * 3))
+
+
+def test_a_tally_counts_numbers_and_failures():
+    assert Tally(3, 1, 1, "it gave no number") == WORKS
+    assert Tally(3, 0, 3, "OSError: nobody there") == FAILS
+    assert Tally(3, 0, 0, "") == SILENT
+
+
+def test_ranks_are_added_up():
+    """The third rank had no prompt."""
+    total = together([{"a": FAILS, "b": SILENT}, {"a": WORKS, "b": SILENT}, {}])
+    assert total == {"a": Tally(6, 1, 4, "OSError: nobody there"), "b": Tally(6, 0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("tallies", "said"),
+    [
+        ({"a": FAILS}, "no reward scored any completion of 3 rollouts in a row; a failed (at first: OSError"),
+        ({"a": SILENT}, "no reward scored any completion of 3 rollouts in a row; a had no opinion"),
+        ({"a": FAILS, "b": SILENT}, "a failed (at first: OSError: nobody there); b had no opinion"),
+        ({"a": FAILS, "b": WORKS}, "a failed for all completions of 3 rollouts in a row (at first: OSError"),
+    ],
+)
+def test_so_many_in_a_row_end_the_run(tallies, said):
+    watch = Watch(3)
+    assert [watch.is_scored(tallies) for _ in range(2)] == ["b" in tallies and tallies["b"] is WORKS] * 2
+    with pytest.raises(RunError, match=re.escape(said)):
+        watch.is_scored(tallies)
+
+
+def test_one_that_works_in_between_starts_the_count_anew():
+    watch = Watch(3)
+    rounds = [FAILS, FAILS, WORKS] * 3
+    assert [watch.is_scored({"a": tally}) for tally in rounds] == [False, False, True] * 3
+
+
+def test_a_reward_may_have_no_opinion_for_ever_beside_one_that_has():
+    watch = Watch(1)
+    assert all(watch.is_scored({"a": SILENT, "b": WORKS}) for _ in range(9))
+
+
+def test_the_first_error_of_the_row_is_told():
+    watch = Watch(2)
+    watch.is_scored({"a": FAILS})
+    with pytest.raises(RunError, match="nobody there"):
+        watch.is_scored({"a": Tally.of(nothing(3, "not_called", "5 calls of it hang"))})
