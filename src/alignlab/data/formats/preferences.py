@@ -17,11 +17,10 @@ a lower score; a tie for the best of ``completions``; scores that are not finite
 
 from collections.abc import Sequence
 from itertools import takewhile
-from math import isfinite
 from typing import Any
 
 from alignlab.batches import Preference, Unpaired
-from alignlab.data.formats.fields import BadRow, filled, from_json_text, pop, pop_tools, type_name
+from alignlab.data.formats.fields import BadRow, filled, from_json_text, is_finite, pop, pop_tools, type_name
 from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
 
@@ -142,10 +141,6 @@ def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
             raise BadRow(f"field 'scores[{index}]' is {type_name(score)} where a number is needed")
     if len(scores) != count:
         raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
-    try:
-        numbers = tuple(map(float, scores))
-    except OverflowError as error:
-        raise BadRow("field 'scores' holds a number too large for a float") from error
-    if not all(map(isfinite, numbers)):
+    if not all(map(is_finite, scores)):
         raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
-    return numbers
+    return tuple(map(float, scores))
