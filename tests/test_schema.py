@@ -88,6 +88,8 @@ def test_broken_yaml_is_refused_with_its_line(folder):
         ("seed=-1", "greater than or equal to 0"),
         ("optimizer.lr=fast", "number"),
         ("optimizer.lr=-1", "greater than 0"),
+        ("optimizer.lr=1e400", "finite"),
+        ("scheduler.min_lr_ratio=nan", "finite"),
         ("optimizer.lr='\"1e-3\"'", "number"),
         ("optimizer.betas=[0.9,1.5]", "less than 1"),
         ("trainer.precision=16mixed", "'16-mixed'"),
@@ -109,6 +111,10 @@ def test_broken_yaml_is_refused_with_its_line(folder):
 def test_wrong_types_and_ranges_name_field_value_and_range(word, why):
     error = refused(word)
     assert error.asked.startswith(word.split("=")[0].split(".")[0]) and why in error.why
+
+
+def test_a_search_path_that_is_none_is_refused():
+    assert refused("hydra.searchpath=5").asked == "hydra.searchpath=5"
 
 
 def test_all_faults_are_reported_together():

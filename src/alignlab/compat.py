@@ -167,6 +167,12 @@ ROWS: tuple[Row, ...] = (
         "Type trainer.precision=bf16-mixed, or model.dtype=bfloat16 with trainer.precision=32-true",
     ),
     Row(
+        ("trainer.accelerator",),
+        lambda c: c["trainer.accelerator"] in ("tpu", "xla") and _lacks("torch_xla"),
+        "the package torch_xla, which drives it, is not installed",
+        "Type trainer.accelerator=auto, or install torch_xla",
+    ),
+    Row(
         ("peft.quantization.load_in_8bit", "strategy.name"),
         lambda c: c["strategy.name"] == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
         "bitsandbytes keeps the scales of 8-bit weights on the weight object, which FSDP2 replaces by a shard",

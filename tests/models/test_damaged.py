@@ -169,6 +169,16 @@ def test_an_adapter_on_itself_or_on_another_one_is_refused(copied, folders):
         assert "one on top of another" in refusal(opened, file.parent)
 
 
+@pytest.mark.parametrize("change", [{"target_modules": "("}, {"rank_pattern": 5}, {"init_lora_weights": "nope"}])
+def test_an_adapter_that_cannot_be_made_is_refused(folders, change):
+    config = LoraConfig(**{"r": 2, "target_modules": "all-linear", **change})
+    assert "does not fit" in refusal(adapters.attach, opened(folders / "model"), config)
+
+
+def test_a_vocabulary_beyond_any_number_is_refused():
+    assert "model.vocabulary_size" in refusal(train_tokenizer, ["one two"], 10**20, None)
+
+
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000, "a\0b", "~nobody-of-that-name/model"])
 def test_a_path_that_cannot_be_is_refused(path):
     assert refusal(locate, path).startswith("model.path=")

@@ -37,6 +37,29 @@ def composed(tmp_path, file, *words, strategy="deepspeed_z2"):
     return plain
 
 
+@pytest.mark.parametrize("section", ["zero_optimization", "fp16", "bf16", "optimizer", "scheduler"])
+@pytest.mark.parametrize("value", [5, [], "auto", None, True])
+def test_a_section_of_another_type_is_refused(tmp_path, section, value):
+    with pytest.raises(InputError, match=f"with {section}: it should be an object"):
+        composed(tmp_path, FILE | {section: value})
+
+
+ODD_PARTS = [({}, "type"), ({"type": []}, "type"), ({"type": "x", "params": 5}, "params")]
+
+
+@pytest.mark.parametrize("section", ["optimizer", "scheduler"])
+@pytest.mark.parametrize(("value", "part"), ODD_PARTS)
+def test_a_section_with_an_odd_part_is_refused(tmp_path, section, value, part):
+    with pytest.raises(InputError, match=rf"with {section}\.{part}: it should be"):
+        composed(tmp_path, FILE | {section: value})
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "single"])
+def test_a_file_for_another_strategy_is_refused(tmp_path, strategy):
+    with pytest.raises(InputError, match=r"strategy\.config_file.*there is no such key"):
+        composed(tmp_path, FILE, strategy=strategy)
+
+
 def test_everything_is_taken_over(tmp_path):
     config = composed(tmp_path, FILE)
     assert config["optimizer"] == {

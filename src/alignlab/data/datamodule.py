@@ -1,5 +1,6 @@
 """The one data module of all methods: a source's rows, made the method's kind, tokenised, planned and collated."""
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.batches import Prompt, Row, TokenRow
-from alignlab.data.cache import TokenTable, build_table, tokenize_stream
+from alignlab.data.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.mismatch import WithCompanions
 from alignlab.data.plan import PlanSettings
 from alignlab.data.rows import convert, converts, prepend
@@ -21,8 +22,12 @@ from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream
 from alignlab.data.table import WithNumbers
 from alignlab.data.tokenize import TokenSettings
 from alignlab.errors import InputError
+from alignlab.paths import reason, typed_path
 
 log = logging.getLogger(__name__)
+
+NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
+"""What the system says of a cache folder that cannot be made or written: closed, read-only, or a file in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,8 @@ class DataModule(lightning.LightningDataModule):
 
     def _table(self, part: Part) -> TokenTable | None:
         """The token table of a part, from the cache where nothing that decides it has changed."""
+        if self.load.cache_dir:
+            typed_path(self.load.cache_dir, "data.cache_dir")
         held_out = f"{part} {self.load.validation_size} {self.load.prepend or ''}".rstrip()
         try:
             table = build_table(
@@ -157,9 +164,11 @@ class DataModule(lightning.LightningDataModule):
                 cache_dir=self.load.cache_dir,
                 fresh=self.load.fresh,
             )
-        except PermissionError as error:
-            instead = "Give a folder that can be written"
-            raise InputError(f"data.cache_dir={self.load.cache_dir}", str(error), instead) from error
+        except OSError as error:
+            if error.errno not in NO_FOLDER:
+                raise
+            asked = f"data.cache_dir={self.load.cache_dir or user_cache()}"
+            raise InputError(asked, reason(error), "Type data.cache_dir=FOLDER for one that can be written") from error
         if part == "train" and len(table) == 0:
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"

@@ -58,5 +58,5 @@ def _told(asked: str) -> Iterator[None]:
     try:
         yield
     except (*told, httpx.HTTPError, pyarrow.ArrowException) as error:
-        why = f"datasets cannot load it ({reason(error)})"
+        why = f"datasets cannot load it ({reason(error.__cause__ or error)})"
         raise InputError(asked, why, "Check name, subset, split and network") from error

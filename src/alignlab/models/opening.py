@@ -1,5 +1,6 @@
 """One door to the readers of other libraries, and what of a model's config no architecture can be made of."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ from alignlab.paths import reason
 
 SAID = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
-    *(ImportError, EOFError, SafetensorError, StrictDataclassError, httpx.HTTPError),
+    *(ImportError, EOFError, re.error, SafetensorError, StrictDataclassError, httpx.HTTPError),
 )
 """What Transformers, PEFT and Safetensors raise of files at fault. ``tokenizers`` raises a bare ``Exception``."""
 

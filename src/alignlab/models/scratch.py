@@ -172,13 +172,15 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | 
     backend = Tokenizer(models.BPE())
     digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([digits, level]), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary_size,
-        min_frequency=MIN_FREQUENCY,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
+    asked = f"model.vocabulary_size={vocabulary_size}"
+    with opening(asked, "no tokenizer can be trained so", "Type model.vocabulary_size=32000"):
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary_size,
+            min_frequency=MIN_FREQUENCY,
+            special_tokens=special,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
     texts = (text for text in texts if text)
     first = next(texts, None)
     if first is None:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +61,9 @@ def check_value(path: str, value: Any, hint: Any, findings: Findings) -> None:
     """
     adapter = _adapter(hint)
     if adapter is None or value == NOT_GIVEN:
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        findings.errors.append(InputError(f"{path}={value}", "it should be a finite number", f"Type {path}=VALUE"))
         return
     try:
         adapter.validate_json(json.dumps(value, default=str), strict=True)

@@ -19,7 +19,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.cli.composition.hydra_settings import check_settings
-from alignlab.cli.composition.refusals import explain, let_keys_be_new
+from alignlab.cli.composition.refusals import explain, let_keys_be_new, parse
+from alignlab.errors import InputError
 from alignlab.resolve import limit_resolvers
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -134,5 +135,9 @@ def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[
     if config_dir is not None:
         words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     folders = [word for word in words if word.startswith("hydra.searchpath=")]
+    for word in folders:
+        value = override.value() if (override := parse(word)) else None
+        if not (isinstance(value, list) and all(isinstance(folder, str) for folder in value)):
+            raise InputError(word, "it should be a list of folders", "Type hydra.searchpath=[file:///FOLDER]")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         yield list(words), Groups(GlobalHydra.instance().config_loader(), folders)

@@ -1,17 +1,21 @@
 """``strategy.config_file=``: a DeepSpeed JSON file taken over into the composed config."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alignlab.cli.composition.refusals import parse
-from alignlab.errors import InputError
+from alignlab.errors import InputError, raise_all
 from alignlab.paths import typed_path
 from alignlab.resolve import escaped
 from alignlab.training.strategies.config_file import take_over
+
+TYPED = {"optimizer", "scheduler"}
+SECTIONS = {"zero_optimization", "fp16", "bf16"} | TYPED
+"""Sections that are looked into; the others are passed on to DeepSpeed."""
 
 CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
 """Sections that a file can change."""
@@ -28,8 +32,8 @@ def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
         InputError: The file cannot be read, or contradicts what was typed.
     """
     path = OmegaConf.select(cfg, "strategy.config_file")
-    if path is None:
-        return
+    if path is None or "config" not in cfg.strategy:
+        return  # which the schema refuses, where the strategy is not DeepSpeed
     if not isinstance(path, str):
         raise InputError(f"strategy.config_file={path}", "it should be a path", "Name a DeepSpeed JSON file")
     plain: dict[str, Any] = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in CHANGED}
@@ -60,4 +64,20 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(asked, f"it is no valid JSON: {error}", "Correct it there") from error
     if not isinstance(content, dict):
         raise InputError(asked, "it holds no JSON object", "Name a DeepSpeed JSON file")
+    raise_all(
+        [InputError(f"{asked} with {key}", f"it should be {kind}", "Correct it there") for key, kind in _odd(content)]
+    )
     return content
+
+
+def _odd(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Keys whose values are of another type than DeepSpeed documents, of those that are looked into."""
+    for name in SECTIONS & content.keys():
+        section = content[name]
+        if not isinstance(section, dict):
+            yield name, "an object"
+            continue
+        if name in TYPED and not isinstance(section.get("type"), str):
+            yield f"{name}.type", "a text"
+        if name in TYPED and not isinstance(section.get("params", {}), dict):
+            yield f"{name}.params", "an object"
