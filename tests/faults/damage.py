@@ -11,10 +11,9 @@ from alignlab.data.cache import build_table
 from alignlab.errors import InputError
 from tests.data.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 from tests.faults.cases import Case
-from tests.faults.phases import Moment, reach
 from tests.faults.promises import done, kept, refused, same_run, told, tree
 from tests.faults.runs import Ended, copy, isolated, run
-from tests.faults.tiny import begin, undisturbed, words
+from tests.faults.tiny import stopped, undisturbed, words
 from tests.faults.ways import damage, ways_for
 from tests.test_resume import weights
 
@@ -31,12 +30,12 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
     cached = _cache_cases(work / "cache", seed)
     if small:
         cached = chance.sample(cached, 14)
-    whole, stopped = _prepare(work, "sft")
-    stopping = _folder_cases("stopped sft", stopped, resumed, whole, seed)
+    whole, half = _prepare(work, "sft")
+    stopping = _folder_cases("stopped sft", half, resumed, whole, seed)
     if small:
         return [*cached, *chance.sample(stopping, 4)]
-    grpo, stopped_grpo = _prepare(work, "grpo")
-    samples = _folder_cases("stopped grpo", stopped_grpo, resumed, grpo, seed, ["samples.jsonl", "metrics.csv"])
+    grpo, half_grpo = _prepare(work, "grpo")
+    samples = _folder_cases("stopped grpo", half_grpo, resumed, grpo, seed, ["samples.jsonl", "metrics.csv"])
     model = [str(path.relative_to(whole)) for path in sorted((whole / "model").iterdir())]
     first = _began_from(work, whole)
     return [
@@ -51,13 +50,7 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
 def _prepare(work: Path, method: str) -> tuple[Path, Path]:
     """A finished run, and one of the same config that was killed on its way, each with the cache beside it."""
     whole = undisturbed(work, [(method, "single")], forked=True)[method, "single"]
-    home = work / f"stopped-{method}"
-    home.mkdir()
-    stopped = begin(home, *words(method), "resume=auto", forked=True)
-    assert reach(Moment("checkpoint", 1.0, nth=4), stopped, home), "it ended before it could be stopped"
-    stopped.kill(whole=True)
-    stopped.wait(5)
-    return whole, home / "run"
+    return whole, stopped(work / f"stopped-{method}", method)
 
 
 def _began_from(work: Path, whole: Path) -> Path:

@@ -9,7 +9,7 @@ from tests.faults.mounts import remount, small_disk, unmount
 from tests.faults.phases import Moment, reach
 from tests.faults.promises import done, kept, same_run, status, told, tree, untouched
 from tests.faults.runs import fork, run
-from tests.faults.tiny import undisturbed, words
+from tests.faults.tiny import stopped, undisturbed, words
 
 KIB_LEFT = (0, 4, 16, 64, 300, 1200, 2400, 5000, 7200, 9000, 12_000, 16_000, 22_000, 28_000)
 """Space that is left when a run begins or goes on. A checkpoint of the tiny run takes some 7 MiB, its model 2."""
@@ -20,9 +20,7 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
     if small:
         return []
     whole = undisturbed(work, [("sft", "single")], forked=True)["sft", "single"]
-    begun = work / "begun"
-    begun.mkdir()
-    done(run(begun, *words("sft"), "trainer.max_steps=4"), begun / "run")
+    begun = stopped(work / "begun", "sft").parent
     return [
         *(Case(f"a fresh run, {size} KiB left", partial(full, whole, None, size)) for size in KIB_LEFT),
         *(Case(f"a resumed run, {size} KiB left", partial(full, whole, begun, size)) for size in KIB_LEFT),
@@ -30,7 +28,6 @@ def cases(work: Path, seed: int, small: bool) -> list[Case]:
         Case("read-only", read_only),
         Case("read-only with a run", partial(read_only_run, begun)),
         Case("read-only cache", partial(read_only_cache, whole)),
-        Case("becomes read-only", partial(lost_while_running, whole, "ro")),
         Case("becomes full", partial(lost_while_running, whole, "fill")),
         Case("is unmounted", partial(lost_while_running, whole, "unmount")),
         Case("run folder removed", partial(lost_while_running, whole, "remove")),
@@ -118,8 +115,6 @@ def lost_while_running(whole: Path, how: str, folder: Path) -> None:
             told(ended, 1, 2)
         if how == "unmount":
             return
-        if how == "ro":
-            remount(disk, "rw")
         (disk / "ballast").unlink(missing_ok=True)
         kept({"chapter.tex": tree(disk / "thesis")["chapter.tex"]}, disk / "thesis")
         done(run(folder, *line), disk / "run")
@@ -127,9 +122,7 @@ def lost_while_running(whole: Path, how: str, folder: Path) -> None:
 
 
 def _lose(disk: Path, how: str) -> None:
-    if how == "ro":
-        remount(disk, "ro")
-    elif how == "fill":
+    if how == "fill":
         _fill(disk, 8)
     elif how == "unmount":
         unmount(disk)

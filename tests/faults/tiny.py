@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.commands import QUIET
+from tests.faults.phases import Moment, reach
 from tests.faults.promises import done
 from tests.faults.runs import Run, fork, start
 
@@ -61,3 +62,13 @@ def undisturbed(work: Path, wanted: list[tuple[str, str]], *, forked: bool) -> d
 
     with ThreadPoolExecutor(1 if forked else 2) as pool:
         return dict(zip(wanted, pool.map(finish, wanted), strict=True))
+
+
+def stopped(home: Path, method: str) -> Path:
+    """A run that was killed on its way, with checkpoints in its folder and the cache beside it."""
+    home.mkdir(parents=True)
+    run = begin(home, *words(method), "resume=auto", forked=True)
+    assert reach(Moment("checkpoint", 1.0, nth=4), run, home), "it ended before it could be stopped"
+    run.kill(whole=True)
+    run.wait(5)
+    return home / "run"
