@@ -19,6 +19,10 @@ RANGES = {
     "data.global_batch_size=0": "data.global_batch_size",
     "data.truncation=cut": "right_completion",
     "seed=one": "seed",
+    "method=grpo method.reward_limits.timeout_seconds=0": "method.reward_limits.timeout_seconds",
+    "method=grpo method.reward_limits.num_retries=many": "method.reward_limits.num_retries",
+    "method=grpo method.reward_limits.default=.inf": "method.reward_limits.default",
+    "method=grpo method.reward_limits.max_failed_rollout=1": "Did you mean 'max_failed_rollouts'",
     "data.validation_size=-3": "data.validation_size",
 }
 IMPOSSIBLE = {
@@ -48,7 +52,7 @@ def test_config_typo_suggests(word, capsys):
 
 @pytest.mark.parametrize("word", RANGES)
 def test_values_out_of_range_are_refused_with_the_range(word, capsys):
-    assert alignlab("train", word) == 2
+    assert alignlab("train", *word.split()) == 2
     assert RANGES[word] in capsys.readouterr().err
 
 

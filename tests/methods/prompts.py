@@ -14,6 +14,7 @@ from alignlab.losses.policy_gradient import clipped
 from alignlab.methods.grpo import GRPO
 from alignlab.methods.ppo import PPO
 from alignlab.methods.rloo import RLOO
+from alignlab.rewards.scorer import Limits
 from alignlab.rollout.sampler import Sampler
 
 VOCABULARY_SIZE = 64
@@ -49,7 +50,7 @@ SAMPLED = {
     "rollout": make_sampler(),
     "reward": {"even": even},
     "reward_weights": None,
-    "reward_limits": {"timeout_seconds": 30, "num_retries": 0, "default": None, "max_failed_rollouts": 3},
+    "reward_limits": Limits(timeout_seconds=30, num_retries=0, default=None, max_failed_rollouts=3),
     "reward_kl_coef": 0.0,
     "reward_kl_target": None,
     "num_completions": 3,

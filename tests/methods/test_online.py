@@ -1,5 +1,6 @@
 """What methods that sample know of a rollout before they learn from it."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -120,7 +121,7 @@ for reward in (raises, silent):
     ids=["raises", "silent", "one of two"],
 )
 def test_a_reward_that_never_works_ends_the_run(rewards, said, default):
-    limits = {**SAMPLED["reward_limits"], "default": default}
+    limits = dataclasses.replace(SAMPLED["reward_limits"], default=default)
     method = make("rloo", reward=rewards, reward_limits=limits, num_iterations=1)
     with pytest.raises(RunError, match=re.escape(said)):
         fit(method, make_loader(rows_for("rloo"), 8, num_steps=9))

@@ -50,8 +50,7 @@ class Online(Referenced):
         rollout: What samples: the weights in training (``rollout.sampler``) or a copy (``rollout.vllm.rollout``).
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
-        reward_limits: Of every reward: ``timeout_seconds``, ``num_retries``, ``default``, ``max_failed_rollouts``; see
-            ``rewards.scorer``.
+        reward_limits: Of every reward: see ``rewards.scorer``.
         reward_kl_coef: Taken off the reward per nat of divergence from the reference.
         reward_kl_target: Divergence per completion that the coefficient is steered to; ``None`` leaves it fixed.
         num_completions: G, completions per prompt.
@@ -76,7 +75,7 @@ class Online(Referenced):
         rollout: Any,
         reward: dict[str, Any],
         reward_weights: list[float] | None,
-        reward_limits: dict[str, Any],
+        reward_limits: Limits,
         reward_kl_coef: Coefficient,
         reward_kl_target: Annotated[float, Field(gt=0)] | None,
         num_completions: Count,
@@ -90,9 +89,8 @@ class Online(Referenced):
         **parts,
     ):
         super().__init__(precompute_reference=False, **parts)
-        limits = Limits(**reward_limits)
-        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, limits)
-        self.watch = Watch(limits.max_failed_rollouts)
+        self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, reward_limits)
+        self.watch = Watch(reward_limits.max_failed_rollouts)
         self.reward_kl_coef, self.reward_kl_target = reward_kl_coef, reward_kl_target
         self.num_completions, self.num_iterations = num_completions, num_iterations
         self.steps_per_rollout = steps_per_rollout

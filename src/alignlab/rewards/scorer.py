@@ -58,7 +58,7 @@ class Limits:
 
     timeout_seconds: Annotated[float, Field(gt=0)]
     num_retries: Annotated[int, Field(ge=0)]
-    default: float | None
+    default: Annotated[float, Field(allow_inf_nan=False)] | None
     max_failed_rollouts: Annotated[int, Field(ge=1)]
 
 
