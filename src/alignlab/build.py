@@ -50,7 +50,7 @@ def _make(place: str, node: Mapping[str, Any], extra: Mapping[str, Any], around:
     _refuse_missing(name, target, arguments)
     try:
         return target(**arguments)
-    except (ValueError, MisconfigurationException) as error:
+    except (ValueError, ImportError, MisconfigurationException) as error:
         raise InputError(f"{name} with {_shown(given)}", str(error), "Change what it names") from error
 
 

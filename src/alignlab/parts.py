@@ -28,6 +28,7 @@ from alignlab.metrics import METRICS
 from alignlab.models import places
 from alignlab.models.adapters import attach
 from alignlab.models.heads import settle_pad
+from alignlab.models.reference import OWN
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.finish import ValidateAtEnd
 from alignlab.training.record import Summary
@@ -60,10 +61,10 @@ def look_at_sources(config: Config) -> None:
     """
     serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
     make_model_source(config)
-    for path in (config["init_from"], config["model"].get("path")):
-        if path is not None:
+    weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
+    for path in (weights, reference):
+        if path not in (None, "none", *OWN):
             places.locate(path, config["model"].get("revision"))
-            return
 
 
 def make_model_source(config: Config) -> Any:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from alignlab.disk import disk_fault
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
-from alignlab.models.export import logits, save, verify
+from alignlab.models.export import ExportError, logits, save, verify
 from alignlab.parts import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
 from alignlab.resolve import as_yaml, escaped, with_run_dir
 from alignlab.training import console, launch
@@ -183,7 +183,11 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
     weights = method.spread.full_state_dict(method.policy)
     if method.trainer.is_global_zero:
         save(method.policy, tokenizer, folder.model, weights)
-        difference = verify(folder.model, method.policy, example, weights, expected)
+        try:
+            difference = verify(folder.model, method.policy, example, weights, expected)
+        except ExportError as error:
+            instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model once more"
+            raise RunError(f"the model in {folder.model}", str(error), instead) from error
         log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
     method.trainer.strategy.barrier()
     summary.status = "done"
