@@ -22,7 +22,7 @@ RANGES = {
     "method=grpo method.reward_limits.timeout_seconds=0": "method.reward_limits.timeout_seconds",
     "method=grpo method.reward_limits.num_retries=many": "method.reward_limits.num_retries",
     "method=grpo method.reward_limits.default=.inf": "method.reward_limits.default",
-    "method=grpo method.reward_limits.max_failed_rollout=1": "Did you mean 'max_failed_rollouts'",
+    "method=grpo method.reward_limits.max_failed_rollout=1": "Did you mean 'method.reward_limits.max_failed_rollouts'",
     "data.validation_size=-3": "data.validation_size",
 }
 IMPOSSIBLE = {
