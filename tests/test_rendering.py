@@ -84,7 +84,7 @@ AT_FAULT = [
 ]
 ORDINARY = [
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m['content'] | trim + '\n' }}{% endfor %}",
-    "{%- for m in messages if m.role != 'x' %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{{ m.role }}{% endfor %}",
+    "{%- for m in messages if m.role %}{{ loop.index0 }}{{ loop.last }}{{ loop.length }}{{ m.role }}{% endfor %}",
     "{% set ns = namespace(n=0, s='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% set ns.s = ns.s ~ m.role %}"
     "{% endfor %}{{ ns.n }}{{ ns.s }}{{ messages[::-1] | tojson(indent=2) }}{{ messages | length }}",
     "{% macro show(m, deep=false) %}{{ m.content.split(' ')[-1].replace('l', 'L') }}{% endmacro %}"

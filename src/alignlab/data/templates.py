@@ -67,6 +67,10 @@ class Template:
     announcement: str = ""
 
 
+class TemplateLimit(InputError):
+    """A template takes too much time or memory: the end of the matter, unlike the fault of a single row."""
+
+
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer puts BOS before a text by itself; then a rendered dialogue begins with it too."""
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
@@ -136,7 +140,7 @@ def render(
 
     Raises:
         jinja2.TemplateError: The template refuses the dialogue, or fails.
-        InputError: The template takes too much time or memory.
+        TemplateLimit: The template takes too much time or memory.
     """
     plain = [{k: v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
     try:
@@ -150,7 +154,7 @@ def render(
     except TooMuch as error:
         why = f"rendering a dialogue of {len(plain)} messages with it takes too much: {error}"
         instead = "Type data.chat_template=chatml or plain, or correct the template"
-        raise InputError(f"data.chat_template={template.name}", why, instead) from error
+        raise TemplateLimit(f"data.chat_template={template.name}", why, instead) from error
     return texts[0]
 
 
