@@ -47,7 +47,7 @@ OTHERS = [
     *("torch.os.system", "transformers.utils.os.system", "alignlab.build.importlib.import_module", "numpy.os.remove"),
     *("alignlab.run.fit", "alignlab.cli.main.main", "alignlab.disk.write_text", "alignlab.build.build"),
     *("alignlab.training.launch.launch", "alignlab.training.strategies.make_strategy", "wandb.init"),
-    "huggingface_hub.upload_file",
+    *("huggingface_hub.upload_file", "fsspec.open", "accelerate.launch", "torch.package.PackageImporter"),
     *("matplotlib.pyplot.savefig", "pydantic.ImportString", "lightning.pytorch.cli.LightningCLI", "subprocess"),
     *("torch.nn.Linear.__init__.__globals__", "alignlab", "torch", "torch.float32", "builtins.eval", "__main__.x"),
 ]  # fmt: skip

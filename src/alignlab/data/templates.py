@@ -3,6 +3,7 @@
 The chosen template is set on the tokenizer, so that it is saved with the model and serves as it trained.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from alignlab.batches import Message
 from alignlab.errors import InputError, nearest
+from alignlab.rendering import TooMuch, read_template, render_jinja_template
 
 _BODY = (
     "{%- if message.reasoning_content %}{{ '<think>\\n' ~ message.reasoning_content ~ '\\n</think>\\n\\n' }}{% endif %}"
@@ -45,6 +46,9 @@ _NONE = (
 NAMED = {"chatml": _CHATML, "plain": _PLAIN, "none": _NONE}
 """Templates by name. ``none`` joins the contents as they stand and ends assistant turns in EOS."""
 
+PROBE = ({"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"})
+"""A dialogue that any template takes."""
+
 _CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -61,6 +65,10 @@ class Template:
     name: str
     text: str
     announcement: str = ""
+
+
+class TemplateLimit(InputError):
+    """A template takes too much time or memory: the end of the matter, unlike the fault of a single row."""
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -80,7 +88,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> T
         InputError: The name is unknown, the file is missing, or the tokenizer lacks what the template needs.
     """
     if chat_template == "auto" and tokenizer.chat_template:
-        return Template("auto", tokenizer.get_chat_template())
+        return Template("auto", _own(tokenizer))
     if chat_template == "auto":
         name = "chatml" if _has_chatml_markers(tokenizer) else "plain"
         announcement = f"the tokenizer has no chat template: rendering with the fallback '{name}'"
@@ -88,7 +96,7 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> T
     if chat_template in NAMED:
         return Template(chat_template, _named(tokenizer, chat_template))
     if Path(chat_template).is_file():
-        return Template(chat_template, Path(chat_template).read_text(encoding="utf-8"))
+        return Template(chat_template, read_template(Path(chat_template), f"data.chat_template={chat_template}"))
     raise InputError(
         f"data.chat_template={chat_template}",
         "it is neither a named template nor a file",
@@ -102,8 +110,14 @@ def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Temp
     Args:
         tokenizer: Changed in place.
         chat_template: As in `choose_template`.
+
+    Raises:
+        InputError: As `choose_template` and `render`.
     """
     template = choose_template(tokenizer, chat_template)
+    # A template that takes too much is refused here, before any row is read.
+    with contextlib.suppress(TemplateError):
+        render(template, tokenizer, PROBE)
     tokenizer.chat_template = template.text
     return template
 
@@ -125,7 +139,8 @@ def render(
         add_generation_prompt: End with the opening of an assistant turn, as generation does.
 
     Raises:
-        jinja2.TemplateError: The template refuses the dialogue.
+        jinja2.TemplateError: The template refuses the dialogue, or fails.
+        TemplateLimit: The template takes too much time or memory.
     """
     plain = [{k: v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
     try:
@@ -136,8 +151,10 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **tokenizer.special_tokens_map,
         )
-    except TypeError as error:  # A template that joins or searches what is not text.
-        raise TemplateError(str(error)) from error
+    except TooMuch as error:
+        why = f"rendering a dialogue of {len(plain)} messages with it takes too much: {error}"
+        instead = "Type data.chat_template=chatml or plain, or correct the template"
+        raise TemplateLimit(f"data.chat_template={template.name}", why, instead) from error
     return texts[0]
 
 
@@ -149,13 +166,20 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> froze
         template: Asked by rendering a short dialogue.
     """
     eos = frozenset({tokenizer.eos_token_id} - {None})
-    probe = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"}]
     try:
-        tail = render(template, tokenizer, probe).rpartition("probe")[2]
+        tail = render(template, tokenizer, PROBE).rpartition("probe")[2]
     except TemplateError:
         return eos
     turn_end = tokenizer.encode(tail, add_special_tokens=False)[:1]
     return eos | (set(turn_end) & set(tokenizer.added_tokens_decoder))
+
+
+def _own(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # it has several, and none is the default
+        instead = "Type data.chat_template=chatml or plain, or the path of a jinja file"
+        raise InputError("data.chat_template=auto", " ".join(str(error).split()), instead) from error
 
 
 def _has_chatml_markers(tokenizer: PreTrainedTokenizerBase) -> bool:

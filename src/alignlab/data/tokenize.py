@@ -15,6 +15,7 @@ from alignlab.data.encode import encode, find_guard, protect
 from alignlab.data.files.record import MEND
 from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.spans import check_doubled, supervise
+from alignlab.data.templates import TemplateLimit
 from alignlab.data.truncate import truncate
 from alignlab.errors import InputError, nearest
 
@@ -51,7 +52,7 @@ def tokenize_counted(
     try:
         whole = _tokenize_whole(row, context)
     except InputError as error:
-        if settings.bad_rows == "error":
+        if settings.bad_rows == "error" or isinstance(error, TemplateLimit):
             raise
         dropped = Dropped("cannot be tokenised", row.origin, detail=str(error))
         return dropped, count(dropped)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from alignlab.batches import Row, TokenRow
 from alignlab.data.context import TokenSettings
 from alignlab.data.counts import Counts, Dropped
+from alignlab.data.templates import TemplateLimit
 from alignlab.data.tokenize import tokenize_counted
 from alignlab.errors import InputError
 from alignlab.processes import be_worker
@@ -78,5 +79,7 @@ def _run(rows: Iterable[Row]) -> list[Outcome]:
 def _outcome(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Outcome:
     try:
         return tokenize_counted(row, tokenizer, settings)
+    except TemplateLimit:  # each further row would take as long
+        raise
     except InputError as error:
         return error, Counts()

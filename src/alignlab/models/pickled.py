@@ -1,4 +1,4 @@
-"""Weights in PyTorch's older files, which are pickles: opened for their tensors, and refused where they run code."""
+"""Weights in PyTorch's older files, which are pickles: refused where opening them would run code."""
 
 import re
 from pathlib import Path

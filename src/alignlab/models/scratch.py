@@ -31,6 +31,7 @@ from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
 from alignlab.models.opening import opening, refuse_values
 from alignlab.paths import typed_path
+from alignlab.rendering import read_template
 
 log = logging.getLogger(__name__)
 
@@ -205,8 +206,7 @@ def _template(name: str | None) -> str | None:
     path = folder / "chat_template.jinja" if name == "pocket" else typed_path(name, "model.chat_template")
     if not path.is_file():
         raise InputError(f"model.chat_template={name}", f"there is no file {path.resolve()}", "Name a Jinja file")
-    with opening(f"model.chat_template={name}", "it cannot be read as text", "Name a Jinja file"):
-        return path.read_text(encoding="utf-8")
+    return read_template(path, f"model.chat_template={name}")
 
 
 def _markers(template: str) -> list[str]:
