@@ -272,6 +272,13 @@ def test_half_made_tables_are_cleared_once_their_process_is_dead(tokenizer, tmp_
     assert not list(tmp_path.glob(".building-*"))
 
 
+def test_a_table_that_was_half_made_is_made_whole(tokenizer, tmp_path):
+    key = table_key("abc", tokenizer, SETTINGS, Demonstration)
+    (tmp_path / f".building-{key}").mkdir()
+    assert len(build(good_rows(), tokenizer, tmp_path)) == 5
+    assert not list(tmp_path.glob(".building-*"))
+
+
 def test_two_processes_make_one_table(tokenizer, tmp_path):
     """The second waits, and then finds the table of the first, also where both were told to make it afresh."""
     started, go_on = multiprocessing.Event(), multiprocessing.Event()

@@ -184,6 +184,7 @@ def _store(
 ) -> None:
     """Tokenise, write beside the place, and put the whole table there at once; the caller holds the lock."""
     building = folder.with_name(f"{_BUILDING}{folder.name}")
+    _remove(building)  # of a process that was killed, since the lock is ours
     try:
         with _progress() as progress:
             task = progress.add_task("tokenising", total=None)
