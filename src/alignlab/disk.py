@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+"""File in a run's folder that its process holds a lock on."""
 
 BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 IN_WORDS = (
@@ -97,7 +99,8 @@ def disk_fault(error: BaseException, folder: Path) -> str | None:
 
     Args:
         error: With what it was raised from, or while handling.
-        folder: Of the run.
+        folder: Of the run, which holds ``LOCK``. Where that is gone, the folder was removed, renamed or unmounted,
+            even if something has been written under its name since.
 
     Returns:
         One line; None where the exception is about something else.
@@ -108,4 +111,4 @@ def disk_fault(error: BaseException, folder: Path) -> str | None:
         if getattr(seen, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS):
             return text[:300]
         seen = seen.__cause__ or seen.__context__
-    return None if folder.is_dir() else "the folder is gone"
+    return None if (folder / LOCK).exists() else "the folder is gone"

@@ -4,6 +4,7 @@ import os
 from fnmatch import fnmatch
 from pathlib import Path
 
+from alignlab.disk import LOCK
 from alignlab.errors import InputError
 
 INSTEAD = "Name a folder that does not exist yet or is empty, or leave run_dir out for a new one under runs/"
@@ -20,7 +21,7 @@ SYSTEM = (".nfs*", ".DS_Store", "lost+found")
 JOBS = ".jobs"
 """Folder of a sweep's notes about its jobs."""
 
-OWN = (*FILES, *FOLDERS, *LEFTOVERS, ".lock", *SYSTEM)
+OWN = (*FILES, *FOLDERS, *LEFTOVERS, LOCK, *SYSTEM)
 """Names in the folder of a run; whatever else lies there is somebody else's."""
 
 

@@ -10,12 +10,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from alignlab.disk import write_text
+from alignlab.disk import LOCK, write_text
 from alignlab.errors import InputError
 from alignlab.training.location import FILES, LEFTOVERS, names_in
 from alignlab.training.storage import SavedState, remove_leftovers
 
-WRITTEN = (*FILES, *LEFTOVERS, ".lock", "checkpoints", "plots", "wandb", "tensorboard")
+WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "wandb", "tensorboard")
 """What a run may have written into its folder before it trained a step."""
 
 
@@ -145,7 +145,7 @@ class RunFolder:
         Raises:
             InputError: Another process trains in it.
         """
-        file = (self.path / ".lock").open("a")
+        file = (self.path / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -1,0 +1,71 @@
+"""What an exception says of a disk, and what is told of it."""
+
+import errno
+import shutil
+
+import pytest
+from safetensors import SafetensorError
+
+from alignlab.disk import LOCK, disk_fault, read_manifest, write_manifest, write_text
+from alignlab.errors import InputError, RunError
+from alignlab.run import told_of_the_disk
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_text(tmp_path / "run" / LOCK, "")
+    return tmp_path / "run"
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FAULTS = [
+    FULL,
+    OSError(errno.EROFS, "Read-only file system"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),
+]
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_disk_at_fault_is_told_in_a_paragraph_whichever_library_met_it(folder, error):
+    with pytest.raises(RunError, match=r"the run in .*resume=auto"), told_of_the_disk(folder):
+        raise error
+    with pytest.raises(RunError), told_of_the_disk(folder):
+        try:
+            raise error
+        finally:
+            raise ValueError("while the summary is written")
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_folder_that_is_gone_is_told_even_if_something_was_written_there_since(folder, again):
+    shutil.rmtree(folder)
+    if again:
+        write_text(folder / "summary.json", "{}")
+    assert disk_fault(FileNotFoundError(errno.ENOENT, "No such file"), folder) == "the folder is gone"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("config.json"), InputError("a", "b", "c")])
+def test_other_errors_stay_what_they_are(folder, error):
+    with pytest.raises(type(error)), told_of_the_disk(folder):
+        raise error
+
+
+def test_a_manifest_shows_what_is_missing_and_what_is_different(tmp_path):
+    write_text(tmp_path / "a", "one")
+    write_manifest(tmp_path, step=3)
+    assert read_manifest(tmp_path) == {"step": 3}
+    for content, said in (("two", "content of a is not"), ("four", "a has 4 bytes"), (None, "a is missing")):
+        (tmp_path / "a").unlink() if content is None else write_text(tmp_path / "a", content)
+        with pytest.raises(ValueError, match=said):
+            read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "5", '{"files": 5}', '{"files": {"a": 5}}', '{"files": {"a": {}}}', "[" * 9999]
+)
+def test_a_damaged_manifest_is_said_to_be_one(tmp_path, text):
+    write_text(tmp_path / "a", "one")
+    write_text(tmp_path / "manifest.json", text)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
