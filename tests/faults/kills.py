@@ -1,11 +1,13 @@
 """SIGKILL at random moments, then ``resume=auto`` until done: the run is the one that was never killed."""
 
+import itertools
 import random
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from tests.faults.cases import Case
-from tests.faults.phases import draw, reach
+from tests.faults.phases import LONGEST, draw, reach
 from tests.faults.promises import done, no_left_overs, same_run
 from tests.faults.tiny import METHODS, STRATEGIES, begin, undisturbed, words
 
@@ -18,25 +20,46 @@ CHAINS = {"single": 6, "ddp": 1, "fsdp": 1, "deepspeed_z2": 1}
 
 
 def cases(work: Path, seed: int, small: bool) -> list[Case]:
-    """A chain of kills each."""
+    """A chain of kills each; they begin in one phase after the other, so that all are met."""
     if small:
         whole = undisturbed(work, [("sft", "single")], forked=True)
-        return [Case("sft single 0", partial(chain, whole, "sft", "single", f"{seed} 0", 2, True))]
+        phases = ("tokenising", "export")
+        return [Case("sft single 0", partial(chain, whole, "sft", "single", f"{seed} 0", phases, 2, True))]
     pairs = [(method, strategy) for strategy in STRATEGIES for method in METHODS]
     whole = undisturbed(work, pairs, forked=False)
+    plan = [(*pair, number) for pair in pairs for number in range(CHAINS[pair[1]])]
     return [
-        Case(f"{method} {strategy} {number}", partial(
-            chain, whole, method, strategy, f"{seed} {method} {strategy} {number}", KILLS_PER_CHAIN[strategy], False
-        ))
-        for method, strategy in pairs
-        for number in range(CHAINS[strategy])
-    ]  # fmt: skip
+        Case(
+            name, partial(chain, whole, method, strategy, f"{seed} {name}", (first,), KILLS_PER_CHAIN[strategy], False)
+        )
+        for (method, strategy, number), first in zip(plan, itertools.cycle(LONGEST))
+        for name in [f"{method} {strategy} {number}"]
+    ]
 
 
-def chain(whole: dict, method: str, strategy: str, seed: str, num_kills: int, forked: bool, folder: Path) -> int:
+def chain(
+    whole: dict,
+    method: str,
+    strategy: str,
+    seed: str,
+    phases: Sequence[str],
+    num_kills: int,
+    forked: bool,
+    folder: Path,
+) -> int:
     """Kill a run so many times, each time going on, then let it end; the number of kills.
 
     A run that ends before its moment is begun anew in another folder, so that all kills take place.
+
+    Args:
+        whole: Undisturbed runs by method and strategy.
+        method: Of the run.
+        strategy: Of the run.
+        seed: Of the moments.
+        phases: Of the first kills; those of the others are drawn.
+        num_kills: How many.
+        forked: Whether the run is a fork of this process.
+        folder: Empty.
     """
     chance, kills, number = random.Random(seed), 0, 0
     history: list[str] = []
@@ -45,6 +68,8 @@ def chain(whole: dict, method: str, strategy: str, seed: str, num_kills: int, fo
         home.mkdir(exist_ok=True)
         run = begin(home, *words(method, strategy), "resume=auto", forked=forked)
         moment, only_parent = draw(chance, forked=forked), chance.random() < 0.5
+        if kills < len(phases):
+            moment = moment._replace(phase=phases[kills])
         try:
             if kills < num_kills and reach(moment, run, home):
                 run.kill(whole=not only_parent)
