@@ -5,9 +5,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LIBC = ctypes.CDLL(None)  # found before any fork, after which a lock of the loader may never be given back
 PR_SET_PDEATHSIG = 1
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+"""Signals that ask a run to stop."""
 
 
 class Stopped(SystemExit):
@@ -18,10 +24,19 @@ class Stopped(SystemExit):
         super().__init__(128 + signum)
 
 
-def leave_on_signals() -> None:
-    """Let SIGTERM and SIGINT end this process at once, with their exit code and without a traceback."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, _leave)
+@contextmanager
+def leaving_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGINT end this process at once, with their exit code and without a traceback.
+
+    In another thread than the main one nothing changes, since Python gives signals to that one only.
+    """
+    signals = STOPPING if threading.current_thread() is threading.main_thread() else ()
+    before = [signal.signal(signum, _leave) for signum in signals]
+    try:
+        yield
+    finally:
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)
 
 
 def _leave(signum: int, frame: object) -> None:
@@ -30,7 +45,7 @@ def _leave(signum: int, frame: object) -> None:
 
 def be_worker() -> None:
     """Make this child of ``multiprocessing`` one that its parent ends: it ignores signals that go to a whole group."""
-    for signum in (signal.SIGTERM, signal.SIGINT):
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     end_with_parent()
 

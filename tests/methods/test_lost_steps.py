@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from alignlab.errors import InputError
+from alignlab.errors import RunError
 from alignlab.methods.lost_steps import MAX_LOST_STEPS
 from tests.methods.prompts import SAMPLED
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows, rows_for, spoiled
@@ -97,5 +97,5 @@ def test_a_gradient_that_is_not_finite_is_told_with_the_rows_of_the_step(caplog)
 
 
 def test_lost_steps_in_a_row_end_the_run_and_name_the_rows():
-    with pytest.raises(InputError, match=f"last {MAX_LOST_STEPS} steps .* not finite; its rows are row"):
+    with pytest.raises(RunError, match=f"last {MAX_LOST_STEPS} steps .* not finite; its rows are row"):
         train(math.nan, num_steps=8)

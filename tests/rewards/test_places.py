@@ -212,11 +212,11 @@ def test_nothing_outlives_the_run(tmp_path, mine, how):
         import sys
         from alignlab.rewards.outside import PythonReward
         from alignlab.rewards.scorer import Limits, Scorer
-        from alignlab.processes import leave_on_signals
-        leave_on_signals()
-        limits = Limits(timeout_seconds=600, num_retries=0, default=None, max_failed_rollouts=3)
-        scorer = Scorer({{"odd": PythonReward(path="{mine.__file__}:sleeps_with_a_child")}}, None, limits)
-        scorer(["a"], [[]], {{"folder": ["{tmp_path}"]}})
+        from alignlab.processes import leaving_on_signals
+        with leaving_on_signals():
+            limits = Limits(timeout_seconds=600, num_retries=0, default=None, max_failed_rollouts=3)
+            scorer = Scorer({{"odd": PythonReward(path="{mine.__file__}:sleeps_with_a_child")}}, None, limits)
+            scorer(["a"], [[]], {{"folder": ["{tmp_path}"]}})
     '''
     command = [sys.executable, "-c", textwrap.dedent(script)]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)

@@ -10,7 +10,7 @@ import torch
 
 from alignlab import disk
 from alignlab.errors import InputError
-from alignlab.processes import Stopped, leave_on_signals
+from alignlab.processes import Stopped, leaving_on_signals
 from alignlab.training import storage
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.metrics_file import MetricsFile, read_metrics
@@ -163,11 +163,8 @@ def test_a_second_sigterm_still_waits_for_the_checkpoint(tmp_path):
 @pytest.fixture
 def as_a_command():
     """Signals as ``alignlab`` handles them."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    leave_on_signals()
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    with leaving_on_signals():
+        yield
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from alignlab import cli
 from alignlab.credentials import masked
 from alignlab.errors import InputError, RunError, nearest
-from alignlab.processes import leave_on_signals
+from alignlab.processes import leaving_on_signals
 
 MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
 VERBS = sorted(name for name in MODULES if name != "main")
@@ -27,8 +27,11 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    words = list(sys.argv[1:] if words is None else words)
-    leave_on_signals()  # before anything that takes time is imported
+    with leaving_on_signals():  # before anything that takes time is imported
+        return _run(list(sys.argv[1:] if words is None else words))
+
+
+def _run(words: list[str]) -> int:
     from alignlab.cli.composition.command import refuse
 
     try:

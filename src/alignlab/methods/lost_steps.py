@@ -7,7 +7,7 @@ from torch import Tensor
 
 from alignlab.batches import StepBatch
 from alignlab.crew import everyone
-from alignlab.errors import InputError
+from alignlab.errors import RunError
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class LostSteps:
             number: Of the step.
 
         Raises:
-            InputError: It was the last of ``MAX_LOST_STEPS``.
+            RunError: It was the last of ``MAX_LOST_STEPS``.
         """
         self.in_a_row = self.in_a_row + 1 if lost else 0
         if self.in_a_row == 1:
@@ -42,7 +42,7 @@ class LostSteps:
         if self.in_a_row == MAX_LOST_STEPS:
             why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
             instead = "Look at these rows; or lower optimizer.lr, raise scheduler.warmup_steps, and start anew"
-            raise InputError("training on", why, instead)
+            raise RunError("training on", why, instead)
 
 
 def blame(step: StepBatch, sums: list[Tensor]) -> str:

@@ -20,7 +20,7 @@ from alignlab.batches import MicroBatch, Prompt, StepBatch, TokenRow
 from alignlab.crew import everyone, num_ranks
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
-from alignlab.errors import InputError
+from alignlab.errors import RunError
 from alignlab.losses.kl import next_kl_coef
 from alignlab.losses.policy_gradient import PolicyTokens
 from alignlab.methods.annotate import annotate
@@ -262,7 +262,7 @@ class Online(Referenced):
             if kept:
                 return sampled, kept
             log.warning("rollout %d: none of %d groups is left to learn from; sampling others", number, len(sampled))
-        raise InputError(
+        raise RunError(
             f"method.group_filter={self.group_filter} method.truncated={self.truncated}",
             f"in {MAX_EMPTY_ROLLOUTS} rollouts in a row all rewards of a prompt were equal, or all completions cut",
             "Raise method.num_completions or rollout.max_completion_tokens, take easier prompts, or type "

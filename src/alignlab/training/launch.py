@@ -27,7 +27,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from alignlab.credentials import masked
 from alignlab.errors import InputError, RunError
-from alignlab.processes import end_with_parent, leave_on_signals
+from alignlab.processes import end_with_parent, leaving_on_signals
 
 SECONDS_TO_STOP = 300
 """Between a signal to the parent and the end of ranks that still write their checkpoint."""
@@ -114,9 +114,9 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
 def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> None:
     """What a rank runs. Every failure is the end of its process, else the others would wait for it in a collective."""
     end_with_parent()
-    leave_on_signals()
     try:
-        entry(*arguments)
+        with leaving_on_signals():
+            entry(*arguments)
     except (InputError, RunError) as error:
         _report(reports, error)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from error
