@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from alignlab.cli.composition.refusals import parse
@@ -63,7 +64,7 @@ def _hidden_sweep(word: str, override: Any) -> str:
     """A list of alternatives, each hidden; what a sweeper draws from is no secret."""
     if not override.is_discrete_sweep():
         return word
-    choices = list(override.sweep_iterator())
+    choices = [c.text if isinstance(c, QuotedString) else c for c in override.sweep_iterator()]
     safe = [hide_all(_key(word), choice) for choice in choices]
     return word if safe == choices else f"{word.partition('=')[0]}={','.join(map(_typed, safe))}"
 
@@ -71,7 +72,7 @@ def _hidden_sweep(word: str, override: Any) -> str:
 def _typed(value: Any) -> str:
     """A value as Hydra's grammar reads it."""
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{_typed(key)}:{_typed(part)}" for key, part in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_typed(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ",".join(map(_typed, value)) + "]"
     if isinstance(value, str):
