@@ -126,6 +126,15 @@ def test_a_variable_whose_value_holds_a_password_is_kept_out_whatever_its_name(m
     assert in_none(as_yaml(config)) and config["method"]["reward"]["http"]["url"] == "${oc.env:PLACE}"
 
 
+@pytest.mark.parametrize("default", ["", ",me:pa55word"])
+def test_what_becomes_a_secret_when_it_is_put_together_is_kept_out(default, monkeypatch):
+    if not default:
+        monkeypatch.setenv("LOGIN", "me:pa55word")
+    config = config_of(*HTTP, f"method.reward.http.url='http://${{oc.env:LOGIN{default}}}@host'")
+    assert in_none(as_yaml(config))
+    assert build("method.reward.http", config["method"]["reward"]["http"]).url == "http://me:pa55word@host"
+
+
 def test_a_run_is_the_same_however_its_secret_is_given():
     typed = config_of(*HTTP, "method.reward.http.url='http://me:pa55word@host'")
     named = config_of(*HTTP, "method.reward.http.url='http://${oc.env:MY_TOKEN}@host'")

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.credentials import hide_all
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.resolve import NO_RUN_DIR, resolved
 from alignlab.schema.root import SECTIONS, Hints, Node, Nodes
@@ -51,7 +52,7 @@ def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
         OmegaConf.update(cfg, key, NOT_GIVEN)
     if unresolved.get("run_dir", "") is None:
         cfg.run_dir = NO_RUN_DIR
-    return resolved(cfg)
+    return hide_all("", resolved(cfg))  # what only became a secret when it was put together
 
 
 def _missing(path: str, tree: Any) -> Iterator[str]:
