@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from alignlab.build import build as instantiate
+from alignlab.build import build
 from alignlab.cli.composition.compose import compose
 from alignlab.models.adapters import attach, reattach
 from alignlab.models.export import logits, save
@@ -49,15 +49,15 @@ def make_adapted(base, peft, head):
     """The toy policy with the adapter of a node and the head that a method asks for."""
     torch.manual_seed(7)
     node = dict(peft or {})
-    quantization = instantiate(node.pop("quantization", None))
+    quantization = build("peft.quantization", node.pop("quantization", None))
     policy = open_weights(locate(base), torch.float32, "forest", quantization=quantization, head=head)
-    return attach(policy, instantiate(node)) if node else policy
+    return attach(policy, build("peft", node)) if node else policy
 
 
 def reopen(folder, peft, method):
     """What a process that never saw the training reads."""
     place, node = locate(str(folder)), choices(peft, "single")[0] or {}
-    options = {"quantization": instantiate(node.get("quantization")), "head": class_of(method).head}
+    options = {"quantization": build("peft.quantization", node.get("quantization")), "head": class_of(method).head}
     model = open_weights(place, torch.float32, "forest", **options)
     return reattach(model, place.adapter) if place.adapter else model
 
