@@ -101,7 +101,7 @@ def mutated(chance: random.Random) -> Any:
     for _ in range(chance.choice((0, 0, 1, 1, 2, 3))):
         record = _change(chance, record)
     is_several = isinstance(record, list) and not is_dialogue(record)  # an array of rows, not one row
-    return {"rows": record} if is_several else record
+    return {"items": record} if is_several else record
 
 
 def _train_on(path: Path, folder: Path, tokenizer, bad_rows: str, num_read: int, chance: random.Random) -> None:
