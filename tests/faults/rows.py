@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from alignlab.batches import Demonstration, Preference, Prompt, Row, Text, Unpaired
 from alignlab.data.cache import build_table
-from alignlab.data.files import read
+from alignlab.data.files import is_dialogue, read
 from alignlab.data.formats import FORMATS
 from alignlab.data.rows import convert, converts
 from alignlab.data.sources import Files
@@ -100,7 +100,8 @@ def mutated(chance: random.Random) -> Any:
     record = json.loads(json.dumps(chance.choice(GOOD)))
     for _ in range(chance.choice((0, 0, 1, 1, 2, 3))):
         record = _change(chance, record)
-    return record
+    is_several = isinstance(record, list) and not is_dialogue(record)  # an array of rows, not one row
+    return {"items": record} if is_several else record
 
 
 def _train_on(path: Path, folder: Path, tokenizer, bad_rows: str, num_read: int, chance: random.Random) -> None:
@@ -198,7 +199,7 @@ def _csv(path: Path, records: list[Any]) -> int:
     ]
     writer.writerows(cells)
     path.write_text(text.getvalue(), errors="surrogatepass")
-    return len(list(read(path)))  # a row without any text is a blank line, which CSV does not count
+    return len(flat)
 
 
 def _parquet(path: Path, records: list[Any]) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,9 @@ MARK = "ALIGNLAB_FAULTS_RUN"
 """Environment variable by which every process of a run is known, however it was started."""
 
 SECONDS_PER_RUN = 180
+
+MOST_MEMORY = 8 * 2**30
+"""Bytes that a forked run may fill: an attack that eats memory ends itself and not the machine."""
 
 
 class Ended(NamedTuple):
@@ -170,6 +174,7 @@ def _become(
     code = 1
     try:
         os.setsid()
+        resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
