@@ -25,17 +25,19 @@ NODE = "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: made}"
         "${eval:1}",
         "${oc.env:NOT_THERE}",
         "${nowhere}",
-        "${seed",
     ],
 )
 def test_other_resolvers_are_refused_with_their_key(value, monkeypatch):
     monkeypatch.setenv("KIND", "oc.create")
-    cfg = compose()
-    OmegaConf.set_struct(cfg, False)
-    with pytest.raises(Exception, match=r"tags|seed") as caught:
-        cfg.tags = [value]
-        schema.check(cfg)
-    assert isinstance(caught.value, InputError) or "seed" in value
+    with pytest.raises(InputError) as caught:
+        resolved(OmegaConf.create({"seed": 7, "optimizer": {"lr": 1}, "here": {"a": value}}))
+    assert caught.value.asked == "here.a"
+
+
+@pytest.mark.parametrize("word", ["tags=['${oc.create:{a: 1}}']", "seed=${oc.decode:'7'}", "tags=['${seed']"])
+def test_other_resolvers_are_refused_on_the_command_line(word, capsys):
+    assert main(["train", word]) == 2
+    assert word.partition("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("value", ["${seed}", "${oc.select:seed}", "${oc.env:PLACE}", "${oc.env:PLACE,x}"])
