@@ -19,7 +19,7 @@ VALUES = (
     "[[[[]]]]", "{a: 1}", "{_target_: 5}", "{_target_: nowhere.X}", "{_target_: null}", "???", "auto", "none", "None",
     "text", "'a b'", "'ä…😀'", "'\\u0000'", "0x10", "1_000", "1e3", "00:00:01", "${seed}", "${nothing.there}", "${",
     "}", "[", "'", '"', "=", "a=b", "a,b", "range(3)", "choice(1,2)", "/dev/null", "../..", "~", "$HOME", "9" * 40,
-    "x" * 300, "x" * 20_000, "[" + "1," * 300 + "1]", "{" * 60 + "}" * 60, "<<", "!!python/object:os.system", "-",
+    "x" * 300, "x" * 20_000, "[" + "1," * 60 + "1]", "{" * 60 + "}" * 60, "<<", "!!python/object:os.system", "-",
     "@", "a/b", ":", "1:2:3", "\t", "{1: 2}", "{null: 1}", "{a: {b: {c: {d: 1}}}}", "2026-01-01", "inf", "+5", ".5",
 )  # fmt: skip
 """Values of every type, and texts that YAML, Hydra or a file system take in a way of their own."""
