@@ -1,6 +1,7 @@
 """What an exception says of a disk, and what is told of it."""
 
 import errno
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from alignlab.disk import LOCK, disk_fault, read_manifest, write_manifest, write_text
 from alignlab.errors import InputError, RunError
 from alignlab.run import told_of_the_disk
+from alignlab.training.run_folder import read_status
 
 
 @pytest.fixture
@@ -35,6 +37,12 @@ def test_a_disk_at_fault_is_told_in_a_paragraph_whichever_library_met_it(folder,
             raise error
         finally:
             raise ValueError("while the summary is written")
+
+
+def test_what_lies_in_the_place_of_a_file_is_told(folder):
+    (folder / "summary.json").mkdir()
+    with pytest.raises(RunError, match="Is a directory"), told_of_the_disk(folder):
+        write_text(folder / "summary.json", "{}")
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -69,3 +77,18 @@ def test_a_damaged_manifest_is_said_to_be_one(tmp_path, text):
     write_text(tmp_path / "manifest.json", text)
     with pytest.raises(ValueError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    write_text(tmp_path / "a", "one")
+    write_manifest(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=name):
+        read_manifest(tmp_path)
+
+
+def test_a_summary_that_is_a_pipe_says_nothing(tmp_path):
+    os.mkfifo(tmp_path / "summary.json")
+    assert read_status(tmp_path) is None

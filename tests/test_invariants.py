@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 
-from alignlab.errors import InputError
+from alignlab.errors import RunError
 from alignlab.training.metrics_file import MetricsFile, read_metrics
 from tests.methods.prompts import ONLINE
 from tests.methods.toy import METHODS, Rows, fit, make_loader, make_method, make_rows, rows_for
@@ -160,5 +160,5 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_the_run():
     weights, steps = fit(method, make_loader(make_rows(), 4, num_steps=2))
     assert torch.equal(weights, before)
     assert not torch.tensor(steps[0]["train/grad_norm"]).isfinite()
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(RunError, match="not finite"):
         fit(method, make_loader(make_rows(), 4, num_steps=8))

@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab import compat, schema
 from alignlab.cli.composition.compose import compose
+from alignlab.cli.main import main
 from alignlab.errors import InputError
 
 GROUPS = (
@@ -36,7 +37,13 @@ def answer(make) -> str:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_group_of_any_value(group):
-    assert {answer(lambda word=word: compose([f"{group}={word}"])) for word in WORDS} <= {"config", "refused"}
+    words = [f"{group}={word}" for word in WORDS] + [f"+{group}=[1]"]
+    assert {answer(lambda word=word: compose([word])) for word in words} <= {"config", "refused"}
+
+
+def test_a_command_line_with_a_list_for_a_group_is_refused(capsys):
+    assert main(["train", "+strategy=[1,1]"]) == 2
+    assert capsys.readouterr().err.startswith("Refused")
 
 
 @pytest.mark.parametrize(

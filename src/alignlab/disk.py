@@ -45,14 +45,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write down what lies in a folder: the size and the SHA-256 of every file.
+def write_manifest(folder: Path, pattern: str = "*", **facts: Any) -> None:
+    """Write down what lies in a folder: the size and the SHA-256 of its files.
 
     Args:
-        folder: Complete; every file of it is synced first.
+        folder: Complete; the files are synced first.
+        pattern: Which files.
         **facts: Further entries of the manifest.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
     contents = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
     for path in files:
         sync(path)
@@ -66,6 +67,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ValueError: The folder is not as its manifest says; the message names what is missing or different.
     """
     try:
+        if not (folder / MANIFEST).is_file():  # reading a pipe would wait for ever
+            raise ValueError
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest.pop("files"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -80,6 +83,8 @@ def _fault(folder: Path, name: str, expected: Any) -> str | None:
     if not isinstance(expected, dict) or {"bytes", "sha256"} - expected.keys():
         return f"{MANIFEST} says nothing of the content of {name}"
     try:
+        if (folder / name).exists() and not (folder / name).is_file():
+            return f"{name} is no file"
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:
             return f"{name} has {size:,} bytes where {MANIFEST} says {expected['bytes']}"
@@ -95,7 +100,7 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 
 def disk_fault(error: BaseException, folder: Path) -> str | None:
-    """What an exception says of a disk that is full, read-only or broken, or of a folder that is gone.
+    """What an exception says of a disk that is full, read-only or broken, of a folder that is gone, or of a file in it.
 
     Args:
         error: With what it was raised from, or while handling.
@@ -108,7 +113,14 @@ def disk_fault(error: BaseException, folder: Path) -> str | None:
     seen: BaseException | None = error
     while seen is not None:
         text = " ".join(str(seen).split())
-        if getattr(seen, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS):
+        at_fault = getattr(seen, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS)
+        if at_fault or _names_file_in(seen, folder):
             return text[:300]
         seen = seen.__cause__ or seen.__context__
     return None if (folder / LOCK).exists() else "the folder is gone"
+
+
+def _names_file_in(error: BaseException, folder: Path) -> bool:
+    """Whether the system complains of a file in a folder: something else lies there under its name, for example."""
+    names = (getattr(error, "filename", None), getattr(error, "filename2", None)) if isinstance(error, OSError) else ()
+    return any(isinstance(name, str | Path) and folder.resolve() in Path(name).absolute().parents for name in names)

@@ -83,6 +83,20 @@ def test_a_list_of_messages_is_one_row_and_a_list_of_others_is_many(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "rows",
+    [
+        [{"role": "user"}, {"prompt": "a", "completion": "b"}],
+        [{"role": "user", "content": "q"}, {"prompt": "a", "completion": "b"}],
+        [{"role": "baker", "name": "Ann"}, {"role": "smith", "name": "Bob"}],
+        [{"from": "ann@x", "text": "hello"}, {"from": "bob@x", "text": "hi"}],
+    ],
+)
+def test_columns_named_role_or_from_make_no_dialogue(tmp_path, rows):
+    for text in (json.dumps(rows), json.dumps(rows, indent=1)):
+        assert values(write(tmp_path, "array.json", text)) == rows
+
+
+@pytest.mark.parametrize(
     ("content", "words"),
     [
         (b'{"a": "\xff"}', "byte 0xFF in column 8 is not UTF-8"),

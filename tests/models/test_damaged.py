@@ -106,7 +106,8 @@ def sharded(copied):
     """A model in two files with their index."""
     folder = copied("model")
     tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
+    for name in ("model.safetensors", "manifest.json"):
+        (folder / name).unlink()
     names = sorted(tensors)
     parts = {f"model-0000{part + 1}-of-00002.safetensors": names[part::2] for part in range(2)}
     for file, members in parts.items():
@@ -182,3 +183,16 @@ def test_a_vocabulary_beyond_any_number_is_refused():
 @pytest.mark.parametrize("path", ["x" * 300, "a/" * 3000, "a\0b", "~nobody-of-that-name/model"])
 def test_a_path_that_cannot_be_is_refused(path):
     assert refusal(locate, path).startswith("model.path=")
+
+
+@pytest.mark.parametrize("name", ["model", "adapter"])
+def test_one_flipped_bit_of_saved_weights_is_found(folders, tmp_path, name):
+    shutil.copytree(folders / name, tmp_path / name)
+    file = next((tmp_path / name).glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=rf"is damaged: the content of {file.name}"):
+        opened(tmp_path / name)
+    (tmp_path / name / "manifest.json").unlink()
+    opened(tmp_path / name)

@@ -20,7 +20,7 @@ from tests.methods.prompts import make_sampler, make_tokenizer
 from tests.methods.toy import class_of, fit, make_loader, make_method, make_policy, rows_for, spoiled
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
-# Adam divides a gradient by its own size, so by default one that is nothing but rounding moves its weight as far as any.
+# Adam divides a gradient by its own size, so by default one that is mere rounding moves its weight as far as any other.
 ADAMW = functools.partial(torch.optim.AdamW, eps=1e-6)
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (ADAMW, 1e-2)}
 

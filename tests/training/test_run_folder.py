@@ -275,6 +275,12 @@ def _try_to_lock(path, answers):
         answers.put(error.why)
 
 
+def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(InputError, match=r"\.lock there is no file"):
+        RunFolder(tmp_path).lock()
+
+
 def test_a_live_run_is_left_alone(tmp_path):
     answers = multiprocessing.get_context("fork").Queue()
     mine = RunFolder(tmp_path).lock()

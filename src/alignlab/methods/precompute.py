@@ -113,7 +113,7 @@ def _num_completions(row: TokenRow) -> int:
 
 def read_values(file: Path) -> list | None:
     """Cached values; None where there are none, or the file is damaged, which is told."""
-    if not file.exists():
+    if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.adapted import base_model, is_adapted
+from alignlab.disk import write_manifest
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of, settle_pad
@@ -82,6 +83,7 @@ def save(
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))
+    write_manifest(partial, "*.safetensors")  # which have no checksum of their own
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files for their owner alone
     if folder.exists():

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from alignlab.disk import MANIFEST, read_manifest
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.attention import fitting, implementation
@@ -88,11 +89,27 @@ class Pretrained:
             InputError: Nothing is at the path, or its files do not fill the architecture.
         """
         place = locate(self.path, self.revision)
+        refuse_damaged(place)
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(place, self.dtype, attention, **options)
         prepare(model, tokenizer, self.gradient_checkpointing)
         return adapters.reattach(model, place.adapter) if place.adapter else model
+
+
+def refuse_damaged(place: Place) -> None:
+    """Compare weights that a run of ours has written with their checksums.
+
+    Raises:
+        InputError: A file is missing or not what was written.
+    """
+    for folder in (Path(one) for one in (place.weights, place.adapter) if one):
+        if (folder / MANIFEST).exists():
+            try:
+                read_manifest(folder)
+            except ValueError as error:
+                instead = f"Take another copy; or remove {folder / MANIFEST} if you have changed the weights yourself"
+                raise InputError(f"model.path={place.asked}", f"{folder} is damaged: {error}", instead) from error
 
 
 def open_weights(

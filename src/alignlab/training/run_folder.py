@@ -145,6 +145,8 @@ class RunFolder:
         Raises:
             InputError: Another process trains in it.
         """
+        if (self.path / LOCK).exists() and not (self.path / LOCK).is_file():  # a pipe would be waited for
+            raise InputError(f"training in {self.path}", f"{LOCK} there is no file", "Remove it")
         file = (self.path / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,6 +165,8 @@ class RunFolder:
 def read_status(path: Path) -> str | None:
     """Status of the run in a folder, None where there is no readable summary."""
     try:
+        if not (path / "summary.json").is_file():  # reading a pipe would wait for ever
+            return None
         return json.loads((path / "summary.json").read_text(encoding="utf-8"))["status"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None

@@ -30,9 +30,9 @@ ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 MODEL_PAIR = "pair/model@_global_"
 """Where ``conf/train.yaml`` takes what suits a method on a model."""
 
-ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, OSError)
+ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
 """What a command line or a file of options at fault raises; ``ValueError`` is Hydra's word for ``group=false``,
-``OSError`` OmegaConf's for a file that holds a single number."""
+``TypeError`` for ``+group=[1]``, ``OSError`` OmegaConf's for a file that holds a single number."""
 
 
 class NamedRuns(FileConfigSource):

@@ -68,7 +68,7 @@ def _document(name: str, text: str) -> Iterator[Record]:
     require_decoded(name, text)
     start = _skip(text, 0)
     try:
-        if text[start] == "[" and not is_dialogue([_first_element(text, start)]):
+        if text[start] == "[" and not _is_dialogue(text, start):
             yield from _elements(name, text, start)
         else:
             yield from _top_level(name, text)
@@ -108,6 +108,11 @@ def _elements(name: str, text: str, at: int) -> Iterator[Record]:
         at = _skip(text, at + 1)
     if (rest := _skip(text, at + 1)) < len(text):
         raise json.JSONDecodeError("More follows after the end of the array of rows", text, rest)
+
+
+def _is_dialogue(text: str, at: int) -> bool:
+    """Whether the array that opens at a position is one dialogue; parsed whole only where it begins like one."""
+    return is_dialogue([_first_element(text, at)]) and is_dialogue(json.JSONDecoder().raw_decode(text, at)[0])
 
 
 def _first_element(text: str, at: int) -> Any:

@@ -7,6 +7,10 @@ from alignlab.errors import InputError
 MEND = "Mend it, or type data.bad_rows=drop to skip and count such rows"
 
 
+SAYS = {"content", "value", "tool_calls", "function_call", "reasoning_content"}
+"""Keys of a message besides its role."""
+
+
 class Record(NamedTuple):
     """One value of a file.
 
@@ -31,8 +35,10 @@ def faulty(origin: str, why: str, instead: str = MEND) -> Record:
 
 def is_dialogue(value: Any) -> bool:
     """Whether a value is a bare list of chat messages, which is one row and not a list of rows."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(message, dict) and ("role" in message or "from" in message) for message in value)
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    """Whether a value has the keys of a message; ``role`` or ``from`` alone may be columns of a table."""
+    keys = value.keys() if isinstance(value, dict) else set()
+    return ("role" in keys and bool(SAYS & keys)) or {"from", "value"} <= keys
