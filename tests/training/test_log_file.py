@@ -1,8 +1,10 @@
 """train.log holds what was printed and logged, once, and without control codes."""
 
+import io
 import logging
 import sys
 
+from alignlab.training import console
 from alignlab.training.log_file import captured, terminal
 
 
@@ -29,3 +31,15 @@ def test_a_resumed_run_adds_to_its_log(tmp_path):
         with captured(tmp_path / "train.log"):
             print(word)
     assert (tmp_path / "train.log").read_text() == "first\nsecond\n"
+
+
+def test_notes_go_to_standard_error_as_it_is_and_not_twice_to_the_log(tmp_path, monkeypatch):
+    first, second = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", first)
+    console.set_up(debug=False)
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    with captured(tmp_path / "train.log"):
+        logging.getLogger("alignlab.somewhere").warning("a note")
+    assert second.getvalue() == "a note\n"
+    assert (tmp_path / "train.log").read_text().count("a note") == 1

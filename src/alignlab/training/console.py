@@ -2,12 +2,16 @@
 
 import logging
 import os
+import sys
 import warnings
+from typing import TextIO
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
 from transformers.utils import logging as transformers_logging
+
+from alignlab.training.log_file import terminal
 
 PIPE_WIDTH = 110
 """Columns of a card where there is no terminal."""
@@ -37,7 +41,7 @@ def set_up(debug: bool) -> None:
     ours = logging.getLogger("alignlab")
     ours.setLevel(logging.DEBUG if debug else logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     if not ours.handlers:
-        handler = logging.StreamHandler()
+        handler = Terminal()
         handler.setFormatter(logging.Formatter("%(message)s"))
         ours.addHandler(handler)
     if debug:
@@ -47,6 +51,18 @@ def set_up(debug: bool) -> None:
     transformers_logging.disable_progress_bar()
     for message in EXPECTED:
         warnings.filterwarnings("ignore", message=message)
+
+
+class Terminal(logging.StreamHandler):
+    """Standard error as it is when a record comes, past its copy in train.log, where the record stands anyway."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The stream of the moment; what is set is not kept."""
+        return terminal(sys.stderr)
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None: ...
 
 
 def show(card: RenderableType) -> None:

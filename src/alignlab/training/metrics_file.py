@@ -18,6 +18,9 @@ log = logging.getLogger(__name__)
 
 AXIS = "progress/step"
 
+MAX_CELL_CHARACTERS = 2**17
+"""The csv module's own limit, which readers of data raise for the whole process."""
+
 
 def on_axis(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
     """The metrics as every logger of the house takes them: with their optimizer step, without Lightning's epoch.
@@ -135,9 +138,10 @@ def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        csv.field_size_limit(MAX_CELL_CHARACTERS)
         try:
             yield from map(_numbers, csv.DictReader(file))
-        except csv.Error:  # a cell of megabytes: nothing after it is a row
+        except csv.Error:  # a damaged cell that long: nothing after it is a row
             yield None
 
 
