@@ -45,15 +45,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_manifest(folder: Path, pattern: str = "*", **facts: Any) -> None:
-    """Write down what lies in a folder: the size and the SHA-256 of its files.
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Write down what lies in a folder: the size and the SHA-256 of every file.
 
     Args:
-        folder: Complete; the files are synced first.
-        pattern: Which files.
+        folder: Complete; every file of it is synced first.
         **facts: Further entries of the manifest.
     """
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     contents = {str(path.relative_to(folder)): _fingerprint(path) for path in files}
     for path in files:
         sync(path)

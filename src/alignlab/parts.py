@@ -28,6 +28,7 @@ from alignlab.metrics import METRICS
 from alignlab.models import places
 from alignlab.models.adapters import attach
 from alignlab.models.heads import settle_pad
+from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.training.checkpoint import Checkpoint
 from alignlab.training.finish import ValidateAtEnd
@@ -54,17 +55,17 @@ def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
 
 
 def look_at_sources(config: Config) -> None:
-    """Refuse data and weights that are not there, without reading them.
+    """Refuse data and weights that are not there or are damaged, before anything is made of them.
 
     Raises:
-        InputError: Names what is missing.
+        InputError: Names what is missing or damaged.
     """
     serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
     make_model_source(config)
     weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
     for path in (weights, reference):
         if path not in (None, "none", *OWN):
-            places.locate(path, config["model"].get("revision"))
+            refuse_damaged(places.locate(path, config["model"].get("revision")))
 
 
 def make_model_source(config: Config) -> Any:

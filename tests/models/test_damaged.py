@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from alignlab.errors import InputError
 from alignlab.models import adapters, export
-from alignlab.models.load import Pretrained
+from alignlab.models.load import Pretrained, refuse_damaged
 from alignlab.models.places import locate
 from alignlab.models.scratch import Scratch, train_tokenizer
 
@@ -106,8 +106,7 @@ def sharded(copied):
     """A model in two files with their index."""
     folder = copied("model")
     tensors = load_file(folder / "model.safetensors")
-    for name in ("model.safetensors", "manifest.json"):
-        (folder / name).unlink()
+    (folder / "model.safetensors").unlink()
     names = sorted(tensors)
     parts = {f"model-0000{part + 1}-of-00002.safetensors": names[part::2] for part in range(2)}
     for file, members in parts.items():
@@ -193,6 +192,15 @@ def test_one_flipped_bit_of_saved_weights_is_found(folders, tmp_path, name):
     content[-1] ^= 1
     file.write_bytes(bytes(content))
     with pytest.raises(InputError, match=rf"is damaged: the content of {file.name}"):
-        opened(tmp_path / name)
+        refuse_damaged(locate(str(tmp_path / name)))
     (tmp_path / name / "manifest.json").unlink()
-    opened(tmp_path / name)
+    refuse_damaged(locate(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "generation_config.json"])
+def test_whatever_is_missing_of_a_saved_model_is_found(copied, name):
+    folder = copied("model")
+    place = locate(str(folder))
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"is damaged: {name} is missing"):
+        refuse_damaged(place)

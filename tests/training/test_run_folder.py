@@ -275,9 +275,13 @@ def _try_to_lock(path, answers):
         answers.put(error.why)
 
 
-def test_a_lock_that_is_no_file_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(InputError, match=r"\.lock there is no file"):
+@pytest.mark.parametrize(
+    "name", [".lock", "train.log", "train-rank1.log", "summary.json", "config.yaml", "samples.jsonl"]
+)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_lies_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name, make):
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name} there is no file"):
         RunFolder(tmp_path).lock()
 
 

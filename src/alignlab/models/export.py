@@ -83,9 +83,9 @@ def save(
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))
-    write_manifest(partial, "*.safetensors")  # which have no checksum of their own
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files for their owner alone
+    write_manifest(partial)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

@@ -89,7 +89,6 @@ class Pretrained:
             InputError: Nothing is at the path, or its files do not fill the architecture.
         """
         place = locate(self.path, self.revision)
-        refuse_damaged(place)
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(place, self.dtype, attention, **options)
@@ -98,7 +97,7 @@ class Pretrained:
 
 
 def refuse_damaged(place: Place) -> None:
-    """Compare weights that a run of ours has written with their checksums.
+    """Compare a model or an adapter that a run of ours has written with its checksums.
 
     Raises:
         InputError: A file is missing or not what was written.
@@ -108,7 +107,7 @@ def refuse_damaged(place: Place) -> None:
             try:
                 read_manifest(folder)
             except ValueError as error:
-                instead = f"Take another copy; or remove {folder / MANIFEST} if you have changed the weights yourself"
+                instead = f"Take another copy; or remove {folder / MANIFEST} if you have changed it yourself"
                 raise InputError(f"model.path={place.asked}", f"{folder} is damaged: {error}", instead) from error
 
 

@@ -143,10 +143,14 @@ class RunFolder:
         """Keep other processes out of the folder until this one ends.
 
         Raises:
-            InputError: Another process trains in it.
+            InputError: Another process trains in it, or something else lies in the place of one of its files.
         """
-        if (self.path / LOCK).exists() and not (self.path / LOCK).is_file():  # a pipe would be waited for
-            raise InputError(f"training in {self.path}", f"{LOCK} there is no file", "Remove it")
+        for name in names_in(self.path):
+            is_file = any(fnmatch(name, pattern) for pattern in (*FILES, LOCK))
+            if (
+                is_file and (self.path / name).exists() and not (self.path / name).is_file()
+            ):  # pipes would be waited for
+                raise InputError(f"training in {self.path}", f"{name} there is no file", "Remove or rename it")
         file = (self.path / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
