@@ -146,10 +146,8 @@ class RunFolder:
             InputError: Another process trains in it, or something else lies in the place of one of its files.
         """
         for name in names_in(self.path):
-            is_file = any(fnmatch(name, pattern) for pattern in (*FILES, LOCK))
-            if (
-                is_file and (self.path / name).exists() and not (self.path / name).is_file()
-            ):  # pipes would be waited for
+            ours, path = any(fnmatch(name, pattern) for pattern in (*FILES, LOCK)), self.path / name
+            if ours and path.exists() and not path.is_file():  # a pipe would be waited for
                 raise InputError(f"training in {self.path}", f"{name} there is no file", "Remove or rename it")
         file = (self.path / LOCK).open("a")
         try:
