@@ -102,18 +102,20 @@ def compared(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
     Raises:
         InputError: Something differs that the state of a checkpoint does not fit.
     """
-    path, notes = folder.origin / "config.yaml", list(folder.notes)
+    path, notes, changes = folder.origin / "config.yaml", list(folder.notes), []
     if path.is_file():
         changes = refuse_changes(read_config(path), escaped(config), is_branch=folder.is_branch)
-        if folder.is_branch and changes:
-            notes.append(f"In this branch {shown(changes)}")
     elif folder.checkpoint:
         notes.append(f"There is no {path}, so the config that the checkpoint was written with was not compared")
     wrote = folder.checkpoint.world_size if folder.checkpoint else num_ranks
-    if wrote != num_ranks and not folder.is_branch:
-        why = f"{wrote} wrote the checkpoint, and with another number the run would not be the same bit for bit"
-        instead = f"Start {wrote}, or type run_dir=NEW for a branch"
-        raise InputError(f"resuming with {num_ranks} processes", why, instead)
+    if wrote != num_ranks:
+        if not folder.is_branch:
+            why = f"{wrote} wrote the checkpoint, and with another number the run would not be the same bit for bit"
+            instead = f"Start {wrote}, or type run_dir=NEW for a branch"
+            raise InputError(f"resuming with {num_ranks} processes", why, instead)
+        changes.append(f"processes={num_ranks} (was {wrote})")
+    if folder.is_branch and changes:
+        notes.append(f"In this branch {shown(changes)}")
     return replace(folder, notes=tuple(notes))
 
 
@@ -124,6 +126,8 @@ def read_config(path: Path) -> Config:
         InputError: The file is damaged.
     """
     try:
+        if path.stat().st_size == 0:
+            raise ValueError("it is empty")
         return dict(OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = f"it cannot be read ({' '.join(str(error).split())[:200]})"
