@@ -63,8 +63,8 @@ def look_at_sources(config: Config) -> None:
     serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
     make_model_source(config)
     weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
-    for path in (weights, reference):
-        if path not in (None, "none", *OWN):
+    for path in (weights, None if reference in ("none", *OWN) else reference):
+        if path is not None:
             refuse_damaged(places.locate(path, config["model"].get("revision")))
 
 
