@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
 from alignlab.crew import num_ranks
 from alignlab.errors import InputError
-from alignlab.methods.lost_steps import LostSteps
+from alignlab.methods.lost_steps import LostSteps, told_of_overflow
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.heads import Head
@@ -177,7 +177,8 @@ class Method(lightning.LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         means = ratios.means()
         lost = not math.isfinite(means.get("loss", 0.0))
-        norm = spread.update(optimizer, self._trained(), self.parts.gradient_clip_val, lost)
+        with told_of_overflow(lr):
+            norm = spread.update(optimizer, self._trained(), self.parts.gradient_clip_val, lost)
         norms, lost = self._norms(norm), lost or not bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)

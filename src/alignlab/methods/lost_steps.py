@@ -1,6 +1,8 @@
 """Steps that changed nothing because their loss or gradient was not finite: their rows are named, many end the run."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +45,22 @@ class LostSteps:
             why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
             instead = "Look at these rows; or lower optimizer.lr, raise scheduler.warmup_steps, and start anew"
             raise RunError("training on", why, instead)
+
+
+@contextmanager
+def told_of_overflow(lr: float) -> Iterator[None]:
+    """Tell in a paragraph that an optimizer meets numbers that its weights' format does not hold.
+
+    Raises:
+        RunError: In place of PyTorch's error.
+    """
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" not in str(error) and not isinstance(error, OverflowError):
+            raise
+        why = f"the optimizer met a number too large for the format of the weights ({error})"
+        raise RunError(f"a step at rate {lr:g}", why, "Lower optimizer.lr, or type model.dtype=float32") from error
 
 
 def blame(step: StepBatch, sums: list[Tensor]) -> str:
