@@ -142,7 +142,7 @@ MINE = """
 import lightning
 import torch
 from torch import Tensor
-from alignlab.batches import LossOutput
+from alignlab.batches import LossTerm
 from alignlab.methods.sft import SFT
 
 class Callback(lightning.Callback): ...
@@ -156,7 +156,7 @@ def make_logger(*, save_dir: str) -> Logger:
     return Logger(save_dir)
 
 def schedule(optimizer, *, num_training_steps) -> Schedule: ...
-def loss(token_logps, owner, num_sequences, *, reduction) -> LossOutput: ...
+def loss(token_logps, owner, num_sequences, *, reduction) -> LossTerm: ...
 def pair_loss(pairs, *, beta) -> Tensor: ...
 def reward(completions, prompts, **columns): ...
 
@@ -229,7 +229,7 @@ def test_what_an_argument_is_annotated_with_may_stand_there(words):
         ("method._convert_=all", "arguments are given by name"),
         ("optimizer._partial_=false", "training calls it. Type optimizer._partial_=true"),
         ("trainer._partial_=true", "it is made when the run starts"),
-        ("method.loss._target_=torch.save", "annotated to return LossOutput"),
+        ("method.loss._target_=torch.save", "annotated to return LossTerm"),
         ("callbacks.mine._target_=torch.optim.AdamW", "it should be a lightning.Callback"),
     ],
 )

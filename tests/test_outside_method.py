@@ -34,8 +34,8 @@ class Confident(Method):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Scaled negative log-likelihood."""
         scores = token_scores(self.policy, batch)
-        output = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput(self.strength * output.sum, output.weight, token_metrics(scores.logps, scores.hits))
+        term = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
+        return LossOutput([term * self.strength], token_metrics(scores.logps, scores.hits))
 '''
 
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from alignlab.errors import InputError, nearest
+
 Message = Mapping[str, Any]
 """A chat message: ``role`` and ``content``, and what the template knows beside them (``tool_calls``,
 ``reasoning_content``, ``name``). ``supervised: False`` takes an assistant turn out of the loss."""
@@ -131,7 +133,6 @@ class MicroBatch:
         num_tokens: Real tokens, prompts counted once, padding not counted.
         ends: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
         counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
-        totals: Sizes of the whole optimizer step, for losses whose terms have different units.
         origins: Where its rows came from, for what is told of them.
     """
 
@@ -145,7 +146,6 @@ class MicroBatch:
     ends: Tensor
     token_numbers: dict[str, Tensor] = field(default_factory=dict)
     counted: int = 1
-    totals: "StepTotals | None" = None
     origins: Sequence[str] = ()
 
     @property
@@ -154,30 +154,51 @@ class MicroBatch:
         return self.tree.numel()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """Sizes of one optimizer step over all micro-batches and all ranks: what the reducer divides by.
+    """Counts of one optimizer step over all micro-batches and all ranks: the units that a loss may have.
 
     Args:
         supervised_tokens: Targets of the loss.
         sequences: Completions.
-        trees: Prompts (pairs, groups, documents).
+        groups: Prompts with their completions (pairs, groups, documents).
         tokens: Tokens that pass through the model.
         rows: Rows of data.
-        chosen_tokens: Targets of the first completion of every tree, counted once per completion that follows it.
+        chosen_tokens: Targets of the first completion of every group, counted once per completion that follows it.
+        columns: Sums over the rows of each numeric column with one value per row.
     """
 
     supervised_tokens: int
     sequences: int
-    trees: int
+    groups: int
     tokens: int
     rows: int
     chosen_tokens: int = 0
+    columns: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pairs(self) -> int:
-        """Pairs of a first completion with another of its tree."""
-        return self.sequences - self.trees
+        """Pairs of a first completion with another of its group."""
+        return self.sequences - self.groups
+
+    def count(self, unit: str) -> float:
+        """How many of a unit the step has.
+
+        Args:
+            unit: One of ``UNITS``, or the name of a numeric column, whose sum is taken.
+
+        Raises:
+            InputError: There is no such unit.
+        """
+        if unit in UNITS:
+            return getattr(self, unit)
+        if unit in self.columns:
+            return self.columns[unit]
+        raise InputError(f"a loss per {unit!r}", "a step counts no such unit", nearest(unit, [*UNITS, *self.columns]))
+
+
+UNITS = ("supervised_tokens", "sequences", "pairs", "groups", "rows", "tokens", "chosen_tokens")
+"""What every optimizer step counts."""
 
 
 class StepBatch:
@@ -225,15 +246,35 @@ class Ratio:
 
 
 @dataclass(frozen=True)
-class LossOutput:
-    """A loss as a sum and a weight, never as a mean.
+class LossTerm:
+    """Losses to sum over the optimizer step and to divide by the step's count of a unit.
 
     Args:
-        sum: Weighted sum of the loss over the micro-batch; carries the gradient. Shape ``[]``.
-        weight: Sum of the weights, in the unit the method declares in ``weighs``. Shape ``[]``.
+        losses: One per item, or their sum over the micro-batch; carry the gradient. Any shape.
+        unit: What the step's mean is over: one of ``UNITS``, or a numeric column of the data.
+    """
+
+    losses: Tensor
+    unit: str
+
+    @property
+    def sum(self) -> Tensor:
+        """Sum over the micro-batch. Shape ``[]``."""
+        return self.losses.sum()
+
+    def __mul__(self, factor: float | Tensor) -> "LossTerm":
+        """The same with every loss multiplied; a tensor has the shape of ``losses``."""
+        return LossTerm(self.losses * factor, self.unit)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What ``compute_loss`` returns: sums with their units, never means.
+
+    Args:
+        terms: The loss of the step is the sum of their means.
         metrics: Further quantities by logged name (see ``metrics.py``), detached.
     """
 
-    sum: Tensor
-    weight: Tensor
+    terms: Sequence[LossTerm]
     metrics: Mapping[str, Ratio] = field(default_factory=dict)

@@ -138,8 +138,13 @@ def makes(target: Any, kind: type) -> bool:
 
 
 def _returns(function: Callable[..., Any], kinds: tuple[type, ...]) -> bool:
-    result = hints(function).get("return")
-    return inspect.isclass(result) and issubclass(result, kinds)
+    results = _members(hints(function).get("return"))
+    return all(inspect.isclass(result) and issubclass(result, kinds) for result in results)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; any other type alone."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is_function(found: Any) -> bool:
@@ -175,10 +180,10 @@ def _kinds_of(hint: Any) -> Iterator[Kind]:
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
-    """The class that a function is annotated to return, if it is one that nothing but its own kind returns."""
+    """The classes that a function is annotated to return, as far as nothing but its own kind returns them."""
     if hint is Any:
         return _tensor()
-    return (hint,) if inspect.isclass(hint) and home(hint) not in LIBRARY else ()
+    return tuple(one for one in _members(hint) if inspect.isclass(one) and home(one) not in LIBRARY)
 
 
 def _tensor() -> tuple[type, ...]:

@@ -53,7 +53,7 @@ def test_masks_go_by_position_so_the_pad_id_may_be_a_real_token():
 def test_totals_count_what_collate_makes():
     sums, batch = totals([PAIR, BLOCK]), collate([PAIR, BLOCK], packing=True)
     assert sums.supervised_tokens == batch.labels.numel() == count_targets(PAIR) + count_targets(BLOCK) == 6
-    assert (sums.sequences, sums.trees, sums.tokens, sums.rows) == (batch.num_sequences, 3, batch.num_tokens, 2)
+    assert (sums.sequences, sums.groups, sums.tokens, sums.rows) == (batch.num_sequences, 3, batch.num_tokens, 2)
 
 
 def test_prompt_tokens_are_never_targets():

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from alignlab.losses.entropy import entropy_loss, entropy_threshold, top_entropy_mask
+from alignlab.losses.entropy import entropy_bonus, entropy_threshold, top_entropy_mask
+from tests.losses.reduce import step_mean
 
 ENTROPIES = torch.tensor([0.5, 3.0, 1.0, 2.0, 0.0], dtype=torch.float64)
 
 
-def test_the_bonus_is_a_token_mean_whatever_the_loss_is_divided_by():
-    """Mean of 0.5, 3, 1 and 2 is 1.625; with 0.1 per nat the loss falls by 0.1625."""
+def test_the_bonus_is_a_token_mean_however_many_completions_there_are():
+    """Mean of 0.5, 3, 1, 2 and 0 is 1.3; with 0.1 per nat the loss falls by 0.13."""
     entropies = ENTROPIES.clone().requires_grad_()
-    kept = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0])
-    for total_weight in (2.0, 4.0, 70.0):
-        loss = entropy_loss(entropies, kept, entropy_coef=0.1, total_weight=total_weight, total_tokens=4) / total_weight
-        assert loss.item() == pytest.approx(-0.1625)
+    for sequences in (2, 4, 70):
+        loss = step_mean(entropy_bonus(entropies, entropy_coef=0.1), tokens=5, sequences=sequences)
+        assert loss.item() == pytest.approx(-0.13)
         (gradient,) = torch.autograd.grad(loss, entropies)
-        assert gradient.tolist() == pytest.approx([-0.025] * 4 + [0.0])
+        assert gradient.tolist() == pytest.approx([-0.02] * 5)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.4, 0.5, 1.0])

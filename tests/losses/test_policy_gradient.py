@@ -10,13 +10,14 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from alignlab.losses import policy_gradient
-from alignlab.losses.entropy import entropy_loss, entropy_threshold, top_entropy_mask
+from alignlab.losses.entropy import entropy_bonus, entropy_threshold, top_entropy_mask
 from alignlab.losses.importance import off_policy_mask, truncated_importance
 from alignlab.losses.kl import kl_losses, kl_values, penalise_rewards
-from alignlab.losses.normaliser import total_weight, weigh
+from alignlab.losses.normaliser import normalise
 from alignlab.losses.policy_gradient import PolicyTokens, policy_metrics
 from tests.conftest import REPOSITORY
 from tests.losses.golden import cases, flatten, inputs
+from tests.losses.reduce import step_mean
 
 NAMES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "luspo", "cispo", "sapo", "gmpo", "vespo"]
 TOKEN_BOUNDED = {"clip_low": 0.2, "clip_high": 0.25, "dual_clip": None, "ratio_level": "token"}
@@ -136,17 +137,9 @@ def test_golden_values(case):
     losses = found.losses * golden_factors(config, tokens)
     if config["beta"]:
         losses = losses + config["beta"] * golden_kl(case, tokens)
-    settings = {"normaliser": normaliser, "max_completion_tokens": config["max_completion_length"], "metrics": {}}
-    output = weigh(losses, tokens.owner, tokens.sequence_mask, **settings)
-    step_weight = output.weight * config["gradient_accumulation_steps"]
-    total = output.sum + entropy_loss(
-        tokens.entropies,
-        tokens.kept,
-        entropy_coef=config["entropy_coef"],
-        total_weight=step_weight,
-        total_tokens=config["num_items_in_batch"],
-    )
-    loss = total / step_weight
+    policy = mean(losses, tokens, normaliser, config["max_completion_length"]) / config["gradient_accumulation_steps"]
+    entropy = entropy_bonus(tokens.entropies, entropy_coef=config["entropy_coef"])
+    loss = policy + step_mean(entropy, tokens=config["num_items_in_batch"])
     assert loss.item() == pytest.approx(expected["loss"], rel=case["tol"])
     loss.backward()
     pairs = {"grad": tokens.token_logps.grad}
@@ -201,9 +194,8 @@ def test_golden_values_of_rloo(case):
 
 
 def mean(losses, tokens, normaliser, max_completion_tokens=9):
-    settings = {"normaliser": normaliser, "max_completion_tokens": max_completion_tokens, "metrics": {}}
-    output = weigh(losses, tokens.owner, tokens.sequence_mask, **settings)
-    return output.sum / output.weight
+    term = normalise(losses, tokens.owner, tokens.num_sequences, normaliser, max_completion_tokens)
+    return step_mean(term, tokens=len(losses), sequences=tokens.num_sequences)
 
 
 def slow_losses(name, logps, old, advantages):
@@ -243,9 +235,9 @@ def slow_sapo(settings, ratio, advantage, logp):
 @pytest.mark.parametrize("normaliser", ["sequence", "token", "constant", "sum"])
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_a_slow_loop_on_ragged_completions(name, normaliser, seed):
-    tokens = make_tokens(seed, mask=torch.tensor([1, 1, 0, 1, 1]))
+    tokens = make_tokens(seed)
     total = weight = 0.0
-    for number in (0, 1, 3, 4):
+    for number in range(5):
         own = tokens.owner == number
         losses = slow_losses(
             name, *(x[own].tolist() for x in (tokens.token_logps, tokens.old_token_logps, tokens.advantages))
@@ -337,17 +329,16 @@ def test_huge_ratios_stay_finite(name):
 
 
 def test_metrics_by_hand():
-    """Ratios 1.5, 1 and 0.5 of a completion, 9 of one that is masked."""
-    logps = torch.tensor([1.5, 1.0, 0.5, 9.0], dtype=torch.float64).log()
+    """Ratios 1.5, 1 and 0.5 of a completion."""
+    logps = torch.tensor([1.5, 1.0, 0.5], dtype=torch.float64).log()
     tokens = PolicyTokens(
         token_logps=logps,
-        advantages=torch.ones(4),
-        owner=torch.tensor([0, 0, 0, 1]),
-        num_sequences=2,
-        old_token_logps=torch.zeros(4),
+        advantages=torch.ones(3),
+        owner=torch.tensor([0, 0, 0]),
+        num_sequences=1,
+        old_token_logps=torch.zeros(3),
         reference_token_logps=logps - math.log(2),
-        entropies=torch.tensor([1.0, 2.0, 6.0, 50.0]),
-        mask=torch.tensor([True, False]),
+        entropies=torch.tensor([1.0, 2.0, 6.0]),
     )
     found = policy_metrics(tokens, loss_of("clipped")(tokens))
     assert {name: (ratio.sum / ratio.weight).item() for name, ratio in found.items()} == pytest.approx(
@@ -391,8 +382,7 @@ def test_divergence_in_the_reward_has_the_exact_gradient():
     tokens = PolicyTokens(token_logps=flat, advantages=rewards[owner], owner=owner, num_sequences=9)
     probability = logps.sum(1).exp().detach()[owner]
     losses = loss_of("clipped")(tokens).losses * probability
-    settings = {"normaliser": "sum", "max_completion_tokens": 2, "metrics": {}}
-    (found,) = torch.autograd.grad(weigh(losses, owner, tokens.sequence_mask, **settings).sum, logits)
+    (found,) = torch.autograd.grad(normalise(losses, owner, 9, "sum").sum, logits)
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -400,8 +390,10 @@ def test_divergence_in_the_reward_has_the_exact_gradient():
 def test_every_option_is_a_loss_and_a_normaliser(name):
     node = OmegaConf.load(REPOSITORY / "conf" / "method" / "loss" / f"{name}.yaml")
     tokens = make_tokens(1)
-    loss = mean(instantiate(node.loss)(tokens).losses, tokens, node.normaliser)
+    losses = instantiate(node.loss)(tokens).losses
+    loss = mean(losses, tokens, node.normaliser)
     loss.backward()
     assert loss.isfinite()
     assert tokens.token_logps.grad.abs().sum() > 0
-    assert total_weight(node.normaliser, tokens=7, sequences=3) == (7 if node.normaliser == "token" else 3)
+    unit = normalise(losses, tokens.owner, tokens.num_sequences, node.normaliser).unit
+    assert unit == ("supervised_tokens" if node.normaliser == "token" else "sequences")

@@ -10,7 +10,9 @@ import torch
 from alignlab.losses import divergence, preference
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
+from alignlab.methods.pairs import pair_term
 from tests.losses.golden import cases, flatten, inputs
+from tests.losses.reduce import step_mean
 
 LOSSES = {
     "sigmoid": partial(preference.sigmoid, label_smoothing=0.0),
@@ -58,7 +60,6 @@ def golden_loss(case, token_logps, given):
         *desensitised_sums(reference, owner, num_sequences, index, alpha),
         tokens[index.chosen],
         tokens[index.rejected],
-        nll_scale=num_pairs / tokens[index.chosen].sum().item(),
         divergence=DIVERGENCES[config["f_divergence_type"]],
     )
     total = torch.zeros(())
@@ -71,7 +72,8 @@ def golden_loss(case, token_logps, given):
             collisions, _ = flatten(given["log_sum_sq_probs"][order], mask[order])
             likely = wpo_weights(flat, collisions, owner, num_sequences)
             per_pair = per_pair * (likely[index.chosen] + likely[index.rejected]).exp()
-        total = total + weight * per_pair.sum() / num_pairs
+        counts = {"sequences": num_sequences, "groups": num_pairs, "chosen_tokens": tokens[index.chosen].sum().item()}
+        total = total + weight * step_mean(pair_term(per_pair), **counts)
     return total
 
 
@@ -92,7 +94,7 @@ def test_golden_values(case):
 def make_pairs(chosen, rejected, **changes):
     zeros = torch.zeros_like(chosen)
     fields = {"reference_chosen": zeros, "reference_rejected": zeros, "chosen_tokens": zeros + 2} | changes
-    fields = {"rejected_tokens": zeros + 4, "nll_scale": 0.5} | fields
+    fields = {"rejected_tokens": zeros + 4} | fields
     return Pairs(chosen, rejected, **fields)
 
 
@@ -107,12 +109,12 @@ def make_pairs(chosen, rejected, **changes):
         ("sppo_hard", (-1 - 1) ** 2 + (-3 + 1) ** 2),
         ("apo_zero", 1 / (1 + math.exp(-0.5)) + 1 / (1 + math.exp(1.5))),
         ("apo_down", 1 / (1 + math.exp(0.5)) + 1 / (1 + math.exp(1))),
-        ("sft", 1 * 0.5),
+        ("sft", 1.0),
     ],
 )
 def test_worked_by_hand(name, expected):
     pairs = make_pairs(torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-3.0], dtype=torch.float64))
-    assert LOSSES[name](pairs, beta=0.5).item() == pytest.approx(expected, rel=1e-12)
+    assert pair_term(LOSSES[name](pairs, beta=0.5)).losses.item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -124,7 +126,8 @@ def test_gradients(name, kind):
     fields = {"reference_chosen": references[0], "reference_rejected": references[1]}
 
     def loss(chosen, rejected):
-        return LOSSES[name](make_pairs(chosen, rejected, divergence=DIVERGENCES[kind], **fields), beta=0.3)
+        pairs = make_pairs(chosen, rejected, divergence=DIVERGENCES[kind], **fields)
+        return pair_term(LOSSES[name](pairs, beta=0.3)).losses
 
     assert torch.autograd.gradcheck(loss, (chosen, rejected))
 

@@ -5,12 +5,14 @@ import math
 import pytest
 import torch
 
+from alignlab.batches import LossTerm
 from alignlab.losses import preference
 from alignlab.losses.logps import pair_index, sequence_sums, token_counts
 from alignlab.losses.odds_ratio import log_odds, odds_ratio
 from alignlab.losses.preference import Pairs
 from alignlab.losses.simpo import simpo
 from tests.losses.golden import cases, flatten, inputs
+from tests.losses.reduce import step_mean
 
 
 def recorded(case):
@@ -27,8 +29,7 @@ def recorded(case):
     index = pair_index(torch.arange(len(order)) // 2)
     zeros = torch.zeros_like(sums[index.chosen])
     counts = tokens[index.chosen], tokens[index.rejected]
-    scale = len(zeros) / counts[0].sum().item()
-    return given, logits, Pairs(sums[index.chosen], sums[index.rejected], zeros, zeros, *counts, scale)
+    return given, logits, Pairs(sums[index.chosen], sums[index.rejected], zeros, zeros, *counts)
 
 
 @pytest.mark.parametrize("case", cases("cpo"), ids=lambda case: case["id"])
@@ -44,7 +45,9 @@ def test_golden_values(case):
             pairs, beta=config["beta"], margin=config["simpo_gamma"], alpha=config["alpha"], **smoothing
         ),
     }[config["loss_type"]]()
-    loss = (losses + config["cpo_alpha"] * preference.sft(pairs, beta=1.0)).mean()
+    terms = LossTerm(losses, "pairs"), preference.sft(pairs, beta=1.0) * config["cpo_alpha"]
+    counts = {"sequences": 2 * len(losses), "groups": len(losses), "chosen_tokens": pairs.chosen_tokens.sum().item()}
+    loss = step_mean(*terms, **counts)
     assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-9)
 
 
@@ -62,7 +65,7 @@ def test_golden_odds_ratio(case):
 
 def make_pairs(chosen, rejected):
     zeros = torch.zeros_like(chosen)
-    return Pairs(chosen, rejected, zeros, zeros, zeros + 2, zeros + 4, 0.5)
+    return Pairs(chosen, rejected, zeros, zeros, zeros + 2, zeros + 4)
 
 
 def test_odds_ratio_by_hand():

@@ -3,25 +3,25 @@ import json
 import pytest
 import torch
 
-from alignlab.batches import StepTotals
+from alignlab.batches import LossOutput, StepTotals
 from alignlab.losses.sft import dft, nll, token_metrics
-from alignlab.training.reduction import RunningRatios, step_loss
+from alignlab.training.reduction import RunningMeans, step_loss
+from tests.losses.reduce import step_mean
 
 # Two sequences: log-probabilities -1, -2, -3 and -4.
 LOGPS = torch.tensor([-1.0, -2.0, -3.0, -4.0], dtype=torch.float64)
 OWNER = torch.tensor([0, 0, 0, 1])
+TOTALS = StepTotals(supervised_tokens=4, sequences=2, groups=2, tokens=6, rows=2)
 
 
 def test_token_mean_worked_by_hand():
     """(1 + 2 + 3 + 4) / 4 = 2.5."""
-    output = nll(LOGPS, OWNER, 2, reduction="token")
-    assert (output.sum.item(), output.weight.item()) == (10.0, 4.0)
+    assert step_mean(nll(LOGPS, OWNER, 2, reduction="token"), tokens=4, sequences=2).item() == 2.5
 
 
 def test_sequence_mean_worked_by_hand():
     """((1 + 2 + 3) / 3 + 4 / 1) / 2 = 3."""
-    output = nll(LOGPS, OWNER, 2, reduction="sequence")
-    assert (output.sum.item(), output.weight.item()) == (6.0, 2.0)
+    assert step_mean(nll(LOGPS, OWNER, 2, reduction="sequence"), tokens=4, sequences=2).item() == 3.0
 
 
 def test_dft_weighs_by_probability_without_gradient():
@@ -44,28 +44,28 @@ def test_gradients(loss, reduction):
 
 
 def test_metrics_worked_by_hand():
-    ratios = RunningRatios()
-    ratios.add(token_metrics(LOGPS, torch.tensor([True, False, True, True])))
-    means = ratios.means()
+    running = RunningMeans()
+    running.add(LossOutput([], token_metrics(LOGPS, torch.tensor([True, False, True, True]))))
+    means = running.means()
     assert means["nll"].item() == 2.5
     assert means["token_accuracy"].item() == 0.75
-    assert ratios.means() == {}
+    assert running.means() == {}
 
 
 def test_fillers_add_neither_sum_nor_weight():
-    output = nll(LOGPS, OWNER, 2, reduction="token")
-    assert step_loss(output, 8.0, counted=0).item() == 0
-    ratios = RunningRatios()
-    ratios.add(token_metrics(LOGPS, LOGPS < 0), counted=0)
-    assert ratios.means() == {}
+    output = LossOutput([nll(LOGPS, OWNER, 2, reduction="token")], token_metrics(LOGPS, LOGPS < 0))
+    assert step_loss(output.terms, TOTALS, counted=0).item() == 0
+    running = RunningMeans()
+    running.add(output, counted=0)
+    running.close_step(TOTALS)
+    assert running.means() == {"loss": 0.0}
 
 
 @pytest.mark.parametrize("cut", [[4], [1, 3], [1, 1, 1, 1]])
 def test_the_reducer_does_not_see_how_a_step_is_cut(cut):
     logps = LOGPS.clone().requires_grad_()
-    totals = StepTotals(supervised_tokens=4, sequences=2, trees=2, tokens=6, rows=2)
     for part, owner in zip(logps.split(cut), OWNER.split(cut), strict=True):
-        step_loss(nll(part, owner, 2, reduction="token"), totals.supervised_tokens, counted=1).backward()
+        step_loss([nll(part, owner, 2, reduction="token")], TOTALS, counted=1).backward()
     torch.testing.assert_close(logps.grad, torch.full_like(LOGPS, -0.25))
 
 
@@ -83,6 +83,6 @@ def test_golden_values(shared):
         labels = torch.tensor(inputs["labels"])[:, 1:]
         logps = torch.tensor(case["expected"]["per_token_logps"], dtype=torch.float64)[labels != -100]
         owner = torch.nonzero(labels != -100)[:, 0]
-        output = LOSSES[case["config"]["loss_type"]](logps, owner, len(labels), **REDUCTION)
-        weight = case["config"]["num_items_in_batch"] or output.weight
-        assert (output.sum / weight).item() == pytest.approx(case["expected"]["loss"], rel=case["tol"]), case["id"]
+        term = LOSSES[case["config"]["loss_type"]](logps, owner, len(labels), **REDUCTION)
+        loss = step_mean(term, tokens=case["config"]["num_items_in_batch"] or len(logps))
+        assert loss.item() == pytest.approx(case["expected"]["loss"], rel=case["tol"]), case["id"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignlab.batches import TokenRow
-from alignlab.data.collate import collate
+from alignlab.data.collate import collate, totals
 from alignlab.rollout.experience import Rollout
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
@@ -63,21 +63,21 @@ def test_tokens_of_high_entropy_are_found_over_the_whole_rollout():
 def gradient_of(method, rows):
     """Gradients of the policy's embedding, and the output; advantages 1 and -1."""
     method.policy = make_policy()
-    output = method.compute_loss(collate(rows, packing=True))
-    output.sum.backward()
-    return method.policy.get_input_embeddings().weight.grad, output
+    (term,) = method.compute_loss(collate(rows, packing=True)).terms
+    term.sum.backward()
+    return method.policy.get_input_embeddings().weight.grad, term
 
 
 def test_only_decisive_tokens_are_learned_from_and_all_are_counted():
     decisive = [1.0, 0.0, 0.0, 1.0]
     learned = row(0, [1.0, 0.0], {"decisive": decisive}, advantages=[1.0, -1.0])
-    output = gradient_of(make(top_entropy_quantile=0.5), [learned])[1]
+    term = gradient_of(make(top_entropy_quantile=0.5), [learned])[1]
     # On policy the ratio is 1, so the loss of a token is minus its advantage.
-    assert output.sum.item() == pytest.approx(-1.0 + 1.0, abs=1e-6)
-    assert output.weight.item() == 4
+    assert term.sum.item() == pytest.approx(-1.0 + 1.0, abs=1e-6)
+    assert term.unit == "supervised_tokens" and totals([learned]).supervised_tokens == 4
     first = row(0, [1.0, 0.0], {"decisive": [1.0, 0.0, 0.0, 0.0]}, advantages=[1.0, -1.0])
-    gradient, output = gradient_of(make(top_entropy_quantile=0.5), [first])
-    assert output.sum.item() == pytest.approx(-1.0, abs=1e-6)
+    gradient, term = gradient_of(make(top_entropy_quantile=0.5), [first])
+    assert term.sum.item() == pytest.approx(-1.0, abs=1e-6)
     assert gradient[[1, 2]].norm() > 0 and gradient[[3, 4, 5, 6]].norm() == 0  # nothing behind the prompt is asked
 
 
@@ -85,10 +85,10 @@ def test_bad_tokens_of_a_completion_that_was_left_behind_are_not_learned_from():
     """Sampled at log-probability 0, which the tiny policy is nowhere near; good tokens always count."""
     rows = [row(0, [1.0, 0.0], {"sampled_logps": [0.0] * 4}, advantages=[1.0, -1.0])]
     sums = {limit: gradient_of(make(off_policy_threshold=limit), rows)[1] for limit in (None, 0.5, 100.0)}
-    assert {limit: output.sum.item() for limit, output in sums.items()} == pytest.approx(
+    assert {limit: term.sum.item() for limit, term in sums.items()} == pytest.approx(
         {None: 0.0, 0.5: -2.0, 100.0: 0.0}, abs=1e-6
     )
-    assert all(output.weight.item() == 4 for output in sums.values())
+    assert all(len(term.losses) == 4 for term in sums.values())
 
 
 @pytest.mark.parametrize("changes", [{"top_entropy_quantile": 0.3}, {"off_policy_threshold": 0.01}])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from alignlab.batches import LossTerm
 from alignlab.errors import RunError
 from alignlab.methods.lost_steps import MAX_LOST_STEPS, told_of_overflow
 from tests.methods.prompts import SAMPLED
@@ -69,7 +70,7 @@ def test_a_loss_that_is_not_finite_is_named_at_once_with_its_rows(caplog):
     method = make_method("sft", lr=0.1)
     compute = method.compute_loss
     method.compute_loss = lambda batch: dataclasses.replace(
-        compute(batch), sum=compute(batch).sum * (math.nan if "row 3" in batch.origins else 1.0)
+        compute(batch), terms=[t * (math.nan if "row 3" in batch.origins else 1.0) for t in compute(batch).terms]
     )
     with caplog.at_level(logging.WARNING):
         weights, _ = fit(method, make_loader(make_rows(), 2, num_steps=2, order="as_is"))
@@ -86,7 +87,8 @@ def test_a_gradient_that_is_not_finite_is_told_with_the_rows_of_the_step(caplog)
 
     def compute_loss(batch):
         output = compute(batch)
-        return dataclasses.replace(output, sum=output.sum + (output.sum * 0.0).sqrt())
+        (term,) = output.terms
+        return dataclasses.replace(output, terms=[term, LossTerm((term.sum * 0.0).sqrt(), term.unit)])
 
     method.compute_loss = compute_loss
     weights, _ = fit(method, make_loader(make_rows(), 4, num_steps=1, order="as_is"))

@@ -8,8 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from alignlab.batches import StepTotals
-from alignlab.data.collate import collate
+from alignlab.data.collate import collate, totals
 from alignlab.methods.reward_model import RewardModel
 from alignlab.models.scoring import sequence_scores
 from tests.commands import alignlab, metrics, summary
@@ -55,9 +54,9 @@ def test_the_loss_is_that_of_each_chosen_against_each_of_its_rejected():
             expected += (1 + i % 3) * (math.log1p(math.exp(-lead)) + 0.1 * (chosen + rejected) ** 2)
             num_pairs += 1
     output = method.compute_loss(collate(rows, packing=True))
-    assert output.sum.item() == pytest.approx(expected, rel=1e-5)
-    assert output.weight.item() == num_pairs
-    assert method.total_weight(StepTotals(0, num_pairs + 13, 13, 0, 13)) == num_pairs
+    (term,) = output.terms
+    assert term.sum.item() == pytest.approx(expected, rel=1e-5)
+    assert term.unit == "pairs" and totals(rows).pairs == len(term.losses) == num_pairs
 
 
 def test_results_do_not_depend_on_how_a_step_is_cut():

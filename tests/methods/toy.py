@@ -157,8 +157,8 @@ def spoiled(method, factor, steps):
     compute = method.compute_loss
 
     def compute_loss(batch):
-        output = compute(batch)
-        return dataclasses.replace(output, sum=output.sum * (factor if method.progress.step in steps else 1.0))
+        output, times = compute(batch), factor if method.progress.step in steps else 1.0
+        return dataclasses.replace(output, terms=[term * times for term in output.terms])
 
     method.compute_loss = compute_loss
     method.has_signal = lambda step: factor != 0  # else tensors without a gradient are refused in the first step

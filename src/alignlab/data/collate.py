@@ -1,5 +1,6 @@
 """From token rows to micro-batches, flat (the forest) or padded (the slow, obvious reference)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,6 @@ def collate(
     packing: bool,
     pad_token_id: int = 0,
     counted: int = 1,
-    totals: StepTotals | None = None,
 ) -> MicroBatch:
     """Make a micro-batch of rows.
 
@@ -23,7 +23,6 @@ def collate(
         packing: Whether to lay the trees flat; else every prompt + completion becomes a padded row of its own.
         pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
         counted: 0 for a filler that only keeps the ranks in step.
-        totals: Sizes of the step that it belongs to.
     """
     trees = [tree for row in rows for tree in row.trees]
     tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
@@ -49,7 +48,6 @@ def collate(
         ends=torch.tensor(ends, dtype=torch.long),
         token_numbers={name: torch.tensor([v for row in rows for v in row.token_numbers[name]]) for name in per_token},
         counted=counted,
-        totals=totals,
         origins=tuple(row.origin for row in rows),
     )
 
@@ -60,11 +58,19 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
     return StepTotals(
         supervised_tokens=sum(count_targets(row) for row in rows),
         sequences=sum(len(tree) - 1 for tree in trees),
-        trees=len(trees),
+        groups=len(trees),
         tokens=sum(len(row.tokens) for row in rows),
         rows=len(rows),
         chosen_tokens=sum(_count_chosen(row) for row in rows),
+        columns=_column_sums(rows),
     )
+
+
+def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
+    """Sums of the numeric columns that every row has, with one value per row."""
+    names = set.intersection(*(set(row.numbers) for row in rows))
+    single = [name for name in sorted(names) if not any(isinstance(row.numbers[name], (list, tuple)) for row in rows)]
+    return {name: math.fsum(float(row.numbers[name]) for row in rows) for name in single}
 
 
 def count_targets(row: TokenRow) -> int:

@@ -172,7 +172,7 @@ class _Steps(IterableDataset):
     def _collate(self, planned: PlannedRows) -> StepBatch:
         sizes = totals(planned.rows)
         chosen = [[planned.rows[i] for i in batch.rows] for batch in planned.micro_batches]
-        layout = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id, "totals": sizes}
+        layout = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id}
         batches, companions = [], []
         for rows, batch in zip(chosen, planned.micro_batches, strict=True):
             batches.append(collate(rows, counted=batch.counted, **layout))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignlab.batches import LossOutput, Ratio
+from alignlab.batches import LossOutput, LossTerm, Ratio
 from alignlab.losses.logps import pair_index
 
 
@@ -30,7 +30,7 @@ def bradley_terry(
         centring: Weight of (r(y_c) + r(y_r))² (arXiv 2312.09244, eq. 2), which holds the mean near zero.
 
     Returns:
-        Sum over the pairs, and their number.
+        One loss per pair, and what is logged of them.
     """
     index = pair_index(tree)
     chosen, rejected = rewards[index.chosen], rewards[index.rejected]
@@ -38,7 +38,7 @@ def bradley_terry(
     asked = lead if margins is None else lead - margins[index.rejected]
     losses = centring * (chosen + rejected).square() - logsigmoid(asked)
     losses = losses if weights is None else losses * weights[index.rejected]
-    return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), _metrics(chosen.detach(), rejected.detach()))
+    return LossOutput([LossTerm(losses, "pairs")], _metrics(chosen.detach(), rejected.detach()))
 
 
 def _metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Ratio]:

@@ -3,23 +3,17 @@
 import torch
 from torch import Tensor
 
+from alignlab.batches import LossTerm
 
-def entropy_loss(
-    entropies: Tensor, kept: Tensor, *, entropy_coef: float, total_weight: float, total_tokens: float
-) -> Tensor:
+
+def entropy_bonus(entropies: Tensor, *, entropy_coef: float) -> LossTerm:
     """A bonus for the mean entropy of the step's tokens, whatever the normaliser of the policy's loss.
 
     Args:
         entropies: In nats, carry the gradient. Shape ``[N]``.
-        kept: 0 for tokens that are left out. Shape ``[N]``.
         entropy_coef: Loss per nat; negative punishes entropy.
-        total_weight: Weight of the whole step, by which the policy's loss is divided.
-        total_tokens: Kept tokens of the whole step, all ranks.
-
-    Returns:
-        What to add to the sum of the policy's losses before it is divided. Shape ``[]``.
     """
-    return -entropy_coef * total_weight / total_tokens * (entropies * kept).sum()
+    return LossTerm(-entropy_coef * entropies, "supervised_tokens")
 
 
 def entropy_threshold(entropies: Tensor, top_share: float) -> Tensor:

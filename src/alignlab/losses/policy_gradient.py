@@ -38,7 +38,6 @@ class PolicyTokens:
         reference_token_logps: Under the reference, where one is asked. Shape ``[N]``.
         sampled_token_logps: As another engine reported them, where one sampled. Shape ``[N]``.
         entropies: Of the predictions, in nats. Shape ``[N]``.
-        mask: 0 for completions to leave out; ``None`` for none. Shape ``[S]``.
     """
 
     token_logps: Tensor
@@ -49,22 +48,10 @@ class PolicyTokens:
     reference_token_logps: Tensor | None = None
     sampled_token_logps: Tensor | None = None
     entropies: Tensor | None = None
-    mask: Tensor | None = None
 
     def log_ratios(self, level: RatioLevel) -> Tensor:
         """Log of the ratio policy / old policy; see ``importance.log_ratios``. Shape ``[N]``."""
         return log_ratios(self.token_logps, self.old_token_logps, self.owner, self.num_sequences, level)
-
-    @property
-    def sequence_mask(self) -> Tensor:
-        """0 or 1 of each completion, in the dtype of the log-probabilities. Shape ``[S]``."""
-        ones = self.token_logps.new_ones(self.num_sequences)
-        return ones if self.mask is None else self.mask.to(ones)
-
-    @property
-    def kept(self) -> Tensor:
-        """0 or 1 of each token. Shape ``[N]``."""
-        return self.sequence_mask[self.owner]
 
 
 class PolicyLoss(NamedTuple):
@@ -182,7 +169,7 @@ def _unclipped(losses: Tensor) -> PolicyLoss:
 
 
 def policy_metrics(tokens: PolicyTokens, loss: PolicyLoss) -> dict[str, Ratio]:
-    """Means over the tokens that are not masked: clipping, ratio, drift, and what is known of entropy and KL.
+    """Means over the tokens: clipping, ratio, drift, and what is known of entropy and KL.
 
     Args:
         tokens: N tokens.
@@ -200,5 +187,5 @@ def policy_metrics(tokens: PolicyTokens, loss: PolicyLoss) -> dict[str, Ratio]:
         values["entropy"] = tokens.entropies.detach()
     if tokens.reference_token_logps is not None:
         values["kl"] = kl_values(tokens.token_logps.detach(), tokens.reference_token_logps, "k3")
-    kept = tokens.kept
-    return {name: Ratio((value * kept).sum(), kept.sum()) for name, value in values.items()}
+    count = ratios.new_tensor(ratios.numel())
+    return {name: Ratio(value.sum(), count) for name, value in values.items()}

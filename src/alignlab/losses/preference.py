@@ -1,7 +1,8 @@
 """Losses over pairs of a chosen and a rejected completion: DPO (arXiv 2305.18290) and its family.
 
-Each takes a batch of pairs and gives one loss per pair. β is the strength of the pull towards the reference, δ the
-difference of the two scores, a score the log-ratio of policy and reference unless another divergence is chosen.
+Each takes the pairs of a micro-batch and returns one loss per pair, or a ``LossTerm`` where the unit of its mean is not
+the pair. β is the strength of the pull towards the reference, δ the difference of the two scores, and a score is the
+log-ratio of policy and reference unless another divergence is chosen.
 
 1. ``sigmoid_norm`` and ``ipo`` divide each score by the number of its completion's tokens.
 2. ``aot`` and ``aot_unpaired`` sort over the pairs of a micro-batch: what they give depends on how a step is cut.
@@ -17,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
+from alignlab.batches import LossTerm
 from alignlab.losses.divergence import reverse_kl
 
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
@@ -24,7 +26,7 @@ Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of a micro-batch; every field but the last two has shape ``[P]``.
+    """Pairs of a micro-batch; every field but the last has shape ``[P]``.
 
     Args:
         chosen: Log-probability of the chosen completion under the policy, with gradient.
@@ -33,7 +35,6 @@ class Pairs:
         reference_rejected: That of the rejected one under the reference.
         chosen_tokens: Supervised tokens of the chosen completion.
         rejected_tokens: Supervised tokens of the rejected completion.
-        nll_scale: Pairs over supervised tokens of the chosen, in the whole step: makes a sum per pair a token mean.
         divergence: Log-ratio → score.
     """
 
@@ -43,7 +44,6 @@ class Pairs:
     reference_rejected: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
-    nll_scale: float
     divergence: Callable[[Tensor], Tensor] = reverse_kl
 
     @property
@@ -156,9 +156,9 @@ def discopop(pairs: Pairs, *, beta: float, temperature: Annotated[float, Field(g
     return (share - 1) * logsigmoid(logits) + share * torch.exp(-logits)
 
 
-def sft(pairs: Pairs, *, beta: float) -> Tensor:
-    """Negative log-likelihood of the chosen, a token mean over the step (RPO, arXiv 2404.19733, eq. 1, without β)."""
-    return -pairs.chosen * pairs.nll_scale
+def sft(pairs: Pairs, *, beta: float) -> LossTerm:
+    """Negative log-likelihood of the chosen, a mean over its tokens (RPO, arXiv 2404.19733, eq. 1, without β)."""
+    return LossTerm(-pairs.chosen, "chosen_tokens")
 
 
 def wpo_weights(token_logps: Tensor, log_collisions: Tensor, owner: Tensor, num_sequences: int) -> Tensor:

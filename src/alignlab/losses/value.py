@@ -136,15 +136,15 @@ def explained_variance(values: Tensor, returns: Tensor) -> Ratio:
     return Ratio(total - errors, total)
 
 
-def value_metrics(loss: ValueLoss, kept: Tensor) -> dict[str, Ratio]:
-    """``value_loss`` and ``value_clip_fraction`` of the kept tokens.
+def value_metrics(loss: ValueLoss) -> dict[str, Ratio]:
+    """``value_loss`` and ``value_clip_fraction``, means over tokens.
 
     Args:
         loss: From ``value_loss``.
-        kept: 0 for tokens that are left out. Shape ``[N]``.
     """
+    count = loss.losses.detach().new_tensor(loss.losses.numel())
     parts = {"value_loss": loss.losses.detach(), "value_clip_fraction": loss.clipped}
-    return {name: Ratio((part * kept).sum(), kept.sum()) for name, part in parts.items()}
+    return {name: Ratio(part.sum(), count) for name, part in parts.items()}
 
 
 def _ahead(values: Tensor, owner: Tensor, distance: int) -> Tensor:

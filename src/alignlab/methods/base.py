@@ -6,8 +6,8 @@ A new method is a subclass that names the kind of row it eats and writes ``compu
         eats = Demonstration
 
         def compute_loss(self, batch: MicroBatch) -> LossOutput:
-            scores = token_scores(self.policy, batch)
-            return nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
+            logps = token_scores(self.policy, batch).logps
+            return LossOutput([LossTerm(-logps, "supervised_tokens")])
 """
 
 import logging
@@ -22,7 +22,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from alignlab.batches import LossOutput, MicroBatch, Ratio, Row, StepBatch, StepTotals
+from alignlab.batches import LossOutput, MicroBatch, Row, StepBatch, StepTotals
 from alignlab.crew import num_ranks
 from alignlab.errors import InputError
 from alignlab.methods.lost_steps import LostSteps, told_of_overflow
@@ -30,7 +30,7 @@ from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
-from alignlab.training.reduction import RunningRatios, step_loss
+from alignlab.training.reduction import RunningMeans, step_loss
 from alignlab.training.strategies import Spread, full_shape, num_parameters, spread_of
 from alignlab.training.throughput import mfu
 
@@ -106,17 +106,13 @@ class Method(lightning.LightningModule):
         self.parts = parts
         self.policy: nn.Module | None = None
         self.progress = Progress()
-        self.validation = RunningRatios()
+        self.validation = RunningMeans()
         self.lost_steps = LostSteps()
         self.awaits_census = True
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss(batch) -> LossOutput")
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Weight of the whole step, in the unit of ``LossOutput.weight``; supervised tokens unless overridden."""
-        return totals.supervised_tokens
 
     def has_signal(self, step: StepBatch) -> bool:
         """Whether a step must give every trained tensor a gradient; the same on all ranks."""
@@ -160,22 +156,23 @@ class Method(lightning.LightningModule):
         """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
         assert self.policy.training, "the policy must be in train mode while it is trained"
         started = time.perf_counter()
-        ratios, optimizer, spread = RunningRatios(), self.optimizers(), self.spread
-        sums: list[Tensor] = []
-        total_weight = self.total_weight(step.totals)
+        running, optimizer, spread = RunningMeans(), self.optimizers(), self.spread
+        losses: list[Tensor] = []
         self.prepare_step(step)
         for index, batch in enumerate(step.micro_batches):
             last = index == len(step.micro_batches) - 1
             with spread.micro_batch(last):
                 output = spread.forward(self.compute_loss, batch)
-                self.manual_backward(step_loss(output, total_weight, batch.counted))
-            sums.append(output.sum.detach())
-            ratios.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
+                loss = step_loss(output.terms, step.totals, batch.counted)
+                self.manual_backward(loss)
+            losses.append(loss.detach())
+            running.add(output, batch.counted)
         if self.awaits_census and self.has_signal(step):
             self._refuse_dead_parameters()
             self.awaits_census = False
         lr = optimizer.param_groups[0]["lr"]
-        means = ratios.means()
+        running.close_step(step.totals)
+        means = running.means()
         lost = not math.isfinite(means.get("loss", 0.0))
         with told_of_overflow(lr):
             norm = spread.update(optimizer, self._trained(), self.parts.gradient_clip_val, lost)
@@ -188,14 +185,15 @@ class Method(lightning.LightningModule):
         timing = self._timing(step.totals, time.perf_counter() - started)
         self.trainer._results.reset(fx="training_step")  # else what an earlier step logged is told again
         self._log({**_named(means, "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
-        self.lost_steps.count(lost, step, sums, self.progress.step)
+        self.lost_steps.count(lost, step, losses, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
-        """Gather sums and weights; the means are taken over the whole validation set."""
+        """Gather sums and counts; the means are taken over the whole validation set."""
         self.prepare_step(step)
         for batch in step.micro_batches:
             output = self.spread.forward(self.compute_loss, batch)
-            self.validation.add({"loss": Ratio(output.sum, output.weight), **output.metrics}, batch.counted)
+            self.validation.add(output, batch.counted)
+        self.validation.close_step(step.totals)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all held-out rows and ranks."""

@@ -6,10 +6,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.losses.preference import sft
 from alignlab.methods.base import Method
-from alignlab.methods.pairs import free_pairs, pair_metrics
+from alignlab.methods.pairs import free_pairs, pair_metrics, pair_term
 from alignlab.models.scoring import token_scores
 
 
@@ -29,7 +29,7 @@ class CPO(Method):
         self,
         *,
         beta: Annotated[float, Field(gt=0)],
-        loss: dict[str, Callable[..., Tensor]],
+        loss: dict[str, Callable[..., Tensor | LossTerm]],
         sft_weight: Annotated[float, Field(ge=0)],
         **parts,
     ):
@@ -37,12 +37,7 @@ class CPO(Method):
         self.beta, self.losses, self.sft_weight = beta, loss, sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Mean over pairs, and of the likelihood over tokens."""
+        """Losses per pair, and the likelihood per token of the chosen."""
         pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
-        losses = sum(loss(pairs, beta=self.beta) for loss in self.losses.values())
-        losses = losses + self.sft_weight * sft(pairs, beta=self.beta)
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.beta))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Pairs of the step."""
-        return totals.pairs
+        terms = [pair_term(loss(pairs, beta=self.beta)) for loss in self.losses.values()]
+        return LossOutput([*terms, sft(pairs, beta=self.beta) * self.sft_weight], pair_metrics(pairs, self.beta))

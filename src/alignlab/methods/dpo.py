@@ -1,7 +1,7 @@
 """Direct preference optimisation (arXiv 2305.18290) and its family: raise the chosen above the rejected.
 
 1. A row with K rejected completions is K pairs; prompt and chosen are computed once.
-2. Losses may be summed with weights (MPO, arXiv 2411.10442); each is a mean over the pairs of the whole step.
+2. Losses may be summed with weights (MPO, arXiv 2411.10442); each is a mean over the whole step.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
-from alignlab.methods.pairs import pair_metrics
+from alignlab.methods.pairs import pair_metrics, pair_term
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
 
-PairLoss = Callable[..., Tensor]
+PairLoss = Callable[..., Tensor | LossTerm]
 
 
 class DPO(Referenced):
@@ -27,7 +27,7 @@ class DPO(Referenced):
 
     Args:
         beta: Strength of the pull towards the reference.
-        loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair; see ``losses.preference``.
+        loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair, or a term; see ``losses.preference``.
         loss_weights: Their weights, in their order; ``None`` for 1 each.
         divergence: Log-ratio → score; see ``losses.divergence``.
         length_desensitisation: What tokens past the pair's shorter completion count (LD-DPO, arXiv 2409.06411).
@@ -63,16 +63,12 @@ class DPO(Referenced):
         """Weighted sum of the losses of all pairs."""
         scores = token_scores(self.policy, batch, want=("log_collisions",) if self.weighting == "wpo" else ())
         pairs = self._pairs(scores.logps, batch)
-        losses = sum(weight * self.losses[name](pairs, beta=self.beta) for name, weight in self.loss_weights.items())
+        terms = [pair_term(self.losses[name](pairs, beta=self.beta)) * w for name, w in self.loss_weights.items()]
         if self.weighting == "wpo":
             index = pair_index(batch.tree)
             likely = wpo_weights(scores.logps, scores.log_collisions, batch.owner, batch.num_sequences)
-            losses = losses * (likely[index.chosen] + likely[index.rejected]).exp()
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.beta))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Pairs of the step."""
-        return totals.pairs
+            terms = [term * (likely[index.chosen] + likely[index.rejected]).exp() for term in terms]
+        return LossOutput(terms, pair_metrics(pairs, self.beta))
 
     def _pairs(self, token_logps: Tensor, batch: MicroBatch) -> Pairs:
         index, num_sequences = pair_index(batch.tree), batch.num_sequences
@@ -84,8 +80,7 @@ class DPO(Referenced):
             cut = (batch.owner, num_sequences, index, self.length_desensitisation)
             reference = self.reference_token_logps(batch) if self.reference else torch.zeros_like(token_logps)
             sides = (*desensitised_sums(token_logps, *cut), *desensitised_sums(reference, *cut))
-        scale = batch.totals.pairs / batch.totals.chosen_tokens
-        return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], scale, self.divergence)
+        return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], self.divergence)
 
     @staticmethod
     def _sides(values: Tensor, index) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import lightning
 import torch
 from pydantic import Field
 
-from alignlab.batches import Ratio, TokenRow
+from alignlab.batches import LossOutput, Ratio, TokenRow
 from alignlab.crew import num_ranks
 from alignlab.data.datamodule import DataModule
 from alignlab.data.templates import choose_template, stop_tokens
@@ -15,7 +15,7 @@ from alignlab.data.tokenize import tokenize
 from alignlab.methods.base import Method
 from alignlab.rewards.exact_answer import exact_answer
 from alignlab.rollout.generate import complete
-from alignlab.training.reduction import RunningRatios
+from alignlab.training.reduction import RunningMeans
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class ExactMatch(lightning.Callback):
             )
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
         hits = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
-        ratios = RunningRatios()
-        ratios.add({"exact_match": Ratio(*torch.tensor([hits, len(share)], device=method.device, dtype=torch.float64))})
-        method.log("val/exact_match", ratios.means()["exact_match"].float())
+        running, counts = RunningMeans(), torch.tensor([hits, len(share)], device=method.device, dtype=torch.float64)
+        running.add(LossOutput([], {"exact_match": Ratio(*counts)}))
+        method.log("val/exact_match", running.means()["exact_match"].float())
 
     def _prompts(self, data: DataModule) -> list[tuple[list[int], str]]:
         rows = data.validation_prompts(self.num_prompts)

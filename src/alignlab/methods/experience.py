@@ -139,7 +139,6 @@ class ExperienceLoader:
                 packing=self.settings.packing,
                 pad_token_id=self.settings.pad_token_id,
                 counted=batch.counted,
-                totals=sizes,
             )
             for batch in planned
         ]

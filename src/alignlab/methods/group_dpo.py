@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, Ratio, StepTotals
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference, Ratio
 from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_place
 from alignlab.losses.logps import firsts, sequence_sums, token_counts
 from alignlab.methods.referenced import Referenced
@@ -46,19 +46,14 @@ class GroupDPO(Referenced):
         self.hardest_seen: dict[int, int] = {}
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Sum of the losses of all groups."""
+        """Losses of all groups."""
         logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
         tokens = token_counts(batch.owner, batch.num_sequences, logps.dtype)
         reference = self.reference_logps(batch)
         rewards = group_rewards(logps, reference, tokens, beta=self.beta, length_normalised=self.length_normalised)
         groups = Groups(rewards, batch.tree, batch.numbers.get("scores"))
-        losses = self.loss(groups)
         metrics = group_metrics(groups, self.margin) | self._changes(batch, groups)
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), metrics)
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Groups of the step."""
-        return totals.trees
+        return LossOutput([LossTerm(self.loss(groups), "groups")], metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep also which rejected completion was the hardest of each row."""

@@ -17,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
+from alignlab.batches import LossOutput, MicroBatch, TokenRow
 from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages, weighted_sum
-from alignlab.losses.entropy import entropy_loss, entropy_threshold, top_entropy_mask
+from alignlab.losses.entropy import entropy_bonus, entropy_threshold, top_entropy_mask
 from alignlab.losses.importance import off_policy_mask, truncated_importance
 from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses, penalise_rewards
-from alignlab.losses.normaliser import Normaliser, total_weight, weigh
+from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.online import Online
 from alignlab.models.scoring import token_scores
@@ -112,7 +112,7 @@ class GRPO(Online):
         return self._with_decisive(Rollout(rollout.with_numbers(advantages=found)))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses of the tokens with the divergence added, each weighed as the normaliser has it."""
+        """Losses of the tokens with the divergence added, weighed as the normaliser has it, and the entropy bonus."""
         tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
         if self.kl_coef:
             tokens = replace(tokens, reference_token_logps=self.reference_token_logps(batch))
@@ -124,20 +124,11 @@ class GRPO(Online):
         if self.kl_coef:
             logps = (tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps)
             losses = losses + self.kl_coef * kl_losses(*logps, **self.kl)
-        weights = {"normaliser": self.normaliser, "max_completion_tokens": self.rollout.max_completion_tokens}
-        metrics = policy_metrics(tokens, policy_loss)
-        output = weigh(losses, tokens.owner, tokens.sequence_mask, **weights, metrics=metrics)
-        return replace(output, sum=output.sum + self._entropy_bonus(tokens, batch.totals))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Tokens or completions of the step, as the normaliser has it."""
-        return total_weight(self.normaliser, tokens=totals.supervised_tokens, sequences=totals.sequences)
-
-    def _entropy_bonus(self, tokens: PolicyTokens, totals: StepTotals) -> Tensor | float:
-        if not self.entropy_coef:
-            return 0.0
-        sizes = {"total_weight": self.total_weight(totals), "total_tokens": totals.supervised_tokens}
-        return entropy_loss(tokens.entropies, tokens.kept, entropy_coef=self.entropy_coef, **sizes)
+        longest = self.rollout.max_completion_tokens
+        terms = [normalise(losses, tokens.owner, tokens.num_sequences, self.normaliser, longest)]
+        if self.entropy_coef:
+            terms.append(entropy_bonus(tokens.entropies, entropy_coef=self.entropy_coef))
+        return LossOutput(terms, policy_metrics(tokens, policy_loss))
 
     def _with_decisive(self, rollout: Rollout) -> list[TokenRow]:
         """The rows with which of their tokens are among those of highest entropy."""

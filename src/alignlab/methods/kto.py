@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, Ratio, StepBatch, StepTotals, Unpaired
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Ratio, StepBatch, Unpaired
 from alignlab.losses.kto import reference_point
 from alignlab.losses.logps import sequence_sums
 from alignlab.methods.referenced import Referenced
@@ -60,16 +60,12 @@ class KTO(Referenced):
         self.point = reference_point(*table)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Weighted sum of the losses of all completions."""
+        """Weighted losses of all completions."""
         ratios = self._log_ratios(batch)
         desirable = batch.numbers["desirable"].bool()
         losses = self.loss(ratios, desirable, self.point.to(ratios), beta=self.beta)
         weighted = torch.where(desirable, *(losses * weight for weight in self.weights))
-        return LossOutput(weighted.sum(), losses.new_tensor(losses.numel()), self._metrics(ratios.detach(), desirable))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Completions of the step."""
-        return totals.sequences
+        return LossOutput([LossTerm(weighted, "sequences")], self._metrics(ratios.detach(), desirable))
 
     def _log_ratios(self, batch: MicroBatch) -> Tensor:
         logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.losses.preference import sft
 from alignlab.methods.base import Method
@@ -30,11 +30,7 @@ class ORPO(Method):
         self.beta = beta
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Likelihood of the chosen as a token mean, and the odds ratio as a mean over pairs."""
+        """Likelihood per token of the chosen, and the odds ratio per pair."""
         pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
-        losses = sft(pairs, beta=self.beta) + self.beta * odds_ratio(pairs)
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.beta))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Pairs of the step."""
-        return totals.pairs
+        terms = [sft(pairs, beta=self.beta), LossTerm(self.beta * odds_ratio(pairs), "pairs")]
+        return LossOutput(terms, pair_metrics(pairs, self.beta))

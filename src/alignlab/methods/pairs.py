@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from alignlab.batches import MicroBatch, Ratio
+from alignlab.batches import LossTerm, MicroBatch, Ratio
 from alignlab.losses.logps import pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs
 
@@ -19,8 +19,16 @@ def free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:
     tokens = token_counts(batch.owner, batch.num_sequences, token_logps.dtype)
     chosen, rejected = logps[index.chosen], logps[index.rejected]
     none = chosen.new_zeros(len(chosen))
-    scale = batch.totals.pairs / batch.totals.chosen_tokens
-    return Pairs(chosen, rejected, none, none, tokens[index.chosen], tokens[index.rejected], scale)
+    return Pairs(chosen, rejected, none, none, tokens[index.chosen], tokens[index.rejected])
+
+
+def pair_term(losses: Tensor | LossTerm) -> LossTerm:
+    """What a loss of pairs returned, per pair unless it says otherwise.
+
+    Args:
+        losses: One per pair ``[P]``, or a term.
+    """
+    return losses if isinstance(losses, LossTerm) else LossTerm(losses, "pairs")
 
 
 def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Ratio]:

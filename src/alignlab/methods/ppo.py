@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.batches import LossOutput, MicroBatch, TokenRow
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, TokenRow
 from alignlab.losses.policy_gradient import PolicyLoss, policy_metrics
 from alignlab.losses.value import explained_variance, gae, token_rewards, value_loss, value_metrics, whiten
 from alignlab.methods.online import Online
@@ -103,9 +103,9 @@ class PPO(Online):
         policy = self.loss(tokens)
         values = self._values(batch, hidden)
         critic = value_loss(values, numbers["values"], numbers["returns"], clip_value=self.clip_value)
-        losses = policy.losses + self.value_coef * critic.losses - self.entropy_coef * tokens.entropies
-        metrics = policy_metrics(tokens, policy) | value_metrics(critic, tokens.kept)
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), metrics)
+        losses = (policy.losses, self.value_coef * critic.losses, -self.entropy_coef * tokens.entropies)
+        metrics = policy_metrics(tokens, policy) | value_metrics(critic)
+        return LossOutput([LossTerm(loss, "supervised_tokens") for loss in losses], metrics)
 
     def _values(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         return self.spread.forward_beside(self.critic, self._judge, batch, hidden)

@@ -14,5 +14,5 @@ class Pretrain(Method):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Token mean of the negative log-likelihood."""
         scores = token_scores(self.policy, batch)
-        output = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput(output.sum, output.weight, token_metrics(scores.logps, scores.hits))
+        term = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
+        return LossOutput([term], token_metrics(scores.logps, scores.hits))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.batches import LossOutput, MicroBatch, Preference
 from alignlab.losses.bradley_terry import bradley_terry
 from alignlab.methods.base import Method
 from alignlab.models.scoring import sequence_scores
@@ -36,7 +36,7 @@ class RewardModel(Method):
         self.margin_column, self.weight_column, self.centring = margin_column, weight_column, centring
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Sum over the pairs of the micro-batch."""
+        """Losses of all pairs."""
         return bradley_terry(
             sequence_scores(self.policy, batch),
             batch.tree,
@@ -44,7 +44,3 @@ class RewardModel(Method):
             weights=batch.numbers[self.weight_column] if self.weight_column else None,
             centring=self.centring,
         )
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Pairs of the step."""
-        return totals.pairs

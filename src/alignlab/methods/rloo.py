@@ -7,10 +7,10 @@
 from collections.abc import Callable
 from typing import Literal
 
-from alignlab.batches import LossOutput, MicroBatch, StepTotals, TokenRow
+from alignlab.batches import LossOutput, MicroBatch, TokenRow
 from alignlab.losses.advantages import estimate
 from alignlab.losses.kl import penalise_rewards
-from alignlab.losses.normaliser import weigh
+from alignlab.losses.normaliser import normalise
 from alignlab.losses.policy_gradient import PolicyLoss, policy_metrics
 from alignlab.methods.online import Online
 from alignlab.rollout.experience import Rollout
@@ -38,18 +38,8 @@ class RLOO(Online):
         return rollout.with_numbers(advantages=estimate(rewards, rollout.tree, estimator="rloo", scale=self.scale))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Mean over the completions of the step."""
+        """Mean over the completions of the step, of the means over their tokens."""
         tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
         loss = self.loss(tokens)
-        return weigh(
-            loss.losses,
-            tokens.owner,
-            tokens.sequence_mask,
-            normaliser="sequence",
-            max_completion_tokens=self.rollout.max_completion_tokens,
-            metrics=policy_metrics(tokens, loss),
-        )
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Completions of the step."""
-        return totals.sequences
+        term = normalise(loss.losses, tokens.owner, tokens.num_sequences, "sequence")
+        return LossOutput([term], policy_metrics(tokens, loss))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import Demonstration, LossOutput, MicroBatch, StepTotals
+from alignlab.batches import Demonstration, LossOutput, LossTerm, MicroBatch
 from alignlab.losses.sft import Reduction, token_metrics
 from alignlab.methods.base import Method
 from alignlab.models.neftune import add_embedding_noise
@@ -16,7 +16,7 @@ class SFT(Method):
     """Minimise a loss of the supervised tokens.
 
     Args:
-        loss: ``(token_logps, owner, num_sequences, *, reduction)`` → ``LossOutput``; one of ``losses.sft``.
+        loss: ``(token_logps, owner, num_sequences, *, reduction)`` → ``LossTerm``; one of ``losses.sft``.
         reduction: ``token`` weighs every supervised token of the step alike, ``sequence`` every dialogue.
         neftune_alpha: Scale of uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); 0 for none.
         parts: See ``Method``.
@@ -27,7 +27,7 @@ class SFT(Method):
     def __init__(
         self,
         *,
-        loss: Callable[..., LossOutput],
+        loss: Callable[..., LossTerm],
         reduction: Reduction,
         neftune_alpha: Annotated[float, Field(ge=0)],
         **parts,
@@ -44,11 +44,7 @@ class SFT(Method):
             add_embedding_noise(self.policy, self.neftune_alpha)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Loss of the supervised tokens, summed over tokens or over the means of sequences."""
+        """Loss per supervised token, or per sequence."""
         scores = token_scores(self.policy, batch)
-        output = self.loss(scores.logps, batch.owner, batch.num_sequences, reduction=self.reduction)
-        return LossOutput(output.sum, output.weight, token_metrics(scores.logps, scores.hits))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Supervised tokens or sequences of the step, as the reduction has it."""
-        return totals.supervised_tokens if self.reduction == "token" else totals.sequences
+        term = self.loss(scores.logps, batch.owner, batch.num_sequences, reduction=self.reduction)
+        return LossOutput([term], token_metrics(scores.logps, scores.hits))

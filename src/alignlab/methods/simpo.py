@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import LossOutput, MicroBatch, Preference, StepTotals
+from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.losses.preference import sft
 from alignlab.losses.simpo import simpo
 from alignlab.methods.base import Method
@@ -41,11 +41,7 @@ class SimPO(Method):
         self.sft_weight = sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Mean over pairs, and of the likelihood over tokens."""
+        """Losses per pair, and the likelihood per token of the chosen."""
         pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
-        losses = simpo(pairs, **self.settings) + self.sft_weight * sft(pairs, beta=1.0)
-        return LossOutput(losses.sum(), losses.new_tensor(losses.numel()), pair_metrics(pairs, self.settings["beta"]))
-
-    def total_weight(self, totals: StepTotals) -> float:
-        """Pairs of the step."""
-        return totals.pairs
+        terms = [LossTerm(simpo(pairs, **self.settings), "pairs"), sft(pairs, beta=1.0) * self.sft_weight]
+        return LossOutput(terms, pair_metrics(pairs, self.settings["beta"]))

@@ -1,52 +1,82 @@
-"""The one reducer: sums divided by the weight of the whole optimizer step, over all micro-batches and ranks.
+"""The one reducer: each sum divided by its unit's count in the whole optimizer step, over micro-batches and ranks.
 
 Means of micro-batch means are not the mean: they depend on how a step is cut. Here every method and strategy divides
 in this place, once, so 1 x 8, 2 x 4 and 8 x 1 micro-batches on one or more ranks have the same gradient.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from alignlab.batches import LossOutput, Ratio
+from alignlab.batches import LossOutput, LossTerm, StepTotals
 from alignlab.crew import num_ranks
 
 
-def step_loss(output: LossOutput, total_weight: float, counted: int) -> Tensor:
-    """The share of a micro-batch in the step's mean loss; its backward accumulates to the gradient of that mean.
+def step_loss(terms: Sequence[LossTerm], totals: StepTotals, counted: int) -> Tensor:
+    """The share of a micro-batch in the step's loss; its backward accumulates to the gradient of that loss.
 
     Args:
-        output: What the method's loss returned.
-        total_weight: Weight of the whole step over all ranks, positive.
+        terms: What the method's loss returned.
+        totals: Counts of the whole step over all ranks.
         counted: 0 for a filler micro-batch.
 
     Returns:
         Scalar, multiplied by the number of ranks because data-parallel strategies average gradients. Shape ``[]``.
+
+    Raises:
+        InputError: A term has a unit that a step does not count.
     """
-    return output.sum * (counted * num_ranks() / total_weight)
+    return counted * num_ranks() * sum(term.sum * _inverse(totals.count(term.unit)) for term in terms)
 
 
-class RunningRatios:
-    """Sums and weights by name, gathered over micro-batches and then over ranks."""
+def _inverse(count: float) -> float:
+    """1 / count; 0 where there is nothing to take a mean of."""
+    return 1 / count if count else 0.0
+
+
+class RunningMeans:
+    """The loss and the metrics of one step, or of all steps of a validation, over micro-batches and ranks."""
 
     def __init__(self):
-        self._pairs: dict[str, Tensor] = {}
+        self._start()
 
-    def add(self, ratios: Mapping[str, Ratio], counted: int = 1) -> None:
-        """Add the sums and weights of a micro-batch."""
-        for name, ratio in ratios.items():
-            pair = torch.stack([ratio.sum.detach().double(), ratio.weight.detach().double()]) * counted
-            self._pairs[name] = self._pairs[name] + pair if name in self._pairs else pair
+    def _start(self) -> None:
+        self._losses: dict[str, Tensor] = {}
+        self._steps: list[StepTotals] = []
+        self._metrics: dict[str, Tensor] = {}
+
+    def add(self, output: LossOutput, counted: int = 1) -> None:
+        """Add the sums of a micro-batch; 0 for a filler."""
+        for term in output.terms:
+            _add(self._losses, term.unit, term.sum.detach().double() * counted)
+        for name, ratio in output.metrics.items():
+            pair = torch.stack([ratio.sum.detach().double(), ratio.weight.detach().double()])
+            _add(self._metrics, name, pair * counted)
+
+    def close_step(self, totals: StepTotals) -> None:
+        """Add the counts of the step whose micro-batches were added."""
+        self._steps.append(totals)
 
     def means(self) -> dict[str, Tensor]:
-        """Mean of each name over all ranks; names without any weight are left out, and the sums start anew."""
-        names = sorted(self._pairs)
-        if not names:
+        """``loss`` and the mean of each metric over all ranks, each ``[]``; then the sums start anew.
+
+        Metrics without any weight are left out, and the loss where nothing was added.
+        """
+        names, units = sorted(self._metrics), sorted(self._losses)
+        if not names and not units:
             return {}
-        table = torch.stack([self._pairs[name] for name in names])
+        table = torch.stack([self._losses[unit] for unit in units] + [x for name in names for x in self._metrics[name]])
         if dist.is_initialized():
             dist.all_reduce(table)
-        self._pairs = {}
-        return {name: total / weight for name, (total, weight) in zip(names, table, strict=True) if weight > 0}
+        losses, pairs = table[: len(units)], table[len(units) :].view(-1, 2)
+        counts = [sum(totals.count(unit) for totals in self._steps) for unit in units]
+        loss = sum(total * _inverse(count) for total, count in zip(losses, counts, strict=True))
+        self._start()
+        metrics = {name: total / weight for name, (total, weight) in zip(names, pairs, strict=True) if weight > 0}
+        return {"loss": loss, **metrics} if units else metrics
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value
