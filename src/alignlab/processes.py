@@ -25,13 +25,18 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def leaving_on_signals() -> Iterator[None]:
+def leaving_on_signals(while_importing: bool = False) -> Iterator[None]:
     """Let SIGTERM and SIGINT end this process at once, with their exit code and without a traceback.
 
     In another thread than the main one nothing changes, since Python gives signals to that one only.
+
+    Args:
+        while_importing: Nothing is there yet that must be cleaned up, and no exception may be raised: one that a C++
+            module meets while it is imported ends in SIGABRT.
     """
     signals = STOPPING if threading.current_thread() is threading.main_thread() else ()
-    before = [signal.signal(signum, _leave) for signum in signals]
+    handler = _exit if while_importing else _leave
+    before = [signal.signal(signum, handler) for signum in signals]
     try:
         yield
     finally:
@@ -41,6 +46,10 @@ def leaving_on_signals() -> Iterator[None]:
 
 def _leave(signum: int, frame: object) -> None:
     raise Stopped(signum)
+
+
+def _exit(signum: int, frame: object) -> None:
+    os._exit(128 + signum)
 
 
 def be_worker() -> None:

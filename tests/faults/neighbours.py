@@ -58,7 +58,7 @@ PYTHON = {
 """Bodies of a reward that never gives one usable number."""
 
 SOMETIMES = {
-    "raises now and then": "assert len(completions[0]) % 2\n    return [float(len(c)) for c in completions]",
+    "raises now and then": "CALLS.append(1); assert len(CALLS) % 2 == 0\n    return [float(len(c)) for c in completions]",
     "None for one": "return [None] + [float(len(c)) for c in completions[1:]]",
     "changes what it gets": "scores = [float(len(c)) for c in completions]; completions.clear(); return scores",
     "prints a lot": "print('x' * 100_000); return [float(len(c)) for c in completions]",
@@ -68,6 +68,8 @@ SOMETIMES = {
 """Bodies of a reward that a run can go on with."""
 
 MODULE = """
+CALLS = []
+
 class Odd:
     def __float__(self): raise RuntimeError("never")
     def __len__(self): raise RuntimeError("never")

@@ -32,7 +32,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from alignlab.cli.composition.command import refuse
+    with leaving_on_signals(while_importing=True):
+        import alignlab.run  # noqa: F401  (all that takes time to import, whatever the verb)
+        from alignlab.cli.composition.command import refuse
 
     try:
         if not words or words[0] in ("-h", "--help"):
