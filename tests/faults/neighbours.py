@@ -58,7 +58,7 @@ PYTHON = {
 """Bodies of a reward that never gives one usable number."""
 
 SOMETIMES = {
-    "raises now and then": "CALLS.append(1); assert len(CALLS) % 2 == 0\n    return [float(len(c)) for c in completions]",
+    "raises now and then": "CALLS.append(1); assert len(CALLS) % 2 == 0\n    return [len(c) for c in completions]",
     "None for one": "return [None] + [float(len(c)) for c in completions[1:]]",
     "changes what it gets": "scores = [float(len(c)) for c in completions]; completions.clear(); return scores",
     "prints a lot": "print('x' * 100_000); return [float(len(c)) for c in completions]",
