@@ -20,8 +20,8 @@ from PIL import Image
 
 from alignlab.errors import InputError
 from alignlab.metrics import METRICS
-from alignlab.training.metrics_file import AXIS, read_metrics
-from alignlab.training.plots import COLOURS, FAINT, INK, Points, smooth
+from alignlab.run_folder.metrics_file import AXIS, read_metrics
+from alignlab.run_folder.plots import COLOURS, FAINT, INK, Points, smooth
 
 Panel = tuple[str, ...]
 """Metrics that share axes."""

@@ -12,11 +12,11 @@ import time
 
 import torch
 
-from alignlab.data.arithmetic import Arithmetic
+from alignlab.data.sources.arithmetic import Arithmetic
 from alignlab.models.load import Pretrained
 from alignlab.rewards.exact_answer import exact_answer
-from alignlab.rollout.sampler import sample
-from alignlab.rollout.sampling import SamplingSettings
+from alignlab.rollout.sampler.sampler import sample
+from alignlab.rollout.sampler.sampling import SamplingSettings
 
 NUM_COMPLETIONS, MAX_TOKENS = 16, 64
 OPEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_strings": ()}

@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down only, and rooms of the third floor never look into each other."""
+"""The order of packages: each imports those before it, none behind it; and which libraries reach how deep."""
 
 import ast
 from pathlib import Path
@@ -6,23 +6,28 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "alignlab"
-FLOORS = {
-    "disk": 1, "errors": 1, "processes": 1, "batches": 1, "crew": 1, "adapted": 1, "forest": 1, "metrics": 1,
-    "paths": 1, "credentials": 1, "rendering": 1,
-    "losses": 2, "rewards": 2,
-    "data": 3, "models": 3, "rollout": 3, "training": 3,
-    "methods": 4,
-    "cli": 5, "run": 5, "parts": 5, "cards": 5, "build": 5, "schema": 5, "compat": 5,
-    "kinds": 5, "resolve": 5, "signatures": 5,
-}  # fmt: skip
+ORDER = [
+    *("errors", "metrics", "system", "types", "losses", "distributed", "optim", "run_folder", "rendering", "models"),
+    *("data", "rewards", "rollout", "methods", "callbacks", "config", "assemble", "run", "cli"),
+]
+"""From what knows nothing of the others to what knows all of them."""
+
 LIBRARIES = {
-    "hydra": {5}, "omegaconf": {5}, "lightning": {3, 4, 5}, "transformers": {1, 3, 4, 5}, "peft": {1, 3, 4, 5},
-    "datasets": {3}, "deepspeed": {3}, "wandb": {3},
-}  # fmt: skip
-FILES = sorted(SOURCE.rglob("*.py"))
+    "hydra": {"cli"},
+    "omegaconf": {"config", "run", "cli"},
+    "datasets": {"data"},
+    "deepspeed": {"distributed"},
+    "wandb": {"run_folder"},
+}
+"""Packages that may import a library; the others do not depend on it."""
+
+PURE = {"errors", "metrics", "types", "losses"}
+"""What works in a notebook where nothing but PyTorch is installed."""
+
+FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
-def room(path):
+def package(path):
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
@@ -32,40 +37,34 @@ def imported(path):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name} imports relatively"
-            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_go_down(path):
-    if path == SOURCE / "__init__.py":
-        return
-    here = room(path)
+def test_imports_follow_the_order_of_packages(path):
+    here = package(path)
     for name in imported(path):
         top, *rest = name.split(".")
-        if top == "alignlab" and rest and rest[0] != here:
-            below = FLOORS[rest[0]] < FLOORS[here]
-            sibling = FLOORS[rest[0]] == FLOORS[here] and FLOORS[here] in (1, 5)
-            assert below or sibling, f"{here} (floor {FLOORS[here]}) imports {name}"
+        if top == "alignlab" and rest:
+            assert ORDER.index(rest[0]) <= ORDER.index(here), f"{here} imports {name}, which comes after it"
         if top in LIBRARIES:
-            assert FLOORS[here] in LIBRARIES[top], f"{here} (floor {FLOORS[here]}) uses {top}"
+            assert here in LIBRARIES[top], f"{here} imports {top}"
 
 
-def test_no_room_without_a_purpose():
-    assert not [path for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
-    assert {room(path) for path in FILES} - {"__init__"} <= FLOORS.keys()
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_files_and_functions_stay_short(path):
-    text = path.read_text()
-    assert text.count("\n") <= 300
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            length = node.end_lineno - node.lineno + 1
-            assert length <= 70, f"{node.name} has {length} lines"
-
-
-def test_no_source_file_opens_a_yaml_of_conf():
+def test_losses_need_pytorch_alone():
+    """Of what stands in annotations pydantic may be there too."""
     for path in FILES:
-        if FLOORS.get(room(path), 0) < 5:
+        if package(path) in PURE:
+            tops = {name.split(".")[0] for name in imported(path)}
+            assert not tops & {"lightning", "transformers", "peft", "hydra", "omegaconf", "datasets"}, path
+
+
+def test_every_package_has_its_position_and_no_file_is_a_drawer():
+    assert {package(path) for path in FILES} == set(ORDER)
+    assert not [path for path in FILES if path.stem in ("utils", "common", "helpers", "misc")]
+
+
+def test_no_source_file_below_the_command_line_knows_the_config_folder():
+    for path in FILES:
+        if package(path) not in ("config", "assemble", "run", "cli"):
             assert "conf/" not in path.read_text().replace("``conf/", ""), path

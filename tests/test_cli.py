@@ -12,9 +12,9 @@ from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
 from alignlab.cli.sweep.job import Job
 from alignlab.cli.sweep.sweep import write_table
+from alignlab.config.resolve import as_yaml
 from alignlab.errors import InputError
-from alignlab.resolve import as_yaml
-from alignlab.training.run_folder import read_status
+from alignlab.run_folder.folder import read_status
 
 
 @pytest.fixture

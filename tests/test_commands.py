@@ -15,8 +15,8 @@ from alignlab.cli import preview
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
-from alignlab.data.files import Record
 from alignlab.data.formats import FORMATS, to_row
+from alignlab.data.sources.files import Record
 from alignlab.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from alignlab import compat, schema
 from alignlab.cli.composition.compose import ROOT, compose
+from alignlab.config import compat, schema
 from alignlab.errors import InputError
 
 CONF = ROOT / "conf"
@@ -67,7 +67,7 @@ def test_the_default_run_is_sft_of_pocket_on_arithmetic():
     plain = schema.check(compose())
     assert plain["method"]["_target_"] == "alignlab.methods.sft.SFT"
     assert plain["model"]["path"] == "pocket"
-    assert plain["data"]["source"]["_target_"] == "alignlab.data.arithmetic.Arithmetic"
+    assert plain["data"]["source"]["_target_"] == "alignlab.data.sources.arithmetic.Arithmetic"
     assert plain["peft"] is None
 
 

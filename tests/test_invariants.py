@@ -7,9 +7,9 @@ import torch
 import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 
-from alignlab.batches import LossOutput
 from alignlab.errors import RunError
-from alignlab.training.metrics_file import MetricsFile, read_metrics
+from alignlab.run_folder.metrics_file import MetricsFile, read_metrics
+from alignlab.types.loss import LossOutput
 from tests.methods.prompts import ONLINE
 from tests.methods.toy import METHODS, Rows, fit, make_loader, make_method, make_rows, rows_for
 

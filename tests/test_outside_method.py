@@ -11,7 +11,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import Demonstration, LossOutput, MicroBatch
+from alignlab.types.rows import Demonstration
+from alignlab.types.loss import LossOutput
+from alignlab.types.batch import MicroBatch
 from alignlab.losses.sft import nll, token_metrics
 from alignlab.methods.base import Method
 from alignlab.models.scoring import token_scores

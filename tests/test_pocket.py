@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from alignlab.data.arithmetic import Arithmetic
-from alignlab.models.places import POCKET
+from alignlab.data.sources.arithmetic import Arithmetic
+from alignlab.models.locations import POCKET
 from alignlab.rewards.exact_answer import exact_answer
-from alignlab.rollout.generate import complete
+from alignlab.rollout.sampler.generate import complete
 
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from alignlab import run
 from alignlab.models.export import ExportError
-from alignlab.processes import Stopped
+from alignlab.system.processes import Stopped
 from tests.commands import QUIET, alignlab, metrics, start, summary
 
 STEPS = 12

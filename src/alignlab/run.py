@@ -15,22 +15,23 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.disk import disk_fault
+from alignlab.assemble import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
+from alignlab.callbacks.card import result_card
+from alignlab.callbacks.summary import Summary
+from alignlab.config.resolve import as_yaml, escaped, with_run_dir
+from alignlab.distributed import launch
+from alignlab.distributed.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
 from alignlab.models.export import ExportError, logits, save, verify
-from alignlab.parts import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
-from alignlab.resolve import as_yaml, escaped, with_run_dir
-from alignlab.training import console, launch
-from alignlab.training.card import result_card
-from alignlab.training.changes import refuse_changes, shown
-from alignlab.training.folder_choice import make_run_folder
-from alignlab.training.log_file import captured
-from alignlab.training.loggers import close_loggers
-from alignlab.training.plots import draw
-from alignlab.training.ranks import agree, first_on_each_machine, own_rank, ranks
-from alignlab.training.record import Summary
-from alignlab.training.run_folder import RunFolder
+from alignlab.run_folder import console
+from alignlab.run_folder.changes import refuse_changes, shown
+from alignlab.run_folder.choice import make_run_folder
+from alignlab.run_folder.folder import RunFolder
+from alignlab.run_folder.log import captured
+from alignlab.run_folder.loggers import close_loggers
+from alignlab.run_folder.plots import draw
+from alignlab.system.disk import disk_fault
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from alignlab.batches import Demonstration, Preference
-from alignlab.data.cache import build_table
 from alignlab.data.preview import (
     Bin,
     decode_segments,
@@ -16,9 +14,11 @@ from alignlab.data.preview import (
     row_text,
     write_page,
 )
-from alignlab.data.tokenize import tokenize
+from alignlab.data.table.cache import build_table
+from alignlab.data.tokenise.rows import tokenize
 from alignlab.errors import InputError
-from tests.data.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
+from alignlab.types.rows import Demonstration, Preference
+from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
 
 @pytest.fixture

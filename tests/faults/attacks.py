@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab import compat, schema
 from alignlab.cli.composition.compose import compose
+from alignlab.config import compat, schema
 from alignlab.errors import InputError
-from alignlab.models.places import POCKET
+from alignlab.models.locations import POCKET
 from tests.commands import QUIET
 from tests.faults.cases import Case
 from tests.faults.payloads import CANARY, CHOICE_OF, PARTIAL, PLACES, REWARDS, TARGETS, TEMPLATES, TEXTS

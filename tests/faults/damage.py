@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from alignlab.batches import Demonstration
-from alignlab.data.cache import build_table
+from alignlab.data.table.cache import build_table
 from alignlab.errors import InputError
-from tests.data.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
+from alignlab.types.rows import Demonstration
+from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 from tests.faults.cases import Case
 from tests.faults.promises import done, kept, refused, same_run, told, tree
 from tests.faults.runs import Ended, copy, isolated, run

@@ -143,6 +143,6 @@ def _fill(disk: Path, kib: int) -> None:
 
 
 def _has_whole_checkpoint(path: Path) -> bool:
-    from alignlab.training.storage import newest_valid
+    from alignlab.run_folder.storage import newest_valid
 
     return newest_valid(path / "checkpoints")[0] is not None

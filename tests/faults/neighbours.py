@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from alignlab.models.places import POCKET
+from alignlab.models.locations import POCKET
 from tests.faults.cases import Case
 from tests.faults.promises import SAID, done, status, told
 from tests.faults.runs import run

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignlab import compat, schema
 from alignlab.cli.composition.compose import compose
+from alignlab.config import compat, schema
 from alignlab.errors import InputError
 from tests.commands import QUIET
 from tests.faults.cases import Case

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from alignlab import compat, schema
 from alignlab.cli.composition.compose import ROOT, compose
+from alignlab.config import compat, schema
 from alignlab.errors import InputError
 from tests.faults.cases import Case, time_limit
 

@@ -15,14 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignlab.batches import Demonstration, Preference, Prompt, Row, Text, Unpaired
-from alignlab.data.cache import build_table
-from alignlab.data.files import is_dialogue, read
 from alignlab.data.formats import FORMATS
-from alignlab.data.rows import convert, converts
-from alignlab.data.sources import Files
+from alignlab.data.formats.conversions import convert, converts
+from alignlab.data.sources.files import is_dialogue, read
+from alignlab.data.sources.local import Files
+from alignlab.data.table.cache import build_table
 from alignlab.errors import InputError
-from tests.data.tiny_tokenizers import CHATML, byte_tokenizer, token_settings
+from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, Unpaired
+from tests.data.tokenise.tiny_tokenizers import CHATML, byte_tokenizer, token_settings
 from tests.faults.cases import Case, time_limit
 
 SECONDS = 20

@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from alignlab.cli.main import main
 from tests.commands import REPOSITORY
-from tests.launch.jobs import is_alive
+from tests.distributed.launch.jobs import is_alive
 
 MARK = "ALIGNLAB_FAULTS_RUN"
 """Environment variable by which every process of a run is known, however it was started."""

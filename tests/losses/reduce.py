@@ -1,7 +1,7 @@
 """Means of loss terms, taken by the reducer itself."""
 
-from alignlab.batches import StepTotals
-from alignlab.training.reduction import step_loss
+from alignlab.optim.reduction import step_loss
+from alignlab.types.batch import StepTotals
 
 
 def step_mean(*terms, tokens=1, sequences=1, groups=0, chosen_tokens=1):

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from alignlab.batches import LossTerm
 from alignlab.losses import preference
 from alignlab.losses.logps import pair_index, sequence_sums, token_counts
 from alignlab.losses.odds_ratio import log_odds, odds_ratio
 from alignlab.losses.preference import Pairs
 from alignlab.losses.simpo import simpo
+from alignlab.types.loss import LossTerm
 from tests.losses.golden import cases, flatten, inputs
 from tests.losses.reduce import step_mean
 

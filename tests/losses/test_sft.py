@@ -3,9 +3,10 @@ import json
 import pytest
 import torch
 
-from alignlab.batches import LossOutput, StepTotals
 from alignlab.losses.sft import dft, nll, token_metrics
-from alignlab.training.reduction import RunningMeans, step_loss
+from alignlab.optim.reduction import RunningMeans, step_loss
+from alignlab.types.batch import StepTotals
+from alignlab.types.loss import LossOutput
 from tests.losses.reduce import step_mean
 
 # Two sequences: log-probabilities -1, -2, -3 and -4.

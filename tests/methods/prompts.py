@@ -8,14 +8,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from alignlab.batches import TokenRow
-from alignlab.data.templates import NAMED
+from alignlab.data.tokenise.templates import NAMED
 from alignlab.losses.policy_gradient import clipped
 from alignlab.methods.grpo import GRPO
 from alignlab.methods.ppo import PPO
 from alignlab.methods.rloo import RLOO
 from alignlab.rewards.scorer import Limits
-from alignlab.rollout.sampler import Sampler
+from alignlab.rollout.sampler.sampler import Sampler
+from alignlab.types.rows import TokenRow
 
 VOCABULARY_SIZE = 64
 

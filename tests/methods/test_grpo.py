@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from alignlab.batches import TokenRow
-from alignlab.data.collate import collate, totals
-from alignlab.rollout.experience import Rollout
+from alignlab.data.batching.collate import collate, totals
+from alignlab.rollout.groups import Rollout
+from alignlab.types.rows import TokenRow
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 

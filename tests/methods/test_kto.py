@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from alignlab.data.collate import collate
+from alignlab.data.batching.collate import collate
 from alignlab.losses.logps import sequence_sums
 from alignlab.models.scoring import token_scores
 from tests.methods.toy import fit, make_loader, make_method, make_policy, rows_for

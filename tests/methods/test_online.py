@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from alignlab.errors import RunError
-from alignlab.methods import groups
-from alignlab.rollout.experience import Group
-from alignlab.rollout.ledger import Completion
+from alignlab.rollout import sample
+from alignlab.rollout.groups import Group
+from alignlab.rollout.sampler.completion_buffer import Completion
 from tests.commands import QUIET, alignlab, summary
 from tests.methods.prompts import SAMPLED, even
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
@@ -74,7 +74,7 @@ def rewarded(values, truncated="penalise", finished=(True, True, False)):
     )
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     completions = [Completion([1], [-1.0], one) for one in finished]
-    (group,), _ = groups._reward(method, [Group(prompt, completions, ["", "", ""])])
+    (group,), _ = sample._reward(method, [Group(prompt, completions, ["", "", ""])])
     return group
 
 
@@ -92,7 +92,7 @@ def test_a_completion_without_an_opinion_has_no_penalty_either():
 
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
-    assert groups._reward(SimpleNamespace(scorer=None), []) == ([], {})
+    assert sample._reward(SimpleNamespace(scorer=None), []) == ([], {})
 
 
 # --- rewards that fail -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
-from alignlab.data.collate import collate, totals
+from alignlab.data.batching.collate import collate, totals
 from alignlab.methods.reward_model import RewardModel
 from alignlab.models.scoring import sequence_scores
 from tests.commands import alignlab, metrics, summary

@@ -8,10 +8,9 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from alignlab.batches import Demonstration, Preference, Prompt, Text, TokenRow, Unpaired
-from alignlab.data.mismatch import WithCompanions
-from alignlab.data.plan import PlanSettings
-from alignlab.data.steps import StepLoader, num_epoch_steps, table_steps
+from alignlab.data.batching.mismatch import WithCompanions
+from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.batching.steps import StepLoader, num_epoch_steps, table_steps
 from alignlab.losses import group, preference
 from alignlab.losses.divergence import reverse_kl
 from alignlab.losses.kto import kto
@@ -26,8 +25,9 @@ from alignlab.methods.pretrain import Pretrain
 from alignlab.methods.reward_model import RewardModel
 from alignlab.methods.sft import SFT
 from alignlab.methods.simpo import SimPO
-from alignlab.models import attention  # noqa: F401  (registers the flat attention)
+from alignlab.models import packed_attention  # noqa: F401  (registers the packed attention)
 from alignlab.models.heads import draw_head
+from alignlab.types.rows import Demonstration, Preference, Prompt, Text, TokenRow, Unpaired
 from tests.methods.prompts import ONLINE, PromptData, make_prompt
 
 REFERENCE = {

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from alignlab.errors import InputError
 from alignlab.models import adapters, export
 from alignlab.models.load import Pretrained, refuse_damaged
-from alignlab.models.places import locate
+from alignlab.models.locations import locate
 from alignlab.models.scratch import Scratch, train_tokenizer
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -7,11 +7,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig
 
-from alignlab.batches import MicroBatch, TokenRow
-from alignlab.data.collate import collate
+from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export, scoring
 from alignlab.models.heads import head_of, settle_pad
+from alignlab.types.batch import MicroBatch
+from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
 from tests.models.test_export import IDS, KINDS, MERGEABLE, NF4, disturb, pretrained, scratch
 

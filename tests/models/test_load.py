@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from alignlab.errors import InputError
-from alignlab.models import adapters, export, places
+from alignlab.models import adapters, export, locations
 from alignlab.models.load import Pretrained, fit_to_embedding
-from alignlab.models.places import locate
+from alignlab.models.locations import locate
 from alignlab.models.scratch import Scratch, num_rows, train_tokenizer
 
 CHATML = (
@@ -84,7 +84,7 @@ def test_an_adapter_without_its_base_is_refused(saved, tokenizer, tmp_path):
 
 
 def test_the_embedded_model_is_found_by_name_and_below_adapters_from_elsewhere(saved, tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "POCKET", shutil.move(saved / "model", tmp_path / "here" / "assets" / "pocket"))
+    monkeypatch.setattr(locations, "POCKET", shutil.move(saved / "model", tmp_path / "here" / "assets" / "pocket"))
     assert locate("pocket").weights == str(tmp_path / "here" / "assets" / "pocket")
     (tmp_path / "adapter").mkdir()
     elsewhere = {"base_model_name_or_path": "/elsewhere/site-packages/alignlab/assets/pocket", "peft_type": "LORA"}
@@ -98,7 +98,7 @@ def test_a_path_that_holds_nothing_says_where_it_was_looked_for(path, tmp_path, 
     with pytest.raises(InputError, match=r"no config\.json") as refusal:
         opened(path)
     assert str((tmp_path / path).resolve()) in refusal.value.why
-    assert ("hub" in refusal.value.why) == bool(places.HUB_ID.fullmatch(path))
+    assert ("hub" in refusal.value.why) == bool(locations.HUB_ID.fullmatch(path))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_an_unreachable_hub_is_asked_once(failure, monkeypatch):
         asked.append(path)
         raise failure
 
-    monkeypatch.setattr(places.HfApi, "model_info", model_info)
+    monkeypatch.setattr(locations.HfApi, "model_info", model_info)
     with pytest.raises(InputError, match="from the hub: no route"):
         opened("nobody/no-such-model")
     assert asked == ["nobody/no-such-model"]

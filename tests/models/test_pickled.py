@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
+from alignlab.distributed.strategies.reader import Reader
 from alignlab.errors import InputError
 from alignlab.models.load import Pretrained
-from alignlab.models.places import POCKET, locate
+from alignlab.models.locations import POCKET, locate
 from alignlab.models.reward import open_reward_model
-from alignlab.rewards.outside import PythonReward
-from alignlab.training.strategies.reader import Reader
+from alignlab.rewards.external import PythonReward
 
 
 class Acting:

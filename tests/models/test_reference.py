@@ -11,7 +11,7 @@ import torch
 from peft import AdaptionPromptConfig, IA3Config, LoraConfig, PeftModel, PrefixTuningConfig
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from alignlab.data.collate import collate
+from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums
 from alignlab.models import adapters

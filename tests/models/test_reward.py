@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from alignlab.batches import TokenRow
-from alignlab.data.collate import collate
+from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export
 from alignlab.models.reward import context_of, open_reward_model, rewards_of
 from alignlab.models.scoring import sequence_scores
+from alignlab.types.rows import TokenRow
 from tests.models.test_export import KINDS, disturb, pretrained, scratch
 from tests.models.test_heads import reward_model
 

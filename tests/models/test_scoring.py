@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from alignlab.batches import TokenRow
-from alignlab.data.collate import collate
+from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import scoring
-from alignlab.models.attention import fitting, implementation
 from alignlab.models.neftune import add_embedding_noise, document_lengths
+from alignlab.models.packed_attention import fitting, implementation
+from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
 
 TREES = [[[3, 5]], [[0, 7], [0, 40], [0, 2]], [[4, 2, 9, 30]], [[30, 5]], [[2, 3, 4, 5]], [[1, 1]]]

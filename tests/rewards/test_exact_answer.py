@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from alignlab.rewards.apart import time_limit
 from alignlab.rewards.exact_answer import exact_answer, final_answer, last_marked, last_tagged
+from alignlab.rewards.own_process import time_limit
 from alignlab.rewards.xml_format import FORMS
 
 FINAL = {

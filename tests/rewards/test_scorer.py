@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab.errors import InputError
-from alignlab.rewards.places import MAX_LEFT_BEHIND
+from alignlab.rewards.execution import MAX_LEFT_BEHIND
 from alignlab.rewards.scorer import Limits, Scorer
 
 TEXTS, PROMPTS, COLUMNS = ["a", "bb", "ccc"], [[], [], []], {"answer": ["1", "2", "3"]}

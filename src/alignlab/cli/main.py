@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from alignlab import cli
-from alignlab.credentials import masked
 from alignlab.errors import InputError, RunError, nearest
-from alignlab.processes import leaving_on_signals
+from alignlab.system.credentials import masked
+from alignlab.system.processes import leaving_on_signals
 
 MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not module.ispkg]
 VERBS = sorted(name for name in MODULES if name != "main")

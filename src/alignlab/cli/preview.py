@@ -23,9 +23,9 @@ def main(words: Sequence[str]) -> int:
 
 def check(cfg: DictConfig) -> dict[str, Any]:
     """The config resolved. Refuse what is not in the schema, and what cannot run together."""
-    from alignlab import compat, schema
     from alignlab.cli.composition.hidden import hide_config
-    from alignlab.schema.root import PREVIEW
+    from alignlab.config import compat, schema
+    from alignlab.config.schema.root import PREVIEW
 
     hide_config(cfg)
     config = schema.check(cfg, PREVIEW)
@@ -35,9 +35,9 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 def show(config: dict[str, Any]) -> Any:
     """Print the first rows, and write the page where one is asked for."""
+    from alignlab.assemble import open_model_and_data
     from alignlab.data.preview import preview_html, preview_terminal, write_page
-    from alignlab.parts import open_model_and_data
-    from alignlab.training import console
+    from alignlab.run_folder import console
 
     console.set_up(config["debug"])
     config["data"]["streaming"] = False  # lengths and counts are those of all rows

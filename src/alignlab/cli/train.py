@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
 from alignlab.errors import InputError
-from alignlab.paths import typed_path
+from alignlab.system.paths import typed_path
 
 if TYPE_CHECKING:
     from alignlab.cli.sweep.sweep import Sweep
@@ -30,7 +30,7 @@ def main(words: Sequence[str]) -> int:
         Exit code.
     """
     from alignlab.cli.sweep.sweep import Sweep
-    from alignlab.training.ranks import one_voice, ranks, without_rank_flag
+    from alignlab.distributed.ranks import one_voice, ranks, without_rank_flag
 
     words, run_to_repeat = take_from(without_rank_flag(words) if ranks() else words)
     SearchPath.run_to_repeat = run_to_repeat
@@ -61,11 +61,11 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
 
     The devices become those of the ranks that a launcher has started, if one has.
     """
-    from alignlab import compat, schema
     from alignlab.cli.composition.deepspeed_file import take_over_file
     from alignlab.cli.composition.hidden import hide_config
-    from alignlab.training.location import refuse_for_sweep
-    from alignlab.training.ranks import settle
+    from alignlab.config import compat, schema
+    from alignlab.distributed.ranks import settle
+    from alignlab.run_folder.location import refuse_for_sweep
 
     if is_sweep() and cfg.run_dir is not None:
         refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")

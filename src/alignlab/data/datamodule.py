@@ -12,17 +12,17 @@ import lightning
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.batches import Prompt, Row, TokenRow
-from alignlab.data.cache import TokenTable, build_table, tokenize_stream, user_cache
-from alignlab.data.mismatch import WithCompanions
-from alignlab.data.plan import PlanSettings
-from alignlab.data.rows import convert, converts, prepend
-from alignlab.data.split import Part, Source, split_rows
-from alignlab.data.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
-from alignlab.data.table import WithNumbers
-from alignlab.data.tokenize import TokenSettings
+from alignlab.data.batching.mismatch import WithCompanions
+from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.batching.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
+from alignlab.data.formats.conversions import convert, converts, prepend
+from alignlab.data.sources.split import Part, Source, split_rows
+from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
+from alignlab.data.table.table import WithNumbers
+from alignlab.data.tokenise.rows import TokenSettings
 from alignlab.errors import InputError
-from alignlab.paths import reason, typed_path
+from alignlab.system.paths import reason, typed_path
+from alignlab.types.rows import Prompt, Row, TokenRow
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.batches import TokenRow
-from alignlab.data.table import TokenTable
-from alignlab.disk import write_text
+from alignlab.data.table.table import TokenTable
 from alignlab.errors import InputError
+from alignlab.system.disk import write_text
+from alignlab.types.rows import TokenRow
 
 _SUPERVISED, _CONTEXT = "bold green", "bright_black"
 _BAR_WIDTH = 40

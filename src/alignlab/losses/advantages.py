@@ -18,9 +18,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignlab.batches import Ratio
 from alignlab.errors import InputError
 from alignlab.losses.pass_at_k import pass_at_k
+from alignlab.types.loss import Ratio
 
 Estimator = Literal["grpo", "rloo", "reinforce_plus_plus", "remax", "pass_at_k"]
 Scale = Literal["group", "batch", "whiten", "none"]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from alignlab.batches import LossOutput, LossTerm, Ratio
 from alignlab.losses.logps import pair_index
+from alignlab.types.loss import LossOutput, LossTerm, Ratio
 
 
 def bradley_terry(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from alignlab.batches import LossTerm
+from alignlab.types.loss import LossTerm
 
 
 def entropy_bonus(entropies: Tensor, *, entropy_coef: float) -> LossTerm:

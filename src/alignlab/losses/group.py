@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from alignlab.batches import Ratio
 from alignlab.losses.logps import firsts
+from alignlab.types.loss import Ratio
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from alignlab.batches import LossTerm
 from alignlab.losses.logps import token_counts
+from alignlab.types.loss import LossTerm
 
 Normaliser = Literal["sequence", "token", "constant", "sum"]
 

@@ -14,10 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import Ratio
 from alignlab.losses.importance import RatioLevel, log_ratios
 from alignlab.losses.kl import kl_values
 from alignlab.losses.logps import sequence_sums, token_counts
+from alignlab.types.loss import Ratio
 
 ClipLow = Annotated[float, Field(ge=0, le=1)]
 Clip = Annotated[float, Field(ge=0)]

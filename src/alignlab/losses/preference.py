@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from alignlab.batches import LossTerm
 from alignlab.losses.divergence import reverse_kl
+from alignlab.types.loss import LossTerm
 
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 

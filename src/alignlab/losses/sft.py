@@ -4,8 +4,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from alignlab.batches import LossTerm, Ratio
 from alignlab.losses.normaliser import normalise
+from alignlab.types.loss import LossTerm, Ratio
 
 Reduction = Literal["token", "sequence"]
 

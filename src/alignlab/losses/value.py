@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from alignlab.batches import Ratio
+from alignlab.types.loss import Ratio
 
 
 class Estimate(NamedTuple):

@@ -22,17 +22,19 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from alignlab.batches import LossOutput, MicroBatch, Row, StepBatch, StepTotals
-from alignlab.crew import num_ranks
+from alignlab.distributed.comm import num_ranks
+from alignlab.distributed.strategies import Spread, full_shape, num_parameters, spread_of
 from alignlab.errors import InputError
-from alignlab.methods.lost_steps import LostSteps, told_of_overflow
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
-from alignlab.training.reduction import RunningMeans, step_loss
-from alignlab.training.strategies import Spread, full_shape, num_parameters, spread_of
-from alignlab.training.throughput import mfu
+from alignlab.optim.lost_steps import LostSteps, told_of_overflow
+from alignlab.optim.reduction import RunningMeans, step_loss
+from alignlab.optim.throughput import mfu
+from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
+from alignlab.types.loss import LossOutput
+from alignlab.types.rows import Row
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,13 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.losses.preference import sft
 from alignlab.methods.base import Method
 from alignlab.methods.pairs import free_pairs, pair_metrics, pair_term
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.types.rows import Preference
 
 
 class CPO(Method):

@@ -11,13 +11,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference
 from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
 from alignlab.methods.pairs import pair_metrics, pair_term
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.types.rows import Preference
 
 PairLoss = Callable[..., Tensor | LossTerm]
 

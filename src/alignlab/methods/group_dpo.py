@@ -13,11 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, LossTerm, MicroBatch, Preference, Ratio
 from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_place
 from alignlab.losses.logps import firsts, sequence_sums, token_counts
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm, Ratio
+from alignlab.types.rows import Preference
 
 
 class GroupDPO(Referenced):

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, MicroBatch, TokenRow
 from alignlab.losses.advantages import Aggregation, Estimator, Scale, advantages, weighted_sum
 from alignlab.losses.entropy import entropy_bonus, entropy_threshold, top_entropy_mask
 from alignlab.losses.importance import off_policy_mask, truncated_importance
@@ -26,7 +25,10 @@ from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.online import Online
 from alignlab.models.scoring import token_scores
-from alignlab.rollout.experience import Rollout
+from alignlab.rollout.groups import Rollout
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput
+from alignlab.types.rows import TokenRow
 
 Coefficient = Annotated[float, Field(ge=0)]
 

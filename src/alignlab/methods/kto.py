@@ -12,11 +12,13 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import LossOutput, LossTerm, MicroBatch, Ratio, StepBatch, Unpaired
 from alignlab.losses.kto import reference_point
 from alignlab.losses.logps import sequence_sums
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch, StepBatch
+from alignlab.types.loss import LossOutput, LossTerm, Ratio
+from alignlab.types.rows import Unpaired
 
 
 class KTO(Referenced):

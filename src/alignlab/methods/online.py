@@ -16,23 +16,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.batches import MicroBatch, Prompt, StepBatch, TokenRow
-from alignlab.crew import everyone, num_ranks
 from alignlab.data.datamodule import DataModule
-from alignlab.data.templates import choose_template, stop_tokens
+from alignlab.data.tokenise.templates import choose_template, stop_tokens
+from alignlab.distributed.comm import everyone, num_ranks
 from alignlab.errors import RunError
 from alignlab.losses.kl import next_kl_coef
 from alignlab.losses.policy_gradient import PolicyTokens
-from alignlab.methods.annotate import annotate
-from alignlab.methods.experience import ExperienceLoader, ExperienceSettings, NextPrompts, prompt_windows
-from alignlab.methods.groups import sample_groups
 from alignlab.methods.referenced import Referenced
-from alignlab.methods.remote import Closing, holds_copy, parity_metrics, refresh
-from alignlab.methods.samples import rollout_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.rewards.scorer import Limits, Scorer
 from alignlab.rewards.tallies import Watch
-from alignlab.rollout.experience import Group, Rollout, split
+from alignlab.rollout.groups import Group, Rollout, split
+from alignlab.rollout.loader import ExperienceLoader, ExperienceSettings, NextPrompts, prompt_windows
+from alignlab.rollout.metrics import rollout_metrics
+from alignlab.rollout.sample import sample_groups
+from alignlab.rollout.score import annotate
+from alignlab.rollout.weight_sync import Closing, holds_copy, parity_metrics, refresh
+from alignlab.types.batch import MicroBatch, StepBatch
+from alignlab.types.rows import Prompt, TokenRow
 
 log = logging.getLogger(__name__)
 

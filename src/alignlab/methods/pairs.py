@@ -2,9 +2,10 @@
 
 from torch import Tensor
 
-from alignlab.batches import LossTerm, MicroBatch, Ratio
 from alignlab.losses.logps import pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossTerm, Ratio
 
 
 def free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:

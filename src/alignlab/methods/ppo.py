@@ -12,13 +12,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.batches import LossOutput, LossTerm, MicroBatch, TokenRow
 from alignlab.losses.policy_gradient import PolicyLoss, policy_metrics
 from alignlab.losses.value import explained_variance, gae, token_rewards, value_loss, value_metrics, whiten
 from alignlab.methods.online import Online
 from alignlab.models.critic import Critic
 from alignlab.models.scoring import token_scores
-from alignlab.rollout.experience import Rollout
+from alignlab.rollout.groups import Rollout
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.types.rows import TokenRow
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

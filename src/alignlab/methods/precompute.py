@@ -17,24 +17,25 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from alignlab import forest
-from alignlab.batches import MicroBatch, TokenRow, move
-from alignlab.crew import everyone, num_ranks, rank
-from alignlab.data import mismatch
-from alignlab.data.cache import user_cache
-from alignlab.data.collate import collate
+from alignlab.data.batching import mismatch
+from alignlab.data.batching.collate import collate
+from alignlab.data.batching.steps import num_epoch_steps, table_steps
 from alignlab.data.datamodule import DataModule
-from alignlab.data.steps import num_epoch_steps, table_steps
-from alignlab.data.table import TokenTable
-from alignlab.disk import write_text
+from alignlab.data.table.cache import user_cache
+from alignlab.data.table.table import TokenTable
+from alignlab.distributed.comm import everyone, num_ranks, rank
 from alignlab.losses import logps
-from alignlab.models import attention, scoring
+from alignlab.models import packed_attention, scoring
+from alignlab.system.disk import write_text
+from alignlab.types import layout
+from alignlab.types.batch import MicroBatch, move
+from alignlab.types.rows import TokenRow
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10
 
-CODE = (scoring, attention, forest, logps, mismatch)
+CODE = (scoring, packed_attention, layout, logps, mismatch)
 """Modules whose text decides the values."""
 
 Score = Callable[[MicroBatch], Tensor]

@@ -1,9 +1,11 @@
 """Pretraining: predict every token of plain text."""
 
-from alignlab.batches import LossOutput, MicroBatch, Text
 from alignlab.losses.sft import nll, token_metrics
 from alignlab.methods.base import Method
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput
+from alignlab.types.rows import Text
 
 
 class Pretrain(Method):

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.batches import MicroBatch, StepBatch
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums
 from alignlab.methods.base import Method
 from alignlab.methods.precompute import add_reference_column
 from alignlab.models.reference import MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch, StepBatch
 
 log = logging.getLogger(__name__)
 

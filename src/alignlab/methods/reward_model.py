@@ -4,10 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import LossOutput, MicroBatch, Preference
 from alignlab.losses.bradley_terry import bradley_terry
 from alignlab.methods.base import Method
 from alignlab.models.scoring import sequence_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput
+from alignlab.types.rows import Preference
 
 
 class RewardModel(Method):

@@ -7,13 +7,15 @@
 from collections.abc import Callable
 from typing import Literal
 
-from alignlab.batches import LossOutput, MicroBatch, TokenRow
 from alignlab.losses.advantages import estimate
 from alignlab.losses.kl import penalise_rewards
 from alignlab.losses.normaliser import normalise
 from alignlab.losses.policy_gradient import PolicyLoss, policy_metrics
 from alignlab.methods.online import Online
-from alignlab.rollout.experience import Rollout
+from alignlab.rollout.groups import Rollout
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput
+from alignlab.types.rows import TokenRow
 
 
 class RLOO(Online):

@@ -5,11 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.batches import Demonstration, LossOutput, LossTerm, MicroBatch
 from alignlab.losses.sft import Reduction, token_metrics
 from alignlab.methods.base import Method
 from alignlab.models.neftune import add_embedding_noise
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.types.rows import Demonstration
 
 
 class SFT(Method):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from alignlab.adapted import is_adapted
 from alignlab.errors import InputError, raise_all
 from alignlab.models.heads import TASKS, head_of
 from alignlab.models.opening import opening
+from alignlab.types.adapted import is_adapted
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -5,9 +5,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from alignlab.adapted import base_model
-from alignlab.batches import MicroBatch
 from alignlab.models.scoring import last_hidden_state
+from alignlab.types.adapted import base_model
+from alignlab.types.batch import MicroBatch
 
 
 class Critic(nn.Module):

@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignlab.adapted import base_model, is_adapted
-from alignlab.disk import write_manifest
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of, settle_pad
 from alignlab.models.load import open_weights
-from alignlab.models.places import Place, locate
+from alignlab.models.locations import Place, locate
+from alignlab.system.disk import write_manifest
+from alignlab.types.adapted import base_model, is_adapted
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -16,15 +16,15 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from alignlab.disk import MANIFEST, read_manifest
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
+from alignlab.models.locations import Place, locate
 from alignlab.models.opening import opening, refuse_values
+from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
-from alignlab.models.places import Place, locate
 from alignlab.models.scratch import Texts, num_rows, prepare
+from alignlab.system.disk import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
     from peft import PeftModel

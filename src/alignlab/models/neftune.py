@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alignlab.adapted import base_model
+from alignlab.types.adapted import base_model
 
 
 def add_embedding_noise(model: nn.Module, alpha: float) -> None:

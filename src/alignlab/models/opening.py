@@ -11,7 +11,7 @@ from huggingface_hub.utils import httpx  # which transport library it is differs
 from safetensors import SafetensorError
 
 from alignlab.errors import InputError, raise_all
-from alignlab.paths import reason
+from alignlab.system.paths import reason
 
 SAID = (
     *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),

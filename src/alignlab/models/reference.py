@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from alignlab.adapted import is_adapted
 from alignlab.errors import InputError
 from alignlab.models.adapters import GATED_BY
+from alignlab.types.adapted import is_adapted
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 
-from alignlab.adapted import base_model
-from alignlab.batches import MicroBatch
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of
 from alignlab.models.load import Dtype, open_weights
-from alignlab.models.places import Place, locate
+from alignlab.models.locations import Place, locate
 from alignlab.models.scoring import sequence_scores
+from alignlab.types.adapted import base_model
+from alignlab.types.batch import MicroBatch
 
 INSTEAD = "Name what method=reward_model wrote (a run or its folder model), or a sequence classifier of one label"
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from alignlab.adapted import base_model, is_adapted
-from alignlab.batches import MicroBatch
 from alignlab.errors import InputError
-from alignlab.forest import plant, positions
-from alignlab.models.attention import NO_MASK
 from alignlab.models.heads import head_of
+from alignlab.models.packed_attention import NO_MASK
+from alignlab.types.adapted import base_model, is_adapted
+from alignlab.types.batch import MicroBatch
+from alignlab.types.layout import plant, positions
 
 # Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
 MAX_LOGITS = 2**26

@@ -27,11 +27,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
-from alignlab.models.attention import fitting, implementation
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
 from alignlab.models.opening import opening, refuse_values
-from alignlab.paths import typed_path
+from alignlab.models.packed_attention import fitting, implementation
 from alignlab.rendering import read_template
+from alignlab.system.paths import typed_path
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ import importlib.util
 import math
 
 from alignlab.errors import InputError
-from alignlab.rewards.apart import Apart, TimeUp, time_limit
 from alignlab.rewards.exact_answer import final_answer, right_answers
+from alignlab.rewards.own_process import Apart, TimeUp, time_limit
 
 
 class MathEqual(Apart):

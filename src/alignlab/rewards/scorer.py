@@ -18,7 +18,7 @@ from pydantic import Field
 
 from alignlab.errors import InputError
 from alignlab.rewards.answers import Answer, nothing
-from alignlab.rewards.places import InProcess, InThread, place_for
+from alignlab.rewards.execution import InProcess, InThread, place_for
 from alignlab.rewards.tallies import Tally
 
 log = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import Field
 
 from alignlab.errors import InputError
-from alignlab.rewards.apart import Apart, TimeUp, time_limit
 from alignlab.rewards.exact_answer import final_answer
+from alignlab.rewards.own_process import Apart, TimeUp, time_limit
 
 INTEGER = re.compile(r"-?\d+")
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from alignlab.errors import InputError
 from alignlab.rewards.answers import ask
-from alignlab.rewards.apart import Apart
+from alignlab.rewards.own_process import Apart
 
 F_SETSIG = 10
 """Of Linux: which signal tells that something happened to a descriptor; ``fcntl`` has no name for it."""

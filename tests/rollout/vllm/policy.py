@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import alignlab
-from alignlab.rollout.sampling import SamplingSettings
+from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.settings import VLLMSettings
 from alignlab.rollout.vllm.weights import Probe
 

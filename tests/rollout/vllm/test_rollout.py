@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from alignlab import compat, schema
 from alignlab.cli.composition.compose import compose
+from alignlab.config import compat, schema
 from alignlab.errors import InputError
 from alignlab.rollout.vllm.parity import Parity, ParityError
 from alignlab.rollout.vllm.rollout import VLLMRollout

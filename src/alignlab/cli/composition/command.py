@@ -14,8 +14,8 @@ from omegaconf import DictConfig, read_write
 
 from alignlab.cli.composition.compose import ERRORS, ROOT, compose, prepare, refusal
 from alignlab.cli.composition.hidden import hide_words
-from alignlab.credentials import masked
 from alignlab.errors import InputError, nearest
+from alignlab.system.credentials import masked
 
 Config = dict[str, Any]
 

@@ -20,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.cli.composition.hydra_settings import check_settings
 from alignlab.cli.composition.refusals import explain, let_keys_be_new, parse
+from alignlab.config.resolve import limit_resolvers
 from alignlab.errors import InputError
-from alignlab.resolve import limit_resolvers
 
 PACKAGE = Path(__file__).resolve().parents[2]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]

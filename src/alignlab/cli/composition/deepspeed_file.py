@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from alignlab.cli.composition.refusals import parse
+from alignlab.config.resolve import escaped
+from alignlab.distributed.strategies.config_file import take_over
 from alignlab.errors import InputError, raise_all
-from alignlab.paths import typed_path
-from alignlab.resolve import escaped
-from alignlab.training.strategies.config_file import take_over
+from alignlab.system.paths import typed_path
 
 TYPED = {"optimizer", "scheduler"}
 SECTIONS = {"zero_optimization", "fp16", "bf16"} | TYPED

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import QuotedString
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from alignlab.cli.composition.refusals import parse
-from alignlab.credentials import hide, hide_all
+from alignlab.system.credentials import hide, hide_all
 
 
 def hide_words(words: Sequence[str]) -> list[str]:

@@ -11,8 +11,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from alignlab.build import locate
 from alignlab.cli.composition.refusals import parse
+from alignlab.config.build import locate
 from alignlab.errors import InputError, raise_all
 
 OURS = "hydra._internal.core_plugins."

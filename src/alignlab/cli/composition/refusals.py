@@ -10,8 +10,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.config.schema.names import suggest
 from alignlab.errors import InputError, InputErrors, nearest
-from alignlab.schema.names import suggest
 
 NO_CHOICE = "No match in the defaults list"
 """How Hydra says that a group exists, but that the config does not choose from it."""

@@ -7,11 +7,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from alignlab.disk import write_text
-from alignlab.parts import Config, name_of
-from alignlab.training.folder_choice import config_hash
-from alignlab.training.location import JOBS
-from alignlab.training.run_folder import read_status
+from alignlab.assemble import Config, name_of
+from alignlab.run_folder.choice import config_hash
+from alignlab.run_folder.folder import read_status
+from alignlab.run_folder.location import JOBS
+from alignlab.system.disk import write_text
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
 """What an exit code says of a job; any other: failed."""

@@ -23,16 +23,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from alignlab import run
+from alignlab.assemble import Config
 from alignlab.cli.composition.command import refuse
 from alignlab.cli.composition.hidden import hide_config
 from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
-from alignlab.credentials import masked
-from alignlab.disk import write_text
+from alignlab.config.resolve import as_yaml
+from alignlab.distributed.ranks import one_voice, own_rank, ranks
 from alignlab.errors import InputError, RunError
-from alignlab.parts import Config
-from alignlab.resolve import as_yaml
-from alignlab.training.location import JOBS
-from alignlab.training.ranks import one_voice, own_rank, ranks
+from alignlab.run_folder.location import JOBS
+from alignlab.system.credentials import masked
+from alignlab.system.disk import write_text
 
 
 class Begin(Callback):

@@ -17,12 +17,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from alignlab.batches import Row
-from alignlab.data.files.record import MEND, Record, is_dialogue
 from alignlab.data.formats.demonstrations import completion, dialogue, prompt, text
 from alignlab.data.formats.fields import BadRow, type_name
 from alignlab.data.formats.preferences import preference, ranked, unpaired
+from alignlab.data.sources.files.record import MEND, Record, is_dialogue
 from alignlab.errors import InputError, nearest
+from alignlab.types.rows import Row
 
 MEDIA = ("images", "videos", "audios")
 

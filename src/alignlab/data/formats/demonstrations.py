@@ -6,10 +6,10 @@ A demonstration must begin with a prompt, end with an assistant message, and hav
 
 from typing import Any
 
-from alignlab.batches import Demonstration, Prompt, Text
 from alignlab.data.formats.fields import BadRow, filled_text, pop, pop_tools
 from alignlab.data.formats.messages import Dialogue, as_turns, check_order
 from alignlab.data.formats.prompts import pop_dialogue, pop_prompt
+from alignlab.types.rows import Demonstration, Prompt, Text
 
 KEPT = ("answer",)
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from alignlab.data.files.strict_json import UNREADABLE, complaint, decode
+from alignlab.data.sources.files.strict_json import UNREADABLE, complaint, decode
 
 JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 

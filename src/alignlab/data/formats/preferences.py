@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from alignlab.batches import Preference, Unpaired
 from alignlab.data.formats.fields import BadRow, filled, from_json_text, is_finite, pop, pop_tools, type_name
 from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
+from alignlab.types.rows import Preference, Unpaired
 
 VERDICTS = {"true": True, "false": False, "1": True, "0": False}
 

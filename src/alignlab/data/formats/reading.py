@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 
-from alignlab.batches import Row
-from alignlab.data.files.record import Record
 from alignlab.data.formats import check_format, to_row
+from alignlab.data.sources.files.record import Record
 from alignlab.errors import InputError, nearest
+from alignlab.types.rows import Row
 
 SHOWN_FAULTS = 5
 # After the first fault the rest is only searched for more of them; a stream has no end worth waiting for.

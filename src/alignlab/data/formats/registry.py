@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from alignlab.data.files import Record
 from alignlab.data.formats.fields import type_name
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS
+from alignlab.data.sources.files import Record
 from alignlab.errors import InputError, nearest, raise_all
-from alignlab.paths import reason, typed_path
+from alignlab.system.paths import reason, typed_path
 
 ALPACA = {"prompt": "instruction", "query": "input", "response": "output", "history": "history"}
 SHARED = {

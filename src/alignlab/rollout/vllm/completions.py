@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.rollout.ledger import Completion
-from alignlab.rollout.sampling import SamplingSettings
+from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.client import Unreachable, call
 
 

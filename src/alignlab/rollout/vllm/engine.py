@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from alignlab.rollout.ledger import Completion
-from alignlab.rollout.sampling import SamplingSettings
+from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm import client, completions, weights
 from alignlab.rollout.vllm.client import Facts, Unreachable
 from alignlab.rollout.vllm.launch import servers

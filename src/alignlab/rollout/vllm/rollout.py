@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.crew import everyone, on_first, rank
-from alignlab.rollout.ledger import Completion
-from alignlab.rollout.sampling import SamplingSettings
+from alignlab.distributed.comm import everyone, on_first, rank
+from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.engine import Engine, open_engine
 from alignlab.rollout.vllm.parity import Parity, judge
 from alignlab.rollout.vllm.settings import VLLMSettings

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from alignlab.processes import signal_when_parent_ends
 from alignlab.rollout.vllm.client import Refused, Unreachable, call
+from alignlab.system.processes import signal_when_parent_ends
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,268 @@
+"""The parts of a run, made from its config: each object once, in reading order."""
+
+import logging
+import re
+from dataclasses import fields
+from functools import partial
+from typing import Any, TypeVar
+
+import lightning
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.callbacks.samples import SampleLog
+from alignlab.callbacks.start_card import StartCard
+from alignlab.callbacks.summary import Summary
+from alignlab.callbacks.validate_at_end import ValidateAtEnd
+from alignlab.config.build import build, build_all, locate
+from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.datamodule import DataModule, LoadSettings
+from alignlab.data.sources.mixture import serve
+from alignlab.data.tokenise.context import TokenSettings
+from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
+from alignlab.data.tokenise.texts import row_texts
+from alignlab.distributed.strategies import make_strategy
+from alignlab.errors import InputError, nearest
+from alignlab.methods.base import Method, Parts
+from alignlab.metrics import METRICS
+from alignlab.models import locations
+from alignlab.models.adapters import attach
+from alignlab.models.heads import settle_pad
+from alignlab.models.load import refuse_damaged
+from alignlab.models.reference import OWN
+from alignlab.run_folder.folder import RunFolder
+from alignlab.types.adapted import is_adapted
+
+log = logging.getLogger(__name__)
+
+Settings = TypeVar("Settings")
+Config = dict[str, Any]
+
+
+def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
+    """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
+    source = build("data.source", config["data"]["source"])
+    serve(source, locate(config["method"]["_target_"]).eats)
+    model = make_model_source(config)
+    tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
+    template = set_template(tokenizer, config["data"]["chat_template"])
+    if template.announcement:
+        log.info(template.announcement)
+    return model, make_data(config, source, tokenizer)
+
+
+def look_at_sources(config: Config) -> None:
+    """Refuse data and weights that are not there or are damaged, before anything is made of them.
+
+    Raises:
+        InputError: Names what is missing or damaged.
+    """
+    serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
+    make_model_source(config)
+    weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
+    for path in (weights, None if reference in ("none", *OWN) else reference):
+        if path is not None:
+            refuse_damaged(locations.locate(path, config["model"].get("revision")))
+
+
+def make_model_source(config: Config) -> Any:
+    """Where weights and tokenizer come from: ``init_from`` where it is given, else ``model.path`` or scratch."""
+    node = config["model"]
+    if config["init_from"] is not None:
+        known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
+        node = {**PRETRAINED, **known, "path": config["init_from"]}
+    return build("model", node)
+
+
+PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
+INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "trust_remote_code")
+
+
+def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
+    """The data module, its rows tokenised, and the number of optimizer steps settled."""
+    node, method = {**config["data"], "seed": config["seed"]}, locate(config["method"]["_target_"])
+    data = DataModule(
+        source=source,
+        kind=method.eats,
+        companions=method.wants_companions,
+        tokenizer=tokenizer,
+        tokens=pick(TokenSettings, node | {"number_columns": number_columns(config, method)}),
+        plan=pick(PlanSettings, node),
+        load=pick(LoadSettings, node),
+    )
+    passes = config["method"].get("num_iterations", 1)
+    num_epoch_steps = data.num_epoch_steps and data.num_epoch_steps * passes
+    data.num_steps = num_steps(num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
+    return data
+
+
+def number_columns(config: Config, method: type[Method]) -> tuple[str, ...]:
+    """Columns that every row needs as a number: those that settings of the method name, and that of a curriculum."""
+    data = config["data"]
+    named = [config["method"].get(setting) for setting in method.number_columns]
+    named += [data["order_column"]] if data["order"] == "curriculum" else []
+    return tuple(sorted({name for name in named if name is not None}))
+
+
+def pick(kind: type[Settings], node: Config) -> Settings:
+    """The fields of a settings dataclass out of a flat node."""
+    return kind(**pick_keys(node, *(field.name for field in fields(kind))))
+
+
+def pick_keys(node: Config, *keys: str) -> Config:
+    """Some entries of a node."""
+    return {key: node[key] for key in keys}
+
+
+def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | None) -> int:
+    """Optimizer steps of the run: ``max_steps`` where it is given, else what ``max_epochs`` come to.
+
+    Args:
+        num_epoch_steps: Steps in an epoch, ``None`` for a stream.
+        max_steps: -1 where epochs decide.
+        max_epochs: -1 or ``None`` for no limit.
+
+    Raises:
+        InputError: Nothing limits the run.
+    """
+    if max_steps >= 0:
+        return max_steps
+    if num_epoch_steps is not None and max_epochs is not None and max_epochs >= 0:
+        return num_epoch_steps * max_epochs
+    why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
+    asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
+    raise InputError(asked, why, "Type trainer.max_steps=N")
+
+
+def make_method(config: Config, model: Any, data: DataModule) -> Method:
+    """The method over factories of its policy, optimizer and schedule."""
+    parts = Parts(
+        make_policy=partial(make_policy, config, model, data),
+        open_model=partial(open_model, config, data),
+        make_optimizer=build("optimizer", config["optimizer"]),
+        make_scheduler=build("scheduler", config["scheduler"]),
+        gradient_clip_val=config["trainer"]["gradient_clip_val"],
+        packing=config["data"]["packing"],
+    )
+    rollout = {} if config["rollout"] is None else {"rollout": build("rollout", config["rollout"])}
+    method = build("method", config["method"], parts=parts, **rollout)
+    data.experience = getattr(method, "experience", None)
+    return method
+
+
+def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
+    """The model that is trained, with its adapter."""
+    peft = dict(config["peft"] or {})
+    quantization = build("peft.quantization", peft.pop("quantization", None))
+    head = locate(config["method"]["_target_"]).head
+    policy = model.load_model(data.tokenizer, quantization, head=head)
+    refuse_beyond_context(policy, data)
+    stop_where_turns_end(policy, data)
+    if not peft and policy.dtype in (torch.float16, torch.bfloat16):
+        log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
+    if peft and is_adapted(policy):
+        return refuse_other_adapter(policy, peft)
+    return attach(policy, build("peft", peft)) if peft else policy
+
+
+def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
+    """Further weights for the same tokens, merged with their adapter where they have one."""
+    known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
+    model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
+    return model.merge_and_unload() if is_adapted(model) else model
+
+
+def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
+    """Let generation stop at what training teaches the model to end with, also where the result is served.
+
+    A reward model generates nothing; it must know its pad token from these.
+    """
+    template = choose_template(data.tokenizer, data.tokens.chat_template)
+    if not policy.can_generate():
+        return settle_pad(policy, data.tokenizer, stop_tokens(data.tokenizer, template))
+    declared = policy.generation_config.eos_token_id
+    declared = [declared] if isinstance(declared, int) else list(declared or ())
+    policy.generation_config.eos_token_id = sorted({*declared, *stop_tokens(data.tokenizer, template)})
+
+
+def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
+    """The policy, which already carries the adapter that it is trained with; ``peft`` must not ask for another."""
+    has = policy.active_peft_config.to_dict()
+    other = [f"{key}={value}" for key, value in asked.items() if has.get(key, value) != value and has[key] is not None]
+    if not asked["_target_"].endswith(type(policy.active_peft_config).__name__) or other:
+        why = "the weights come with an adapter of their own, which is trained further with the settings it has"
+        raise InputError(
+            f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
+        )
+    return policy
+
+
+def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
+    """Refuse sequences for which the model has no positions."""
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    longest = data.longest_sequence
+    if limit is not None and longest > limit:
+        raise InputError(
+            f"data.max_tokens_per_sequence={data.tokens.max_tokens_per_sequence}",
+            f"the model has {limit} positions, and sequences may have {longest} tokens",
+            f"Type data.max_tokens_per_sequence={limit}, and data.truncation= for rows that are longer",
+        )
+
+
+def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
+    """Lightning's trainer with our callbacks and the chosen loggers, and the summary that it fills."""
+    method = name_of(config["method"]["_target_"])
+    model = config["init_from"] or config["model"].get("path", "scratch")
+    facts = {
+        "method": method,
+        "model": model,
+        "strategy": config["strategy"]["name"],
+        "peft": (config["peft"] or {}).get("peft_type"),
+        "seed": config["seed"],
+    }
+    lr = config["optimizer"].get("lr")
+    card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
+    summary = Summary(path=folder.summary, facts=facts)
+    checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
+    chosen = build_all("callbacks", config["callbacks"])
+    for name, callback in chosen.items():
+        monitor = getattr(callback, "monitor", None)
+        if monitor is not None and monitor not in METRICS:
+            raise InputError(
+                f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
+            )
+    if config["rollout"] is not None:
+        chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
+    node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
+    trainer = build(
+        "trainer",
+        {**node, "max_steps": data.num_steps, "max_epochs": -1},
+        strategy=make_strategy(**config["strategy"]),
+        callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
+        logger=make_loggers(config, folder),
+        enable_progress_bar="progress" in config["callbacks"],
+        use_distributed_sampler=False,
+    )
+    return trainer, summary
+
+
+def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
+    """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
+    nodes = {"csv": {"_target_": "alignlab.run_folder.loggers.csv"}, **config["logger"]}
+    loggers = list(build_all("logger", nodes, run_folder=folder).values())
+    for logger in loggers:
+        logger.log_hyperparams(config)
+    return loggers
+
+
+def name_of(target: str) -> str:
+    """The word for a method: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
+
+    Args:
+        target: Dotted path of a class.
+    """
+    name = target.split(".")[-1]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

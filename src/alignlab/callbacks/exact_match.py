@@ -1,0 +1,74 @@
+"""Evaluation by generation: the share of held-out problems that the policy solves."""
+
+import logging
+from typing import Annotated
+
+import lightning
+import torch
+from pydantic import Field
+
+from alignlab.data.datamodule import DataModule
+from alignlab.data.tokenise.rows import tokenize
+from alignlab.data.tokenise.templates import choose_template, stop_tokens
+from alignlab.distributed.comm import num_ranks
+from alignlab.methods.base import Method
+from alignlab.optim.reduction import RunningMeans
+from alignlab.rewards.exact_answer import exact_answer
+from alignlab.rollout.sampler.generate import complete
+from alignlab.types.loss import LossOutput, Ratio
+from alignlab.types.rows import TokenRow
+
+log = logging.getLogger(__name__)
+
+
+class ExactMatch(lightning.Callback):
+    """Logs ``val/exact_match`` with every validation, where held-out rows have an ``answer`` column.
+
+    Args:
+        num_prompts: Held-out prompts to complete, at most.
+        max_completion_tokens: Most tokens of a completion.
+        batch_size: Prompts completed at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_prompts: Annotated[int, Field(ge=0)],
+        max_completion_tokens: Annotated[int, Field(ge=1)],
+        batch_size: Annotated[int, Field(ge=1)],
+    ):
+        self.num_prompts = num_prompts
+        self.max_completion_tokens = max_completion_tokens
+        self.batch_size = batch_size
+        self.prompts: list[tuple[list[int], str]] | None = None
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
+        """Complete the prompts greedily, each rank its share, and log the share of right answers."""
+        if method.head != "language_model":
+            return
+        data: DataModule = trainer.datamodule
+        if self.prompts is None:
+            self.prompts = self._prompts(data)
+        if not self.prompts:
+            return
+        share = self.prompts[trainer.global_rank :: num_ranks()]
+        tokenizer = data.tokenizer
+        with method.spread.whole(method.policy):
+            completions = complete(
+                method.policy,
+                [prompt for prompt, _ in share],
+                max_completion_tokens=self.max_completion_tokens,
+                stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, data.tokens.chat_template))),
+                pad_token_id=tokenizer.pad_token_id,
+                batch_size=self.batch_size,
+            )
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        hits = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
+        running, counts = RunningMeans(), torch.tensor([hits, len(share)], device=method.device, dtype=torch.float64)
+        running.add(LossOutput([], {"exact_match": Ratio(*counts)}))
+        method.log("val/exact_match", running.means()["exact_match"].float())
+
+    def _prompts(self, data: DataModule) -> list[tuple[list[int], str]]:
+        rows = data.validation_prompts(self.num_prompts)
+        rows = [(tokenize(row, data.tokenizer, data.tokens), str(row.columns["answer"])) for row in rows]
+        return [(row.tokens, answer) for row, answer in rows if isinstance(row, TokenRow)]

@@ -1,0 +1,112 @@
+"""Completions with their rewards, in a file and in the trackers."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from alignlab.rollout.groups import Group
+from alignlab.system.disk import write_text
+from alignlab.types.rows import Message
+
+STEPS_BETWEEN = 20
+"""Optimizer steps between two rollouts that are shown."""
+
+MAX_PROMPTS = 4
+"""Prompts of a rollout whose completions are written."""
+
+MAX_TABLE_ROWS = 16
+"""Completions of a rollout that go to the trackers."""
+
+
+class SampleLog(lightning.Callback):
+    """Writes completions with their rewards to ``samples.jsonl`` and, as tables, to the trackers.
+
+    Args:
+        path: Of ``samples.jsonl``.
+        first_step: Records after this optimizer step are cut before the run begins: those of a run that is resumed from
+            its checkpoint. 0 begins anew.
+    """
+
+    def __init__(self, *, path: Path, first_step: int):
+        self.path, self.first_step, self.next_step = Path(path), first_step, 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step from which on the next rollout is written."""
+        return {"next_step": self.next_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.next_step = state["next_step"]
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        """Cut what will be sampled again."""
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            write_text(self.path, "".join(line for line in lines if _step_of(line) <= self.first_step))
+
+    @rank_zero_only
+    def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
+        """Write a new rollout where one is due."""
+        groups, method.samples = getattr(method, "samples", []), []
+        if not groups or method.progress.step < self.next_step:
+            return
+        self.next_step = method.progress.step + STEPS_BETWEEN
+        records = sample_records(groups[:MAX_PROMPTS], method.progress.step)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        for logger in trainer.loggers:
+            _log_table(logger, records[:MAX_TABLE_ROWS], method.progress.step)
+
+
+def _step_of(line: str) -> float:
+    """Optimizer step of a record; infinite where a crash left it half written, or somebody else damaged it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return math.inf
+
+
+def sample_records(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
+    """One plain record per completion."""
+    return [
+        {
+            "step": step,
+            "prompt": written(group.prompt.record["prompt"]),
+            "completion": text,
+            "reward": _plain(group.totals[index]),
+            **{f"reward/{name}": _plain(values[index]) for name, values in group.rewards.items()},
+            "tokens": len(group.completions[index].tokens),
+            "finished": group.completions[index].finished,
+        }
+        for group in groups
+        for index, text in enumerate(group.texts)
+    ]
+
+
+def written(prompt: Sequence[Message]) -> str:
+    """A prompt as text; turns are told apart where there are several."""
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+
+
+def _plain(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _log_table(logger: Any, records: list[dict[str, Any]], step: int) -> None:
+    columns = list(records[0])
+    rows = [[record[column] for column in columns] for record in records]
+    if isinstance(logger, WandbLogger):
+        logger.log_table("samples", columns=columns, data=rows, step=step)
+    elif isinstance(logger, TensorBoardLogger):
+        lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+        lines += ["| " + " | ".join(str(value).replace("\n", "<br>") for value in row) + " |" for row in rows]
+        logger.experiment.add_text("samples", "\n".join(lines), step)

@@ -1,0 +1,297 @@
+"""Combinations that cannot work, refused before any weight is loaded: when · because · instead.
+
+A row stands here only for what was seen to fail or is stated to fail by the library concerned. What works is not
+refused, however unwise.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import torch
+
+from alignlab.errors import InputError, raise_all
+
+
+class Config:
+    """Read-only view of a plain config by dotted key; what is not there is None."""
+
+    def __init__(self, plain: Mapping[str, Any]):
+        self.plain = plain
+
+    def __getitem__(self, key: str) -> Any:
+        value: Any = self.plain
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+
+class Row(NamedTuple):
+    """A combination that cannot work.
+
+    Args:
+        keys: What was asked, shown with its values.
+        when: Whether a config asks for it.
+        because: Why it cannot be done.
+        instead: What to type.
+    """
+
+    keys: tuple[str, ...]
+    when: Callable[[Config], bool]
+    because: str
+    instead: str
+
+
+def check(plain: Mapping[str, Any], rows: tuple[Row, ...] | None = None) -> None:
+    """Raise all the reasons why a config cannot run.
+
+    Args:
+        plain: Resolved config as plain containers.
+        rows: Combinations; ``ROWS`` by default.
+
+    Raises:
+        InputError: One or more rows apply.
+    """
+    config = Config(plain)
+    raise_all([_refusal(row, config) for row in (ROWS if rows is None else rows) if row.when(config)])
+
+
+def _refusal(row: Row, config: Config) -> InputError:
+    asked = " ".join(f"{key}={_shown(config[key])}" for key in row.keys)
+    return InputError(asked, row.because, row.instead)
+
+
+def _shown(value: Any) -> Any:
+    """A node by the name of its target."""
+    value = value.get("_target_", value) if isinstance(value, Mapping) else value
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
+def _is(config: Config, key: str, *names: str) -> bool:
+    """Whether the target of a node has one of the names."""
+    return str(config[f"{key}._target_"]).rpartition(".")[2] in names
+
+
+def _on_cpu(config: Config) -> bool:
+    accelerator = config["trainer.accelerator"]
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+
+
+def _lacks(package: str) -> bool:
+    return find_spec(package) is None
+
+
+NARROW_WEIGHTS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
+"""Precisions under which Lightning casts the whole module."""
+
+SOURCE_KEYS = {"path": None, "format": "auto", "columns": {}, "validation_path": None}
+"""Keys of ``data`` that only its source reads, with their defaults."""
+
+
+def _unread(key: str) -> Row:
+    """A key of ``data`` that was given, but that the chosen source does not take over."""
+    return Row(
+        (f"data.{key}", "data.source"),
+        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and key not in (c["data.source"] or {}),
+        "this source does not read it",
+        "Type data=jsonl for files, or leave it out",
+    )
+
+
+def _has_asynchronous_io() -> bool:
+    from alignlab.distributed.strategies.zero import has_asynchronous_io
+
+    return has_asynchronous_io()
+
+
+def _engine_precision(config: Config) -> str | None:
+    """The number format that DeepSpeed's own config asks for, as the trainer's precision begins."""
+    formats = {"fp16": "16", "bf16": "bf16"}
+    return next((word for key, word in formats.items() if config[f"strategy.config.{key}.enabled"] is True), None)
+
+
+NARROWINGS = {"top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+"""What makes some tokens less probable than the model has them, with the value at which it does not."""
+
+
+def _is_vllm(config: Config) -> bool:
+    return _is(config, "rollout", "VLLMRollout")
+
+
+def _can_be_run(program: Any) -> bool:
+    return isinstance(program, str) and "\0" not in program and os.access(program, os.X_OK)
+
+
+def _is_narrowed(config: Config) -> bool:
+    return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
+
+
+def _is_plain_lora(config: Config) -> bool:
+    further = any(config[f"peft.{key}"] for key in ("use_dora", "lora_bias", "modules_to_save"))
+    return _is(config, "peft", "LoraConfig") and not further and config["peft.bias"] in (None, "none")
+
+
+def _on_deepspeed(config: Config) -> bool:
+    return str(config["strategy.name"]).startswith("deepspeed")
+
+
+def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
+    """A section of DeepSpeed's config whose matter is settled elsewhere."""
+    return Row(
+        (f"strategy.config.{section}",),
+        lambda c: _on_deepspeed(c) and c[f"strategy.config.{section}"] is not None,
+        f"{ours} stands outside DeepSpeed's config, so that it is the same under every strategy",
+        instead,
+    )
+
+
+ROWS: tuple[Row, ...] = (
+    *map(_unread, SOURCE_KEYS),
+    Row(
+        ("init_from", "model.path"),
+        lambda c: c["init_from"] is not None and c["model.path"] not in (None, "pocket", c["init_from"]),
+        "both name the weights to start from",
+        "Type one of them",
+    ),
+    Row(
+        ("strategy.name", "trainer.devices"),
+        lambda c: c["strategy.name"] == "single" and c["trainer.devices"] not in (1, "1", [0], "auto"),
+        "a single process trains on a single device",
+        "Type strategy=ddp",
+    ),
+    Row(
+        ("trainer.precision",),
+        lambda c: str(c["trainer.precision"]) in NARROW_WEIGHTS,
+        "it also narrows the model's rotary frequencies, after which positions beyond a few hundred blur",
+        "Type trainer.precision=bf16-mixed, or model.dtype=bfloat16 with trainer.precision=32-true",
+    ),
+    Row(
+        ("trainer.accelerator",),
+        lambda c: c["trainer.accelerator"] in ("tpu", "xla") and _lacks("torch_xla"),
+        "the package torch_xla, which drives it, is not installed",
+        "Type trainer.accelerator=auto, or install torch_xla",
+    ),
+    Row(
+        ("peft.quantization.load_in_8bit", "strategy.name"),
+        lambda c: c["strategy.name"] == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
+        "bitsandbytes keeps the scales of 8-bit weights on the weight object, which FSDP2 replaces by a shard",
+        "Type peft=qlora (4 bits), or strategy=deepspeed_z3",
+    ),
+    Row(
+        ("optimizer", "strategy.name"),
+        lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
+        "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
+        "Type strategy=ddp, or optimizer=adamw",
+    ),
+    Row(
+        ("strategy.name",),
+        lambda c: "nvme" in str(c["strategy.config.zero_optimization"]) and not _has_asynchronous_io(),
+        "DeepSpeed reads and writes disks through libaio, whose header and library are not installed",
+        "Install libaio (apt install libaio-dev), or type strategy=deepspeed_z3_offload",
+    ),
+    Row(
+        ("strategy.config.fp16.enabled", "strategy.config.bf16.enabled", "trainer.precision"),
+        lambda c: _on_deepspeed(c) and _engine_precision(c) not in (None, str(c["trainer.precision"]).split("-")[0]),
+        "DeepSpeed's config asks for another number format than the trainer",
+        "Type trainer.precision=bf16-mixed or 16-mixed, and leave the sections fp16 and bf16 to it",
+    ),
+    _deepspeed_row("optimizer", "the optimizer", "Type optimizer=adamw optimizer.lr=RATE"),
+    _deepspeed_row("scheduler", "the schedule", "Type scheduler=cosine scheduler.warmup_steps=STEPS"),
+    _deepspeed_row("gradient_clipping", "clipping", "Type trainer.gradient_clip_val=NORM"),
+    _deepspeed_row("train_batch_size", "the batch size", "Type data.global_batch_size=ROWS"),
+    _deepspeed_row("train_micro_batch_size_per_gpu", "the batch size", "Type data.batch_size_per_device=ROWS"),
+    _deepspeed_row("gradient_accumulation_steps", "accumulation", "Type data.global_batch_size=ROWS"),
+    Row(
+        ("peft", "data.packing"),
+        lambda c: _is(c, "peft", "PrefixTuningConfig") and c["data.packing"],
+        "the learned keys stand before each row, so rows cannot be laid end to end",
+        "Type data.packing=false",
+    ),
+    Row(
+        ("peft.quantization",),
+        lambda c: c["peft.quantization"] is not None and _lacks("bitsandbytes"),
+        "bitsandbytes, which holds the weights in 4 or 8 bits, is not installed",
+        "Type pip install 'alignlab[qlora]', or peft=lora",
+    ),
+    Row(
+        ("trainer.precision", "trainer.accelerator"),
+        lambda c: str(c["trainer.precision"]) in ("16", "16-mixed") and _on_cpu(c),
+        "automatic mixed precision in float16 scales its gradients on CUDA only",
+        "Type trainer.precision=bf16-mixed or trainer.precision=32-true",
+    ),
+    Row(
+        ("trainer.accumulate_grad_batches",),
+        lambda c: c["trainer.accumulate_grad_batches"] not in (None, 1),
+        "accumulation follows from the batch sizes, and each step divides by its own totals",
+        "Type data.global_batch_size=ROWS_PER_STEP data.batch_size_per_device=ROWS_AT_ONCE",
+    ),
+    Row(
+        ("method.aggregation", "method.reward_kl_coef"),
+        lambda c: c["method.aggregation"] == "normalize_then_sum" and bool(c["method.reward_kl_coef"]),
+        "the divergence would be standardised like a reward of its own, whatever its coefficient",
+        "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
+    ),
+    Row(
+        ("method.aggregation", "method.truncated"),
+        lambda c: c["method.aggregation"] == "normalize_then_sum" and c["method.truncated"] == "penalise",
+        "each reward is brought to the same scale, the penalty too, whatever method.truncation_penalty says",
+        "Type method.aggregation=sum_then_normalize, or method.truncated=mask",
+    ),
+    Row(
+        ("rollout.temperature", *(f"rollout.{name}" for name in NARROWINGS)),
+        lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_narrowed(c),
+        "vLLM gives log-probabilities before the temperature or after the rest, and training needs those in between",
+        "Type rollout.temperature=1, or leave the others out, or rollout=hf",
+    ),
+    Row(
+        ("rollout.vllm_executable",),
+        lambda c: (
+            _is_vllm(c) and c["rollout.urls"] is None and not os.access(f"{c['rollout.vllm_executable']}", os.X_OK)
+        ),
+        "there is no such program, and rollout.urls names no server",
+        "Type make vllm, or rollout.vllm_executable=PYTHON of an environment with vLLM, or rollout=hf",
+    ),
+    Row(
+        ("peft", "rollout"),
+        lambda c: _is_vllm(c) and c["peft"] is not None and not _is_plain_lora(c),
+        "vLLM serves a LoRA without DoRA, biases and further modules, and no other adapter",
+        "Type peft=lora, or rollout=hf",
+    ),
+    Row(
+        ("rollout", "method"),
+        lambda c: c["rollout"] is not None and c["method.num_completions"] is None,
+        "this method learns from data and samples nothing",
+        "Leave rollout out, or type method=grpo",
+    ),
+    Row(
+        ("data.streaming", "method"),
+        lambda c: bool(c["data.streaming"]) and c["method.num_completions"] is not None,
+        "rollouts take their prompts by number, so that a resumed run finds them again",
+        "Type data.streaming=false",
+    ),
+    Row(
+        ("data.streaming", "method.precompute_reference"),
+        lambda c: bool(c["data.streaming"]) and bool(c["method.precompute_reference"]),
+        "rows of a stream are not known before training",
+        "Type data.streaming=false, or method.precompute_reference=false",
+    ),
+    Row(
+        ("method.reference", "method.precompute_reference"),
+        lambda c: c["method.reference"] in ("ema", "synchronised") and bool(c["method.precompute_reference"]),
+        "this reference moves while training, so its values cannot be known before",
+        "Type method.precompute_reference=false, or method.reference=initial",
+    ),
+    Row(
+        ("data.streaming", "data.order"),
+        lambda c: c["data.streaming"] and c["data.order"] in ("by_length", "curriculum"),
+        "a stream cannot be sorted: rows are read while training",
+        "Type data.streaming=false, or data.order=shuffled (within a buffer) or data.order=as_is",
+    ),
+    Row(
+        ("data.order", "data.order_column"),
+        lambda c: c["data.order"] == "curriculum" and c["data.order_column"] is None,
+        "a curriculum follows a numeric column, and none is named",
+        "Type data.order_column=COLUMN",
+    ),
+)

@@ -1,0 +1,112 @@
+"""What stands at the root of a composed config, and the sections that are not the arguments of a ``_target_``."""
+
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.datamodule import LoadSettings
+from alignlab.data.tokenise.context import TokenSettings
+
+
+def _with_target(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise PydanticCustomError("no_target", "Input should be an option of the group, or have a _target_")
+    return node
+
+
+Node = Annotated[dict[str, Any], AfterValidator(_with_target)]
+"""``_target_`` and its keyword arguments; checked against the target's own signature."""
+
+Nodes = dict[str, Node | None]
+"""Nodes by name; null leaves one out."""
+
+Strategy = dict[str, Any]
+"""``name``, and what the strategy of that name takes."""
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class Data(TypedDict):
+    """Where rows come from; what becomes of them is in the settings of the data module."""
+
+    source: Node
+    path: str | list[str] | None
+    format: str
+    columns: dict[str, str | None]
+    validation_path: str | list[str] | None
+
+
+class Checkpoint(TypedDict):
+    """How often the complete training state is written, and how many of them stay."""
+
+    every_n_steps: Count
+    keep_last: Count
+
+
+class Launcher(TypedDict):
+    """How many jobs of a sweep run at a time."""
+
+    num_jobs: Count
+
+
+class Train(TypedDict):
+    """Root of ``alignlab train``."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    run_dir: str | None
+    resume: str | None
+    init_from: str | None
+    debug: bool
+    tags: list[str]
+    method: Node
+    model: Node
+    data: dict[str, Any]
+    peft: Node | None
+    rollout: Node | None
+    strategy: Strategy
+    optimizer: Node
+    scheduler: Node
+    trainer: Node
+    checkpoint: dict[str, Any]
+    logger: Nodes
+    callbacks: Nodes
+    launcher: dict[str, Any]
+
+
+Hints = dict[str, Any]
+"""Types with ranges, by key."""
+
+
+def _hints(*classes: type) -> Hints:
+    return {key: hint for kind in classes for key, hint in get_type_hints(kind, include_extras=True).items()}
+
+
+DERIVED = ("seed", "number_columns")
+"""Settings of the data that follow from others."""
+
+SECTIONS: dict[str, Hints] = {
+    "": _hints(Train),
+    "data": {k: v for k, v in _hints(Data, TokenSettings, PlanSettings, LoadSettings).items() if k not in DERIVED},
+    "checkpoint": _hints(Checkpoint),
+    "launcher": _hints(Launcher),
+}
+"""Sections of ``alignlab train`` by dotted key, the root under ``""``; the rest are nodes with ``_target_``."""
+
+
+class PreviewRoot(Train):
+    """Root of ``alignlab preview``."""
+
+    preview: dict[str, Any]
+
+
+class Preview(TypedDict):
+    """How much is shown, and where else than in the terminal."""
+
+    num_rows: Annotated[int, Field(ge=0)]
+    html: str | None
+
+
+PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
+"""Sections of ``alignlab preview``."""

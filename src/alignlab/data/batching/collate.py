@@ -1,0 +1,149 @@
+"""From token rows to micro-batches, flat (the forest) or padded (the slow, obvious reference)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from alignlab.types.batch import MicroBatch, StepTotals
+from alignlab.types.layout import plant, positions
+from alignlab.types.rows import TokenRow
+
+
+def collate(
+    rows: Sequence[TokenRow],
+    packing: bool,
+    pad_token_id: int = 0,
+    counted: int = 1,
+) -> MicroBatch:
+    """Make a micro-batch of rows.
+
+    Args:
+        rows: At least one.
+        packing: Whether to lay the trees flat; else every prompt + completion becomes a padded row of its own.
+        pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
+        counted: 0 for a filler that only keeps the ranks in step.
+    """
+    trees = [tree for row in rows for tree in row.trees]
+    tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
+    supervised = torch.tensor([flag for row in rows for flag in row.supervised], dtype=torch.bool)
+    paths = _paths(trees)
+    target, owner, source = _targets(paths, supervised)
+    per_token = sorted(set.intersection(*(set(row.token_numbers) for row in rows)))
+    if packing:
+        inputs = {"input_ids": tokens[None], "position_ids": positions(trees)[None], "forest": plant(trees)}
+        ends = [before + length - 1 for *_, before, length in paths]
+    else:
+        inputs, source = _padded(tokens, paths, source, owner, target, pad_token_id)
+        width = inputs["input_ids"].shape[1]
+        ends = [row * width + prompt + length - 1 for row, (_, _, prompt, _, length) in enumerate(paths)]
+    return MicroBatch(
+        inputs=inputs,
+        predictor=source,
+        labels=tokens[target],
+        owner=owner,
+        tree=torch.tensor([tree for tree, *_ in paths], dtype=torch.long),
+        numbers=_numbers(rows),
+        num_tokens=len(tokens),
+        ends=torch.tensor(ends, dtype=torch.long),
+        token_numbers={name: torch.tensor([v for row in rows for v in row.token_numbers[name]]) for name in per_token},
+        counted=counted,
+        origins=tuple(row.origin for row in rows),
+    )
+
+
+def totals(rows: Sequence[TokenRow]) -> StepTotals:
+    """Sizes of a step, by the same counting as ``collate``."""
+    trees = [tree for row in rows for tree in row.trees]
+    return StepTotals(
+        supervised_tokens=sum(count_targets(row) for row in rows),
+        sequences=sum(len(tree) - 1 for tree in trees),
+        groups=len(trees),
+        tokens=sum(len(row.tokens) for row in rows),
+        rows=len(rows),
+        chosen_tokens=sum(_count_chosen(row) for row in rows),
+        columns=_column_sums(rows),
+    )
+
+
+def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
+    """Sums of the numeric columns that every row has, with one value per row."""
+    names = set.intersection(*(set(row.numbers) for row in rows))
+    single = [name for name in sorted(names) if not any(isinstance(row.numbers[name], (list, tuple)) for row in rows)]
+    return {name: math.fsum(float(row.numbers[name]) for row in rows) for name in single}
+
+
+def count_targets(row: TokenRow) -> int:
+    """Supervised completion tokens of a row that something predicts (a path's first token has no predecessor)."""
+    return sum(_count(row, path) for path in _paths(row.trees))
+
+
+def _count_chosen(row: TokenRow) -> int:
+    """Targets of each tree's first completion, once per completion that follows it."""
+    others = [len(tree) - 2 for tree in row.trees]
+    firsts = {path[0]: path for path in reversed(_paths(row.trees))}
+    return sum(others[tree] * _count(row, path) for tree, path in firsts.items() if others[tree])
+
+
+def _count(row: TokenRow, path: "Path") -> int:
+    _, _, prompt, before, length = path
+    first = before if prompt else before + 1
+    return sum(row.supervised[first : before + length])
+
+
+Path = tuple[int, int, int, int, int]
+"""``(tree, prompt start, prompt length, completion start, completion length)``, in flat positions."""
+
+
+def _paths(trees: Sequence[Sequence[int]]) -> list[Path]:
+    paths, start = [], 0
+    for number, (prompt, *completions) in enumerate(trees):
+        before = start + prompt
+        for length in completions:
+            paths.append((number, start, prompt, before, length))
+            before += length
+        start = before
+    return paths
+
+
+def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat position of each supervised completion token, its sequence, and the position that predicts it."""
+    target, owner, source = [], [], []
+    for sequence, (_, start, prompt, before, length) in enumerate(paths):
+        places = before + torch.nonzero(supervised[before : before + length])[:, 0]
+        sources = places - 1
+        sources[places == before] = start + prompt - 1 if prompt else -1
+        kept = sources >= 0
+        target.append(places[kept])
+        source.append(sources[kept])
+        owner.append(torch.full_like(places[kept], sequence))
+    return torch.cat(target), torch.cat(owner), torch.cat(source)
+
+
+def _padded(tokens: Tensor, paths: Sequence[Path], source: Tensor, owner: Tensor, target: Tensor, pad_token_id: int):
+    """One right-padded row per path, and the predictors as positions in it."""
+    width = max(prompt + length for *_, prompt, _, length in paths)
+    input_ids = tokens.new_full((len(paths), width), pad_token_id)
+    mask = torch.zeros_like(input_ids)
+    for row, (_, start, prompt, before, length) in enumerate(paths):
+        path = torch.cat([tokens[start : start + prompt], tokens[before : before + length]])
+        input_ids[row, : len(path)] = path
+        mask[row, : len(path)] = 1
+    # The predictor of a completion's token stands right before it on the path.
+    first = torch.tensor([prompt - before for _, _, prompt, before, _ in paths])
+    predictor = owner * width + target + first[owner] - 1
+    position_ids = torch.arange(width).expand(len(paths), width)
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}, predictor
+
+
+def _numbers(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    """Numeric columns that every row has, one value per sequence."""
+    names = set.intersection(*(set(row.numbers) for row in rows))
+    return {name: torch.tensor([v for row in rows for v in _per_sequence(row, name)]) for name in sorted(names)}
+
+
+def _per_sequence(row: TokenRow, name: str) -> list[float]:
+    value = row.numbers[name]
+    count = sum(len(tree) - 1 for tree in row.trees)
+    return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * count

@@ -1,0 +1,127 @@
+"""Whole optimizer steps, planned from known lengths for all ranks before anything is computed.
+
+A step takes the next ``global_batch_size`` rows (fewer in a short last window). They are spread over ranks and
+micro-batches so that each carries about the same number of tokens and none more than ``batch_size_per_device`` rows or
+``max_tokens_per_micro_batch`` tokens. Every rank gets the same number of micro-batches, because collectives need that;
+a rank short of rows repeats one that does not count. Since sums are divided by the totals of the whole step
+(``optim/reduction.py``), the gradient does not depend on how the step is cut.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+Order = Literal["shuffled", "as_is", "by_length", "curriculum"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """How rows become optimizer steps.
+
+    Args:
+        global_batch_size: Rows per optimizer step, all ranks.
+        batch_size_per_device: Rows that go through the model at once, at most.
+        max_tokens_per_micro_batch: Tokens that go through the model at once, at most; a longer row goes alone.
+        order: ``shuffled`` anew each epoch, ``as_is``, ``by_length`` (similar lengths share a step, steps shuffled),
+            or ``curriculum`` (ascending ``order_column``).
+        order_column: Numeric column that a curriculum follows.
+        seed: Seed of the order.
+    """
+
+    global_batch_size: Annotated[int, Field(ge=1)]
+    batch_size_per_device: Annotated[int, Field(ge=1)]
+    max_tokens_per_micro_batch: Annotated[int, Field(ge=1)] | None
+    order: Order
+    order_column: str | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class PlannedMicroBatch:
+    """Rows of one micro-batch, as places in their step; ``counted`` is 0 for a filler."""
+
+    rows: tuple[int, ...]
+    counted: int = 1
+
+
+def plan_epoch(
+    lengths: np.ndarray, settings: PlanSettings, epoch: int, keys: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """The rows of each optimizer step of an epoch; only the last step may be short.
+
+    Args:
+        lengths: Tokens of each row. Shape ``[rows]``.
+        settings: How rows become steps.
+        epoch: Epoch, from 0; the order depends on it and on the seed alone.
+        keys: Values of ``order_column`` per row, for a curriculum. Shape ``[rows]``.
+    """
+    order = order_rows(lengths, settings, epoch, keys)
+    size = settings.global_batch_size
+    steps = [order[start : start + size] for start in range(0, len(order), size)]
+    if settings.order == "by_length":
+        # Neighbours in length share a step; the steps themselves come in random order.
+        steps = [steps[i] for i in _generator(settings.seed, epoch, stream=1).permutation(len(steps))]
+    return steps
+
+
+def order_rows(lengths: np.ndarray, settings: PlanSettings, epoch: int, keys: np.ndarray | None = None) -> np.ndarray:
+    """The rows in the order in which the epoch takes them."""
+    shuffled = _generator(settings.seed, epoch).permutation(len(lengths))
+    if settings.order == "as_is":
+        return np.arange(len(lengths))
+    if settings.order == "by_length":
+        return shuffled[np.argsort(lengths[shuffled], kind="stable")]
+    if settings.order == "curriculum":
+        return np.argsort(keys, kind="stable")
+    return shuffled
+
+
+def plan_step(
+    lengths: Sequence[int], settings: PlanSettings, num_ranks: int
+) -> tuple[tuple[PlannedMicroBatch, ...], ...]:
+    """Cut the rows of one step into micro-batches of about equal tokens, the same number on every rank.
+
+    Args:
+        lengths: Tokens of each row of the step, at least one.
+        settings: Limits of a micro-batch.
+        num_ranks: Data-parallel ranks.
+
+    Returns:
+        Per rank its micro-batches.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+    per_rank = -(-len(lengths) // (settings.batch_size_per_device * num_ranks))
+    if (limit := settings.max_tokens_per_micro_batch) is not None:
+        tokens = int(sum(min(length, limit) for length in lengths))
+        per_rank = max(per_rank, -(-tokens // (limit * num_ranks)))
+    while (bins := _fill(longest_first, lengths, settings, num_ranks * per_rank)) is None:
+        per_rank += 1 + per_rank // 10
+    filler = PlannedMicroBatch((longest_first[-1],), counted=0)
+    batches = [PlannedMicroBatch(tuple(sorted(rows))) if rows else filler for rows in bins]
+    return tuple(tuple(batches[rank::num_ranks]) for rank in range(num_ranks))
+
+
+def _fill(
+    longest_first: Sequence[int], lengths: Sequence[int], settings: PlanSettings, num_bins: int
+) -> list[list[int]] | None:
+    """Longest row first into the lightest bin with room; ``None`` where a row finds no room."""
+    limit = settings.max_tokens_per_micro_batch
+    bins: list[list[int]] = [[] for _ in range(num_bins)]
+    heap = [(0, index) for index in range(num_bins)]
+    for row in longest_first:
+        tokens, index = heapq.heappop(heap)
+        # The lightest bin has the least tokens, so if the row does not fit there it fits nowhere.
+        if bins[index] and limit is not None and tokens + lengths[row] > limit:
+            return None
+        bins[index].append(row)
+        if len(bins[index]) < settings.batch_size_per_device:
+            heapq.heappush(heap, (tokens + int(lengths[row]), index))
+    return bins
+
+
+def _generator(seed: int, epoch: int, stream: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, stream])

@@ -1,0 +1,1 @@
+"""Where rows come from: files, the hub, a registry, a mixture, generated problems."""

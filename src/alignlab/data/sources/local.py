@@ -1,0 +1,209 @@
+"""Where rows come from: files, the hub, a LLaMA-Factory registry, or a mixture of sources.
+
+Every source has ``rows(split)``, which yields lazily and always in the same order, nothing for a validation part that
+it does not have; ``fingerprint()``, the hash of all that decides its rows; and ``dropped``, the number of rows left out
+by reason in the last complete pass over each part.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, Literal
+
+from alignlab.data.formats import check_format
+from alignlab.data.formats.reading import to_rows
+from alignlab.data.formats.registry import Entry, read_entry, translate
+from alignlab.data.sources import hub
+from alignlab.data.sources.files import Record, listing, read
+from alignlab.data.sources.fingerprint import digest, file_hashes
+from alignlab.data.sources.mixture import Mixture
+from alignlab.errors import InputError, raise_all
+from alignlab.types.rows import Row
+
+__all__ = ["Files", "Hub", "Mixture", "Registry"]
+
+Split = Literal["train", "validation"]
+BadRows = Literal["error", "drop"]
+
+
+class _Reader:
+    """What the sources of records share: making rows of them, and the counts of dropped ones."""
+
+    def __init__(self, bad_rows: str):
+        self.bad_rows = bad_rows
+        self._dropped: dict[str, Counter[str]] = {}
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows left out, by reason."""
+        return sum(self._dropped.values(), Counter())
+
+    def _rows(
+        self, split: Split, asked: str, records: Iterable[Record], format: str, columns: Mapping[str, str]
+    ) -> Iterator[Row]:
+        dropped: Counter[str] = Counter()
+        settings = {"format": format, "columns": columns, "bad_rows": self.bad_rows}
+        yield from to_rows(records, asked=asked, dropped=dropped, **settings)
+        self._dropped[split] = dropped
+
+
+class Files(_Reader):
+    """Rows of files on disk.
+
+    Args:
+        path: A file, a folder, or a list of them.
+        format: ``auto``, or the name of a format.
+        columns: Canonical column name → the files' own name.
+        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
+        validation_path: The validation part; None where it has none of its own.
+
+    Raises:
+        InputError: No path is given, there is no such file, or no such format.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | Sequence[str] | None,
+        format: str,
+        columns: Mapping[str, str],
+        bad_rows: BadRows,
+        validation_path: str | Sequence[str] | None,
+    ):
+        super().__init__(bad_rows)
+        if not path:
+            raise InputError("data.path=null", "this source reads files", "Type data.path=FILE or data.path=FOLDER")
+        check_format(format)
+        self.format, self.columns = format, dict(columns)
+        self.paths = {"train": _as_list(path), "validation": _as_list(validation_path or [])}
+        for paths in self.paths.values():
+            for each in paths:
+                listing(each)
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """Yield the rows of a part."""
+        paths = self.paths[split]
+        if paths:
+            key = "path" if split == "train" else "validation_path"
+            asked = f"data.{key}={paths[0] if len(paths) == 1 else paths}"
+            yield from self._rows(split, asked, chain.from_iterable(map(read, paths)), self.format, self.columns)
+
+    def fingerprint(self) -> str:
+        """Hash the contents of all files and the settings."""
+        contents = {split: [file_hashes(path) for path in paths] for split, paths in self.paths.items()}
+        return digest("files", contents, self.format, self.columns, self.bad_rows)
+
+
+class Hub(_Reader):
+    """Rows of a data set on the Hugging Face hub.
+
+    Args:
+        path: Name of the data set, or a local folder in the hub's layout.
+        subset: Its configuration, where it has several.
+        split: Its split to train on, also a slice such as ``train[:1000]``.
+        validation_split: Its split to validate on; None for none of its own.
+        format: ``auto``, or the name of a format.
+        columns: Canonical column name → the data set's own name.
+        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
+        streaming: Read while training instead of downloading first.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        subset: str | None,
+        split: str,
+        validation_split: str | None,
+        format: str,
+        columns: Mapping[str, str],
+        bad_rows: BadRows,
+        streaming: bool,
+    ):
+        super().__init__(bad_rows)
+        check_format(format)
+        self.path, self.subset, self.format, self.columns = path, subset, format, dict(columns)
+        self.splits, self.streaming = {"train": split, "validation": validation_split}, streaming
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """Yield the rows of a part."""
+        name = self.splits[split]
+        if name:
+            records = hub.hub_records(self.path, name, self._load(name))
+            yield from self._rows(split, f"data.path={self.path} data.split={name}", records, self.format, self.columns)
+
+    def fingerprint(self) -> str:
+        """Hash the loaded data and the settings; of streamed data only the name is known."""
+        contents = [getattr(self._load(name), "_fingerprint", name) for name in self.splits.values() if name]
+        if self.streaming:
+            contents = list(self.splits.values())
+        return digest("hub", self.path, self.subset, contents, self.format, self.columns, self.bad_rows)
+
+    def _load(self, split: str) -> Any:
+        return hub.load(self.path, subset=self.subset, folder=None, split=split, streaming=self.streaming)
+
+
+class Registry(_Reader):
+    """Rows of a data set that a LLaMA-Factory ``dataset_info.json`` describes.
+
+    Args:
+        dataset_info: The registry, or the folder that holds it; file names in it are relative to its own folder.
+        name: The data set to train on.
+        validation_name: The data set to validate on; None for none of its own.
+        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
+        streaming: Read sets on the hub while training instead of downloading first.
+
+    Raises:
+        InputError: There is no such registry or entry, or the entry is not understood.
+    """
+
+    def __init__(
+        self,
+        *,
+        dataset_info: str | None,
+        name: str | None,
+        validation_name: str | None,
+        bad_rows: BadRows,
+        streaming: bool,
+    ):
+        super().__init__(bad_rows)
+        missing = {"data.dataset_info": dataset_info, "data.name": name}
+        raise_all(
+            [
+                InputError(f"{key}=null", "this source reads a dataset_info.json", f"Type {key}=…")
+                for key, value in missing.items()
+                if not value
+            ]
+        )
+        self.entries = {"train": read_entry(dataset_info, name)}
+        if validation_name:
+            self.entries["validation"] = read_entry(dataset_info, validation_name)
+        self.names, self.streaming = {"train": name, "validation": validation_name}, streaming
+
+    def rows(self, split: Split) -> Iterator[Row]:
+        """Yield the rows of a part."""
+        if split in self.entries:
+            entry = self.entries[split]
+            records = (translate(record, entry) for record in islice(self._records(entry), entry.num_samples))
+            columns = {ours: theirs for ours, theirs in entry.columns.items() if entry.declared or ours != theirs}
+            yield from self._rows(split, f"data.name={self.names[split]}", records, entry.format, columns)
+
+    def fingerprint(self) -> str:
+        """Hash the entries, the data and the settings."""
+        contents = [
+            file_hashes(entry.path) if entry.path else getattr(self._load(entry), "_fingerprint", entry.hub)
+            for entry in self.entries.values()
+        ]
+        settings = [entry._replace(path=None) for entry in self.entries.values()]
+        return digest("registry", settings, contents, self.bad_rows)
+
+    def _records(self, entry: Entry) -> Iterator[Record]:
+        return read(entry.path) if entry.path else hub.hub_records(entry.hub, entry.split, self._load(entry))
+
+    def _load(self, entry: Entry) -> Any:
+        settings = {"subset": entry.subset, "folder": entry.folder, "split": entry.split}
+        return hub.load(entry.hub, **settings, streaming=self.streaming)
+
+
+def _as_list(path: str | Sequence[str]) -> list[str]:
+    return [path] if isinstance(path, str) else list(path)

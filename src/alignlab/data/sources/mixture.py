@@ -1,0 +1,98 @@
+"""Several sources as one, drawn by weight."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from alignlab.data.sources.fingerprint import digest
+from alignlab.errors import InputError, nearest, raise_all
+from alignlab.types.rows import Row
+
+
+def serve(source: Any, kind: type[Row]) -> None:
+    """Tell a source that can make several kinds of rows which one the method eats."""
+    if hasattr(source, "serve"):
+        source.serve(kind)
+
+
+Stop = Literal["once", "first_exhausted", "all_exhausted", "never"]
+
+
+class Mixture:
+    """Rows of several sources, drawn at random by weight, each source in its own order.
+
+    Args:
+        sources: Sources by name.
+        weights: Relative weights by the same names; None draws from all alike.
+        stop: ``once``: every row once, a source that ends leaves the others to go on; ``first_exhausted``: end with the
+            first source that ends; ``all_exhausted``: begin sources again until each has ended once; ``never``: begin
+            them again until ``num_rows``.
+        num_rows: At most so many training rows; None for no limit.
+        seed: Decides the order of the draws.
+
+    Raises:
+        InputError: Names of sources and weights differ, or ``never`` without ``num_rows``.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, Any],
+        weights: Mapping[str, Annotated[float, Field(gt=0)]] | None,
+        stop: Stop,
+        num_rows: Annotated[int, Field(ge=1)] | None,
+        seed: int,
+    ):
+        weights = dict.fromkeys(sources, 1.0) if weights is None else weights
+        faults = [
+            InputError(f"data.weights.{name}", "names and weights of the sources differ", nearest(name, sources))
+            for name in sorted(set(sources) ^ set(weights))
+        ]
+        if stop == "never" and num_rows is None:
+            faults.append(InputError("data.stop=never", "the mixture has no end", "Add data.num_rows=NUMBER"))
+        raise_all(faults)
+        self.sources, self.weights = dict(sources), dict(weights)
+        self.stop, self.num_rows, self.seed = stop, num_rows, seed
+
+    def serve(self, kind: type[Row]) -> None:
+        """Tell the sources which kind of row the method eats."""
+        for source in self.sources.values():
+            serve(source, kind)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Rows left out in all sources, by reason."""
+        return sum((source.dropped for source in self.sources.values()), Counter())
+
+    def rows(self, split: Literal["train", "validation"]) -> Iterator[Row]:
+        """Yield the mixed training rows, or the validation rows of all sources one source after the other."""
+        if split == "validation":
+            return chain.from_iterable(source.rows(split) for source in self.sources.values())
+        return islice(self._draw(), self.num_rows)
+
+    def fingerprint(self) -> str:
+        """Hash the sources and the settings."""
+        parts = {name: source.fingerprint() for name, source in self.sources.items()}
+        return digest("mixture", parts, self.weights, self.stop, self.num_rows, self.seed)
+
+    def _draw(self) -> Iterator[Row]:
+        generator = random.Random(self.seed)
+        running = {name: source.rows("train") for name, source in self.sources.items()}
+        ended: set[str] = set()
+        while running:
+            name = generator.choices(list(running), [self.weights[name] for name in running])[0]
+            row = next(running[name], None)
+            if row is not None:
+                yield row
+                continue
+            ended.add(name)
+            if self.stop == "first_exhausted" or (self.stop == "all_exhausted" and ended == set(self.sources)):
+                return
+            if self.stop == "once":
+                del running[name]
+            else:
+                running[name] = self.sources[name].rows("train")

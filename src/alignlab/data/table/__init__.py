@@ -1,0 +1,1 @@
+"""Tokenised rows on the disk: built once, checked, counted."""

@@ -1,0 +1,105 @@
+"""What became of the rows: kept, cut, dropped; printed once, logged, and refused above a threshold."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from alignlab.errors import InputError, raise_all
+from alignlab.types.rows import TokenRow
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is left out, and counted.
+
+    Args:
+        reason: Why, the same words for the same cause.
+        origin: Where the row came from.
+        tokens: Tokens lost with it; 0 where it could not be tokenised.
+        detail: The refusal in full, where there was one.
+    """
+
+    reason: str
+    origin: str
+    tokens: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Rows and tokens kept, cut and dropped; a cut row is a kept row that lost tokens.
+
+    Args:
+        kept_rows: Rows that train.
+        kept_tokens: Their tokens.
+        supervised_tokens: Those of them that are targets of the loss.
+        cut_rows: Kept rows that were cut.
+        cut_tokens: Tokens cut off kept rows.
+        dropped_rows: Rows left out.
+        dropped_tokens: Tokens of the rows left out.
+        reasons: Rows left out by reason.
+    """
+
+    kept_rows: int = 0
+    kept_tokens: int = 0
+    supervised_tokens: int = 0
+    cut_rows: int = 0
+    cut_tokens: int = 0
+    dropped_rows: int = 0
+    dropped_tokens: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        numbers = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "reasons"}
+        return Counts(**numbers, reasons=dict(Counter(self.reasons) + Counter(other.reasons)))
+
+    def __str__(self) -> str:
+        """One line to print."""
+        line = (
+            f"kept {self.kept_rows:,} rows ({self.kept_tokens:,} tokens, {self.supervised_tokens:,} supervised), "
+            f"cut {self.cut_rows:,} rows ({self.cut_tokens:,} tokens), "
+            f"dropped {self.dropped_rows:,} rows ({self.dropped_tokens:,} tokens)"
+        )
+        reasons = "; ".join(f"{count:,} × {reason}" for reason, count in sorted(self.reasons.items()))
+        return f"{line}: {reasons}" if reasons else line
+
+    def check(self, max_cut_fraction: float, max_dropped_fraction: float) -> None:
+        """Refuse data that lost too much.
+
+        Args:
+            max_cut_fraction: Largest share of rows that may be cut, 0 to 1.
+            max_dropped_fraction: Largest share of rows that may be dropped, 0 to 1.
+
+        Raises:
+            InputError: A share is larger.
+        """
+        rows = self.kept_rows + self.dropped_rows
+        limits = {"cut": (self.cut_rows, max_cut_fraction), "dropped": (self.dropped_rows, max_dropped_fraction)}
+        errors = [
+            InputError(
+                f"data.max_{what}_fraction={limit}",
+                f"{count:,} of {rows:,} rows ({count / rows:.1%}) would be {what}; {self}",
+                f"Raise data.max_tokens_per_sequence, choose another data.truncation, or type "
+                f"data.max_{what}_fraction={min(1.0, count / rows + 0.01):.2f}",
+            )
+            for what, (count, limit) in limits.items()
+            if rows and count / rows > limit
+        ]
+        raise_all(errors)
+
+
+def count(outcome: TokenRow | Dropped, cut_tokens: int = 0) -> Counts:
+    """Counts of one row.
+
+    Args:
+        outcome: What became of it.
+        cut_tokens: Tokens that truncation took off it.
+    """
+    if isinstance(outcome, Dropped):
+        return Counts(dropped_rows=1, dropped_tokens=outcome.tokens, reasons={outcome.reason: 1})
+    return Counts(
+        kept_rows=1,
+        kept_tokens=len(outcome.tokens),
+        supervised_tokens=sum(outcome.supervised),
+        cut_rows=int(cut_tokens > 0),
+        cut_tokens=cut_tokens,
+    )

@@ -1,0 +1,160 @@
+"""A table of token rows, read from disk by memory map."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from alignlab.data.table.counts import Counts
+from alignlab.types.rows import TokenRow
+
+_ROWS, _COUNTS = "rows.arrow", "counts.json"
+_ROWS_PER_BATCH = 1000
+_SCHEMA = pa.schema(
+    {
+        "tokens": pa.list_(pa.int32()),
+        "supervised": pa.list_(pa.bool_()),
+        "trees": pa.list_(pa.list_(pa.int32())),
+        "origin": pa.string(),
+        "numbers": pa.string(),
+        "record": pa.string(),
+        "num_supervised": pa.int32(),
+    }
+)
+
+
+class TokenTable:
+    """Token rows by index.
+
+    Args:
+        folder: Where `write_table` put them.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._table = pa.ipc.open_file(pa.memory_map(str(self.folder / _ROWS))).read_all()
+
+    def __reduce__(self):
+        return TokenTable, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        row = {name: self._table[name][int(index)] for name in _SCHEMA.names}
+        return TokenRow(
+            tokens=row["tokens"].values.to_numpy().tolist(),
+            supervised=row["supervised"].values.to_numpy(zero_copy_only=False).tolist(),
+            trees=row["trees"].as_py(),
+            origin=row["origin"].as_py(),
+            numbers={"row": index} | json.loads(row["numbers"].as_py()),
+            record=json.loads(row["record"].as_py()),
+        )
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def key(self) -> str:
+        """The name under which the table is cached."""
+        return self.folder.name
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row; prompts counted once."""
+        return pc.list_value_length(self._table["tokens"]).to_numpy()
+
+    @cached_property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with one completion; 0 for an empty table."""
+        trees = (tree for row in self._table["trees"].to_pylist() for tree in row)
+        return max((prompt + max(completions, default=0) for prompt, *completions in trees), default=0)
+
+    @cached_property
+    def num_supervised(self) -> np.ndarray:
+        """Supervised tokens per row."""
+        return self._table["num_supervised"].to_numpy()
+
+    @cached_property
+    def counts(self) -> Counts:
+        """What became of the source's rows."""
+        return Counts(**json.loads((self.folder / _COUNTS).read_text(encoding="utf-8")))
+
+
+class View:
+    """A table whose rows are given with something added; everything else is the table's own.
+
+    Args:
+        table: A table or another view.
+    """
+
+    def __init__(self, table: "TokenTable | View"):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        raise NotImplementedError(f"{type(self).__name__} does not say what its rows are")
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return (self[index] for index in range(len(self)))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "table":  # not there yet while the view is unpickled
+            raise AttributeError(name)
+        return getattr(self.table, name)
+
+
+class WithNumbers(View):
+    """Rows with one more numeric column, which is held in memory.
+
+    Args:
+        table: The rows.
+        name: Of the column.
+        values: One entry per row.
+        companion_values: Likewise for the companions, where rows have them.
+    """
+
+    def __init__(
+        self, table: TokenTable | View, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None
+    ):
+        super().__init__(table)
+        self.name, self.values, self.companion_values = name, values, companion_values
+
+    def __getitem__(self, index: int) -> TokenRow:
+        row = self._with(self.table[index], self.values[index])
+        if self.companion_values is None:
+            return row
+        return replace(row, companion=self._with(row.companion, self.companion_values[index]))
+
+    def _with(self, row: TokenRow, value: Any) -> TokenRow:
+        return replace(row, numbers=row.numbers | {self.name: value})
+
+
+def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Counts]) -> None:
+    """Write a table row by row, never holding more than a batch.
+
+    Args:
+        folder: Made here.
+        rows: What to write.
+        counts: Asked after the last row.
+    """
+    folder.mkdir()
+    rows = iter(rows)
+    with pa.ipc.new_file(str(folder / _ROWS), _SCHEMA) as writer:
+        while batch := list(islice(rows, _ROWS_PER_BATCH)):
+            writer.write_batch(pa.RecordBatch.from_pylist([_record(row) for row in batch], _SCHEMA))
+    (folder / _COUNTS).write_text(json.dumps(asdict(counts())), encoding="utf-8")
+
+
+def _record(row: TokenRow) -> dict:
+    texts = {"numbers": json.dumps(row.numbers), "record": json.dumps(row.record)}
+    return vars(row) | texts | {"num_supervised": sum(row.supervised)}

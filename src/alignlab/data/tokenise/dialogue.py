@@ -1,0 +1,111 @@
+"""A rendered dialogue: the one object that finding supervised spans looks at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alignlab.data.tokenise.context import Context
+from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.templates import render
+from alignlab.errors import InputError
+from alignlab.types.rows import Message, Row
+
+ANOTHER_TEMPLATE = "data.chat_template=chatml, plain or the path of a jinja file"
+LEAVE_OUT = "data.bad_rows=drop to leave such rows out, counted"
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages and their rendering.
+
+    Args:
+        row: Where the dialogue comes from.
+        context: Tokenizer, template, settings.
+        messages: The turns, special-token strings in them split by the guard.
+        tools: Tool descriptions, likewise.
+        guard: The character that splits; None where nothing needs it.
+        text: The rendering, without the blanks behind a last answer.
+    """
+
+    row: Row
+    context: Context
+    messages: list[dict[str, Any]]
+    tools: list[Any] | None
+    guard: str | None
+    text: str
+
+    def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
+        """The rendering of the first messages."""
+        messages = self.messages[:num_messages]
+        return render(self.context.template, self.context.tokenizer, messages, self.tools, add_generation_prompt)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of rendered text."""
+        return encode(text, self.context.tokenizer, self.guard)
+
+    def ends_in_answer(self, end: int) -> bool:
+        """Whether an assistant turn ends at this place of the text, which is the end of a span."""
+        return end < len(self.text) or self.messages[-1]["role"] == "assistant"
+
+    def refusal(self, why: str, *remedies: str) -> InputError:
+        """The error for this row."""
+        return refusal(self.row, self.context, why, *remedies)
+
+    def check_contents(self) -> None:
+        """Refuse a template that renders nothing of a system or user message; blanks do not count."""
+        squeezed = squeeze(self.text)
+        for message in self.messages:
+            given = message["role"] not in ("assistant", "tool")
+            if given and squeeze(message.get("content") or "") not in squeezed:
+                why = f"the template leaves out the content of a message of role '{message['role']}'"
+                raise self.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT)
+
+
+def render_dialogue(
+    row: Row, messages: Sequence[Message], tools: Sequence[Any] | None, context: Context, generate: bool = False
+) -> Dialogue:
+    """Render a dialogue with its contents unable to forge special tokens.
+
+    Args:
+        row: Where it comes from.
+        messages: The turns.
+        tools: Tool descriptions.
+        context: With the template ``none`` contents are the user's own rendering, so that markers in them count.
+        generate: End with the opening of an answer.
+
+    Raises:
+        jinja2.TemplateError: The template refuses the dialogue.
+        UnicodeEncodeError: The text holds half a surrogate pair.
+    """
+    messages, tools = [dict(message) for message in messages], list(tools) if tools else None
+    raw = context.template.name == "none"
+    guard = None if raw else find_guard([messages, tools], context.control)
+    messages, tools = protect([messages, tools], context.control, guard)
+    text = render(context.template, context.tokenizer, messages, tools, add_generation_prompt=generate)
+    if not generate and messages and messages[-1]["role"] == "assistant":
+        text = text.rstrip()
+    text.encode()
+    return Dialogue(row, context, messages, tools, guard, text)
+
+
+def refusal(row: Row, context: Context, why: str, *remedies: str) -> InputError:
+    """The error for a row, naming the template.
+
+    Args:
+        row: Names the file and line.
+        context: Names the template and the tokenizer.
+        why: What is wrong.
+        remedies: What to type instead.
+    """
+    name = context.tokenizer.name_or_path or type(context.tokenizer).__name__
+    asked = f"{row.origin} with data.chat_template={context.template.name} of the tokenizer '{name}'"
+    return InputError(asked, why, "Type " + "; or ".join(remedies))
+
+
+def squeeze(text: str) -> str:
+    """The text without blanks and line breaks, which templates strip and add.
+
+    Args:
+        text: Any.
+    """
+    return "".join(text.split())

@@ -1,0 +1,175 @@
+"""Rows to token rows: one function per kind of row."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.data.formats.fields import is_finite, type_name
+from alignlab.data.sources.files.record import MEND
+from alignlab.data.table.counts import Counts, Dropped, count
+from alignlab.data.tokenise.context import Context, TokenSettings, derive_context
+from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, refusal, render_dialogue
+from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.spans import check_doubled, supervise
+from alignlab.data.tokenise.templates import TemplateLimit
+from alignlab.data.tokenise.truncate import truncate
+from alignlab.errors import InputError, nearest
+from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, TokenRow, Unpaired
+
+
+def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
+    """The token row of a row, truncated.
+
+    Args:
+        row: Any kind. A Text becomes a whole document, to be cut into blocks by `alignlab.data.table.pack`.
+        tokenizer: What encodes.
+        settings: How.
+
+    Raises:
+        InputError: The row cannot be tokenised faithfully and ``bad_rows`` is ``error``, or it is too long and
+            ``truncation`` is ``error``.
+    """
+    return tokenize_counted(row, tokenizer, settings)[0]
+
+
+def tokenize_counted(
+    row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings
+) -> tuple[TokenRow | Dropped, Counts]:
+    """What `tokenize` gives, and its counts.
+
+    Args:
+        row: Any kind.
+        tokenizer: What encodes.
+        settings: How.
+
+    Raises:
+        InputError: As in `tokenize`.
+    """
+    context = derive_context(tokenizer, settings, str(tokenizer.chat_template))
+    try:
+        whole = _tokenize_whole(row, context)
+    except InputError as error:
+        if settings.bad_rows == "error" or isinstance(error, TemplateLimit):
+            raise
+        dropped = Dropped("cannot be tokenised", row.origin, detail=str(error))
+        return dropped, count(dropped)
+    if isinstance(row, Text):
+        return whole, count(whole)
+    fitted = truncate(whole, settings.max_tokens_per_sequence, settings.truncation, context.bos)
+    cut_tokens = 0 if isinstance(fitted, Dropped) else len(whole.tokens) - len(fitted.tokens)
+    return fitted, count(fitted, cut_tokens)
+
+
+def _tokenize_whole(row: Row, context: Context) -> TokenRow:
+    """The token row of a row, however long."""
+    check_numbers(row, context.settings.number_columns)
+    try:
+        return _TOKENIZERS[type(row)](row, context)
+    except TemplateError as error:
+        why = f"the template refuses the dialogue: {error}"
+        raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT) from error
+    except UnicodeEncodeError as error:
+        raise refusal(row, context, f"its text is not valid Unicode: {error.reason}", LEAVE_OUT) from error
+
+
+# --- one function per kind --------------------------------------------------------------------------------------------
+
+
+def _text(row: Text, context: Context) -> TokenRow:
+    """A document: BOS where the tokenizer adds one, the text, EOS; everything after the first token is supervised."""
+    tokenizer = context.tokenizer
+    if tokenizer.eos_token_id is None:
+        raise refusal(row, context, "the tokenizer has no eos_token to end a document", "a tokenizer that has one")
+    guard = find_guard(row.text, context.control)
+    text = protect(row.text, context.control, guard)
+    text.encode()
+    bos = [] if context.bos is None else [context.bos]
+    tokens = [*bos, *encode(text, tokenizer, guard), tokenizer.eos_token_id]
+    return TokenRow(tokens, [False] + [True] * (len(tokens) - 1), [[0, len(tokens)]], row.origin, _numbers(row))
+
+
+def _demonstration(row: Demonstration, context: Context) -> TokenRow:
+    tokens, supervised, start = supervise(render_dialogue(row, row.messages, row.tools, context), None)
+    return TokenRow(tokens, supervised, [[start, len(tokens) - start]], row.origin, _numbers(row))
+
+
+def _preference(row: Preference, context: Context) -> TokenRow:
+    """A group whose chosen completion is still another one than each rejected, once rendered."""
+    scores = {} if row.scores is None else {"scores": list(row.scores)}
+    tree = _tree(row, (row.chosen, *row.rejected), scores, context)
+    starts = list(accumulate(tree.trees[0]))
+    chosen, *rejected = (tree.tokens[start:end] for start, end in pairwise(starts))
+    if chosen in rejected:
+        why = f"the chosen completion and rejected[{rejected.index(chosen)}] become the same tokens"
+        raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT)
+    return tree
+
+
+def _unpaired(row: Unpaired, context: Context) -> TokenRow:
+    return _tree(row, (row.completion,), {"desirable": row.desirable}, context)
+
+
+def _tree(row: Preference | Unpaired, completions: Sequence, numbers: dict[str, Any], context: Context) -> TokenRow:
+    """A prompt and its completions, each rendered behind the prompt; the prompt's tokens are kept once."""
+    dialogues = [render_dialogue(row, (*row.prompt, *turns), row.tools, context) for turns in completions]
+    masked = [supervise(dialogue, len(row.prompt)) for dialogue in dialogues]
+    tokens, supervised, prompt = masked[0]
+    for others, mask, start in masked[1:]:
+        if others[:start] != tokens[:prompt]:
+            raise refusal(row, context, "its completions do not share one rendered prompt", ANOTHER_TEMPLATE, LEAVE_OUT)
+        tokens, supervised = tokens + others[start:], supervised + mask[start:]
+    lengths = [prompt, *(len(ids) - prompt for ids, _, _ in masked)]
+    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numbers(row), **numbers})
+
+
+def _prompt(row: Prompt, context: Context) -> TokenRow:
+    dialogue = render_dialogue(row, row.prompt, row.tools, context, generate=True)
+    dialogue.check_contents()
+    tokens = dialogue.encode(dialogue.text)
+    check_doubled(dialogue, tokens)
+    if not tokens:
+        raise refusal(row, context, "its prompt renders to nothing", ANOTHER_TEMPLATE, LEAVE_OUT)
+    record = {"prompt": list(row.prompt), "columns": row.columns}
+    return TokenRow(tokens, [False] * len(tokens), [[len(tokens)]], row.origin, _numbers(row), record=record)
+
+
+_TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {
+    Text: _text,
+    Demonstration: _demonstration,
+    Preference: _preference,
+    Unpaired: _unpaired,
+    Prompt: _prompt,
+}
+
+
+# --- numeric columns --------------------------------------------------------------------------------------------------
+
+
+def check_numbers(row: Row, columns: Sequence[str]) -> None:
+    """Refuse a row that lacks a number which something computes with.
+
+    Args:
+        row: Any kind.
+        columns: Names of the columns.
+
+    Raises:
+        InputError: A column is missing, no number, a truth value, or not finite.
+    """
+    for name in columns:
+        if name not in row.columns:
+            why, close = f"field {name!r} is missing, and a number is needed", nearest(name, row.columns)
+            raise InputError(row.origin, why, f"{close} {MEND}" if row.columns else MEND)
+        value = row.columns[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InputError(row.origin, f"field {name!r} is {type_name(value)} where a number is needed", MEND)
+        if not is_finite(value):
+            shown = value if isinstance(value, float) else "too large"
+            raise InputError(row.origin, f"field {name!r} is {shown} where a finite number is needed", MEND)
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """Columns to compute with; what is not finite is as good as absent, as a null is."""
+    return {name: value for name, value in row.columns.items() if isinstance(value, int | float) and is_finite(value)}

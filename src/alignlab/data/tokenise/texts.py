@@ -1,0 +1,22 @@
+"""The plain text of rows, for training a tokenizer."""
+
+from collections.abc import Iterable, Iterator
+
+from alignlab.types.rows import Row, Text
+
+
+def row_texts(rows: Iterable[Row]) -> Iterator[str]:
+    """Text by text what rows say: documents, or the contents of all their messages.
+
+    Args:
+        rows: Of any kind.
+    """
+    for row in rows:
+        if isinstance(row, Text):
+            yield row.text
+        for field in ("messages", "prompt", "chosen", "completion"):
+            for message in getattr(row, field, ()):
+                yield str(message.get("content") or "")
+        for completion in getattr(row, "rejected", ()):
+            for message in completion:
+                yield str(message.get("content") or "")

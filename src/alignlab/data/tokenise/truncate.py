@@ -1,0 +1,112 @@
+"""Truncation: what happens to a row whose longest sequence (prompt and one completion) is over the limit.
+
+    error              refuse the run, naming the row
+    drop               leave the row out
+    left_prompt        shorten the prompt from the left, behind BOS; completions stay whole
+    right_completion   shorten completions from the right; the prompt stays whole
+
+A cut falls on all completions of a tree alike: they share one prompt and one length limit, so that a preference never
+compares a whole completion with a cut one because of where the cut was made. A row that the policy cannot fit, or that
+would keep a completion without supervised tokens, is dropped.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+from alignlab.data.table.counts import Dropped
+from alignlab.errors import InputError
+from alignlab.types.rows import TokenRow
+
+Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
+
+_Piece = tuple[list[int], list[bool]]
+_Tree = list[_Piece]
+
+
+def longest_sequence(row: TokenRow) -> int:
+    """Tokens of the row's longest sequence: a prompt and its longest completion."""
+    return max(prompt + max(completions, default=0) for prompt, *completions in row.trees)
+
+
+def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = None) -> TokenRow | Dropped:
+    """The row, fitted into the limit by the policy; unchanged where it fits already.
+
+    Args:
+        row: Any row but a block of text.
+        limit: Most tokens of a sequence.
+        policy: See the module's table.
+        bos: Id that ``left_prompt`` keeps at the front of a prompt that begins with it.
+
+    Raises:
+        InputError: The row is too long and the policy is ``error``.
+    """
+    length = longest_sequence(row)
+    if length <= limit:
+        return row
+    if policy == "error":
+        raise InputError(
+            f"data.max_tokens_per_sequence={limit}",
+            f"{row.origin} has a sequence of {length} tokens",
+            f"Type data.max_tokens_per_sequence={length} or more, or "
+            "data.truncation=drop, left_prompt or right_completion",
+        )
+    if policy == "drop":
+        return Dropped("longer than data.max_tokens_per_sequence", row.origin, len(row.tokens))
+    trees = [_CUTS[policy](tree, limit, bos) for tree in _trees(row)]
+    if not all(_fits(before, after, limit) for before, after in zip(_trees(row), trees, strict=True)):
+        return Dropped(f"no room for the loss after data.truncation={policy}", row.origin, len(row.tokens))
+    return _row(row, trees)
+
+
+def _cut_prompt(tree: _Tree, limit: int, bos: int | None) -> _Tree:
+    (tokens, supervised), *completions = tree
+    room = limit - max((len(tokens) for tokens, _ in completions), default=0)
+    head = int(tokens[:1] == [bos] and room > 1)
+    start = max(head, len(tokens) - max(room, 0) + head)
+    return [(tokens[:head] + tokens[start:], supervised[:head] + supervised[start:]), *completions]
+
+
+def _cut_completions(tree: _Tree, limit: int, bos: int | None) -> _Tree:
+    prompt, *completions = tree
+    room = max(limit - len(prompt[0]), 0)
+    return [prompt, *((tokens[:room], supervised[:room]) for tokens, supervised in completions)]
+
+
+_CUTS: dict[str, Callable[[_Tree, int, int | None], _Tree]] = {
+    "left_prompt": _cut_prompt,
+    "right_completion": _cut_completions,
+}
+
+
+def _fits(before: _Tree, after: _Tree, limit: int) -> bool:
+    """Whether a cut tree is short enough and kept its prompt, each completion's loss and their differences."""
+    (prompt, _), *completions = after
+    contents = {tuple(tokens) for tokens, _ in completions}
+    return (
+        len(prompt) + max(map(len, contents), default=0) <= limit
+        and bool(prompt) == bool(before[0][0])
+        and all(any(supervised) for _, supervised in completions)
+        and len(contents) == len({tuple(tokens) for tokens, _ in before[1:]})
+    )
+
+
+def _trees(row: TokenRow) -> Iterator[_Tree]:
+    """The pieces of each tree: prompt first, then its completions."""
+    start = 0
+    for lengths in row.trees:
+        tree = []
+        for length in lengths:
+            tree.append((row.tokens[start : start + length], row.supervised[start : start + length]))
+            start += length
+        yield tree
+
+
+def _row(row: TokenRow, trees: list[_Tree]) -> TokenRow:
+    pieces = [piece for tree in trees for piece in tree]
+    return replace(
+        row,
+        tokens=[token for tokens, _ in pieces for token in tokens],
+        supervised=[flag for _, supervised in pieces for flag in supervised],
+        trees=[[len(tokens) for tokens, _ in tree] for tree in trees],
+    )

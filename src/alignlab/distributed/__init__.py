@@ -1,0 +1,1 @@
+"""Ranks: how they start, speak, stop, and share the work."""

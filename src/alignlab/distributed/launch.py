@@ -1,0 +1,191 @@
+"""Starting the ranks of a job on this machine, through torch's elastic launcher, and ending them together.
+
+The parent has composed the config and made the run's folder; every rank gets both. A rank that fails leaves a report,
+so that the parent can say once what went wrong first.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from alignlab.errors import InputError, RunError
+from alignlab.system.credentials import masked
+from alignlab.system.processes import end_with_parent, leaving_on_signals
+
+SECONDS_TO_STOP = 300
+"""Between a signal to the parent and the end of ranks that still write their checkpoint."""
+
+SECONDS_AFTER_DEATH = 5
+"""Between the death of a rank and the end of the others, which may hang in a collective."""
+
+STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGINT}
+"""Exit codes of a rank that left in good order."""
+
+
+def num_local_processes(devices: int | str | list[int], accelerator: str) -> int:
+    """Processes that this machine needs for the devices asked for.
+
+    Args:
+        devices: A number, a list of device numbers, or ``auto``.
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``gpu``.
+    """
+    cuda = torch.cuda.device_count() if accelerator != "cpu" else 0
+    if isinstance(devices, list):
+        return len(devices)
+    if devices in ("auto", -1, "-1"):
+        return max(1, cuda)
+    if isinstance(devices, int) or str(devices).isdigit():
+        return int(devices)
+    raise InputError(
+        f"trainer.devices={devices}", "it is no number of devices", "Type trainer.devices=2 or [0,1] or auto"
+    )
+
+
+def refuse_other_machines(num_nodes: int, num_processes: int) -> None:
+    """Refuse a job of several machines where nobody started its ranks.
+
+    Raises:
+        InputError: ``num_nodes`` is more than one.
+    """
+    if num_nodes > 1:
+        words = " ".join(sys.argv[1:]) or "[group=option] [key=value]"
+        raise InputError(
+            f"trainer.num_nodes={num_nodes}",
+            "one process cannot start ranks on other machines",
+            f"On each of the machines type: torchrun --nnodes {num_nodes} --nproc-per-node {num_processes}"
+            f" --rdzv-backend c10d --rdzv-endpoint FIRST_MACHINE:29500 train.py {words}\n"
+            f"or within Slurm: srun --nodes {num_nodes} --ntasks-per-node {num_processes} python train.py {words}",
+        )
+
+
+def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> None:
+    """Run a function in several new processes and wait; a dead rank ends them all.
+
+    Args:
+        entry: Function of a module, so that the ranks can import it.
+        arguments: What it is called with.
+        num_processes: Ranks on this machine.
+
+    Raises:
+        InputError, RunError: The error of the first rank that failed.
+        SystemExit: A rank failed for another reason (1, with its error), or the ranks were stopped by a signal.
+    """
+    # As many threads as before in all: ranks on a CPU would otherwise fight over the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+        # A terminal sends Ctrl-C to the ranks as well; passed on, it would be their second, which ends without saving.
+        signals_to_handle="SIGTERM",
+    )
+    with tempfile.TemporaryDirectory() as reports, _quiet_libraries(), _no_survivors():
+        try:
+            elastic_launch(config, _reported)(Path(reports), entry, *arguments)
+        except SignalException as error:
+            raise SystemExit(128 + error.sigval) from error
+        except ChildFailedError as error:
+            _raise_first(Path(reports), error.failures, num_processes)
+
+
+def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> None:
+    """What a rank runs. Every failure is the end of its process, else the others would wait for it in a collective."""
+    end_with_parent()
+    try:
+        with leaving_on_signals():
+            entry(*arguments)
+    except (InputError, RunError) as error:
+        _report(reports, error)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from error
+    except Exception as error:
+        _report(reports, masked(traceback.format_exc()))
+        raise SystemExit(1) from error
+
+
+def _report(reports: Path, failure: InputError | RunError | str) -> None:
+    partial = reports / f".{os.environ['RANK']}"
+    partial.write_bytes(pickle.dumps((time.time(), int(os.environ["RANK"]), failure)))
+    partial.rename(reports / os.environ["RANK"])
+
+
+def _raise_first(reports: Path, failures: dict[int, ProcessFailure], num_processes: int) -> NoReturn:
+    """Raise what ended the job: a rank that was killed, since the others then fail of its silence; else the first."""
+    (rank, failure), *_ = failures.items()
+    if failure.exitcode in STOPPED:
+        raise SystemExit(failure.exitcode)
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        memory = " (out of memory, perhaps)" if name == "SIGKILL" else ""
+        raise SystemExit(f"Failed. Rank {rank} of {num_processes} was ended by {name}{memory}; so were the others.")
+    told = [pickle.loads(path.read_bytes()) for path in reports.glob("[0-9]*")]
+    _, rank, told_first = min(told, key=lambda report: report[:2], default=(0, rank, ""))
+    if isinstance(told_first, (InputError, RunError)):
+        raise told_first
+    raise SystemExit(f"{told_first}Failed. Rank {rank} of {num_processes} ended first; the others were ended with it.")
+
+
+@contextlib.contextmanager
+def _no_survivors() -> Iterator[None]:
+    """Kill the other ranks soon after one has died: the launcher would give them half a minute to follow a signal.
+
+    None is left when the block ends, however it does.
+    """
+    over = threading.Event()
+    others = set(multiprocessing.active_children())
+
+    def watch() -> None:
+        ranks: set[Any] = set()
+        while not over.wait(0.2):
+            ranks |= set(multiprocessing.active_children()) - others
+            if any(rank.exitcode not in (None, 0, *STOPPED) for rank in ranks):
+                over.wait(SECONDS_AFTER_DEATH)
+                for rank in ranks:
+                    if rank.is_alive():
+                        rank.kill()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for rank in set(multiprocessing.active_children()) - others:
+            rank.kill()
+            rank.join()
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep torch's own account of ended processes to itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn")]
+    for logger in loggers:
+        logger.propagate = False
+        logger.addHandler(logging.NullHandler())
+    yield
+    for logger in loggers:
+        logger.propagate = True

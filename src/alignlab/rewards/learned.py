@@ -1,0 +1,153 @@
+"""A trained reward model as a reward: it reads prompt and completion in its own template and tokens.
+
+1. Its weights are read when the method is made, not at the first call: a wrong path is refused before the run begins,
+   and ZeRO-3, which would cut the weights of whatever is opened later, does not know of them.
+2. Equal texts get equal rewards to the last bit, whatever else is scored with them.
+"""
+
+import logging
+import math
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from pydantic import Field
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.data.batching.collate import collate
+from alignlab.data.table.counts import Dropped
+from alignlab.data.tokenise.context import TokenSettings, derive_context
+from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.rows import tokenize
+from alignlab.data.tokenise.templates import render
+from alignlab.data.tokenise.truncate import truncate
+from alignlab.errors import InputError
+from alignlab.models.load import Dtype
+from alignlab.models.reward import context_of, open_reward_model, rewards_of
+from alignlab.types.batch import move
+from alignlab.types.rows import Message, TokenRow, Unpaired
+
+log = logging.getLogger(__name__)
+
+KEY = "method.reward.reward_model"
+
+Encode = Callable[[Unpaired, PreTrainedTokenizerBase, TokenSettings], TokenRow | Dropped]
+
+
+class LearnedReward:
+    """The score of a reward model.
+
+    Args:
+        path: Run, model or adapter folder, or hub id, of a model that gives one number per sequence.
+        batch_size: Sequences at once.
+        dtype: Number format of its weights.
+        device: Where it computes; None for the device of the run.
+        chat_template: ``auto`` for its tokenizer's own, or as ``data.chat_template``.
+        read_at: ``turn_end``: where the answer ends, as ``method=reward_model`` trains; ``text_end``: behind all that
+            the template writes, as ``apply_chat_template`` gives it to models trained elsewhere.
+
+    Raises:
+        InputError: The path holds no reward model, or its tokenizer no chat template that can be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        batch_size: Annotated[int, Field(ge=1)],
+        dtype: Dtype,
+        device: str | None,
+        chat_template: str,
+        read_at: Literal["turn_end", "text_end"],
+    ):
+        self.model, self.tokenizer = open_reward_model(path, dtype, f"{KEY}.path")
+        self.batch_size, self.device, self.encode = batch_size, device, ENCODERS[read_at]
+        self.settings = TokenSettings(
+            chat_template=chat_template,
+            loss_on="assistant",
+            max_tokens_per_sequence=context_of(self.model) or sys.maxsize,
+            truncation="drop",
+            max_cut_fraction=1.0,
+            max_dropped_fraction=1.0,
+            bad_rows="drop",
+            cross_document_attention=False,
+            number_columns=(),
+        )
+        self.one_at_a_time = threading.Lock()  # a call that was given up may still compute
+        self._refuse_template(f"{KEY}.path={path}")
+        self.to("cpu")
+
+    def to(self, device: str | torch.device) -> None:
+        """Compute on the device of the run, unless another was asked for."""
+        self.model.to(self.device or device)
+
+    def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
+        """One number per completion; NaN where it cannot be read, which is told.
+
+        Args:
+            completions: S texts.
+            prompts: Messages of each, or a text.
+            columns: Not looked at.
+        """
+        rows = [self._row(*pair) for pair in zip(prompts, completions, strict=True)]
+        self._tell([row for row in rows if isinstance(row, Dropped)], len(rows))
+        tokens = [None if isinstance(row, Dropped) else tuple(row.tokens) for row in rows]
+        distinct = sorted(dict.fromkeys(one for one in tokens if one), key=len)
+        with self.one_at_a_time:
+            scores = dict(zip(distinct, self._scores(distinct), strict=True))
+        return [scores.get(one, math.nan) for one in tokens]
+
+    def _row(self, prompt: str | Sequence[Message], completion: str) -> TokenRow | Dropped:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        answer = {"role": "assistant", "content": completion}
+        row = Unpaired(origin="a completion", prompt=tuple(messages), completion=(answer,), desirable=True)
+        return self.encode(row, self.tokenizer, self.settings)
+
+    def _refuse_template(self, asked: str) -> None:
+        if self.settings.chat_template == "auto" and not self.tokenizer.chat_template:
+            why = "its tokenizer has no chat template, and in another than it was trained with its scores mean nothing"
+            raise InputError(asked, why, f"Type {KEY}.chat_template=chatml, plain, none or a jinja file")
+        try:
+            probe = self._row("0", "1")
+        except TemplateError as error:
+            probe = Dropped("", "", detail=str(error))
+        if isinstance(probe, Dropped):
+            raise InputError(asked, probe.detail, f"Type {KEY}.read_at=text_end, or {KEY}.chat_template=FILE")
+
+    def _scores(self, sequences: Sequence[tuple[int, ...]]) -> list[float]:
+        scores, device = [], next(self.model.parameters()).device
+        for start in range(0, len(sequences), self.batch_size):
+            some = sequences[start : start + self.batch_size]
+            rows = [_plain_row(list(tokens), "") for tokens in some]
+            batch = move(collate(rows, packing=False, pad_token_id=self.tokenizer.pad_token_id or 0), device)
+            scores += rewards_of(self.model, batch).tolist()
+        return scores
+
+    def _tell(self, dropped: Sequence[Dropped], num_completions: int) -> None:
+        if not dropped:
+            return
+        limit, longest = self.settings.max_tokens_per_sequence, max(row.tokens for row in dropped)
+        why = f"up to {longest} tokens, and the model has {limit} positions: lower rollout.max_completion_tokens"
+        why = next((row.detail for row in dropped if row.detail), why)
+        log.warning("reward model: %d of %d completions cannot be read: %s", len(dropped), num_completions, why)
+
+
+def _whole_text(row: Unpaired, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
+    """All that the template writes, with contents unable to forge special tokens."""
+    context = derive_context(tokenizer, settings, str(tokenizer.chat_template))
+    messages: Any = [dict(message) for message in (*row.prompt, *row.completion)]
+    guard = None if context.template.name == "none" else find_guard(messages, context.control)
+    text = render(context.template, tokenizer, protect(messages, context.control, guard))
+    whole = _plain_row(encode(text, tokenizer, guard), row.origin)
+    return truncate(whole, settings.max_tokens_per_sequence, settings.truncation)
+
+
+def _plain_row(tokens: list[int], origin: str) -> TokenRow:
+    return TokenRow(tokens, [False] * len(tokens), [[0, len(tokens)]], origin)
+
+
+ENCODERS: dict[str, Encode] = {"turn_end": tokenize, "text_end": _whole_text}
+"""Where a sequence is read, and what makes its tokens."""

@@ -1,0 +1,1 @@
+"""The sampler over the weights in training."""

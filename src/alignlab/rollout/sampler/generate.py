@@ -1,0 +1,53 @@
+"""Greedy completions of many prompts, for evaluation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from alignlab.rollout.sampler.sampler import sample
+from alignlab.rollout.sampler.sampling import SamplingSettings
+
+# The most probable token, whatever a model's own generation config asks for.
+GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_strings": ()}
+
+
+def complete(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_completion_tokens: int,
+    stop_tokens: Sequence[int],
+    pad_token_id: int,
+    batch_size: int,
+) -> list[list[int]]:
+    """Complete prompts greedily until a stop token or the limit.
+
+    Args:
+        model: A causal language model of Transformers, with or without an adapter; left in the mode it came in.
+        prompts: Token ids, none empty.
+        max_completion_tokens: Most tokens of a completion.
+        stop_tokens: Tokens that end a completion; the one that did stands at its end.
+        pad_token_id: Filling on the left of shorter prompts, masked by position.
+        batch_size: Prompts completed at once.
+
+    Returns:
+        Token ids of each completion, in the order of the prompts.
+
+    Raises:
+        InputError: A prompt is empty, or the architecture cannot be sampled from.
+    """
+    settings = SamplingSettings(max_completion_tokens=max_completion_tokens, stop_tokens=stop_tokens, **GREEDY)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    completed = sample(
+        model,
+        [prompts[i] for i in by_length],
+        num_completions=1,
+        settings=settings,
+        tokenizer=None,
+        pad_token_id=pad_token_id,
+        batch_size=batch_size,
+        generator=torch.Generator(),
+    )
+    tokens = {i: completion.tokens for i, [completion] in zip(by_length, completed, strict=True)}
+    return [tokens[i] for i in range(len(prompts))]

@@ -1,0 +1,143 @@
+"""Which folder a run gets, and from where it starts."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alignlab.errors import InputError
+from alignlab.run_folder.changes import NOT_HASHED
+from alignlab.run_folder.folder import RunFolder, read_status
+from alignlab.run_folder.location import names_in, refuse_foreign, refuse_unsafe
+from alignlab.run_folder.storage import STATE, newest_valid, open_checkpoint
+from alignlab.system.credentials import blanked
+
+
+def make_run_folder(
+    config: Mapping[str, Any], *, method: str, run_dir: str | None, resume: str | None, root: Path = Path("runs")
+) -> RunFolder:
+    """Decide on a run's folder, make it and lock it; to be called by one process per job.
+
+    A folder is taken only if it does not exist, is empty, or holds a run that is to be continued; nothing is written
+    before that is known.
+
+    ====================  =============================================================================================
+    ``resume``            folder and start
+    ====================  =============================================================================================
+    None                  ``run_dir``, which must hold no run yet, or a new folder under ``root``; fresh
+    ``auto``              ``run_dir``, or the newest run of the same config that is not done; from its newest whole
+                          checkpoint. Fresh where it has come to nothing that a fresh start would overwrite
+    a run folder          from its newest whole checkpoint, in that folder, or in ``run_dir`` as a branch
+    a checkpoint folder   from it, in ``run_dir`` as a branch, or in its run's folder if it is the newest there
+    ====================  =============================================================================================
+
+    Args:
+        config: The resolved config as plain containers; its hash names the folder.
+        method: Short name of the method.
+        run_dir: Folder that the user asked for.
+        resume: What the user asked to resume.
+        root: Where folders without a given name are made.
+
+    Raises:
+        InputError: The folder is not one for this run (see ``location``), already holds another, would lose what it
+            holds, another process trains in it, or what to resume is not there.
+    """
+    digest = config_hash(config)
+    if run_dir is not None:
+        refuse_unsafe(Path(run_dir), f"run_dir={run_dir}")
+    if resume is None:
+        return _fresh(root / method, digest, run_dir, ()).lock()
+    if resume != "auto":
+        return _from_path(Path(resume), run_dir).lock()
+    path = Path(run_dir) if run_dir else _newest_unfinished(root / method, digest)
+    if path is None:
+        note = f"resume=auto: no unfinished run of this config under {root / method}; a fresh start"
+        return _fresh(root / method, digest, None, (note,)).lock()
+    return _continued(path).lock()
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that stand for what is trained, not for where."""
+    kept = blanked({key: value for key, value in config.items() if key not in NOT_HASHED})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def _fresh(parent: Path, digest: str, run_dir: str | None, notes: tuple[str, ...]) -> RunFolder:
+    if run_dir is None:
+        return RunFolder(_new_folder(parent, digest), notes=notes)
+    path = Path(run_dir)
+    if _holds_run(path):
+        instead = "Type resume=auto to continue it, or give another run_dir="
+        raise InputError(f"run_dir={path}", f"the folder already holds a run (status {read_status(path)})", instead)
+    refuse_foreign(path, f"run_dir={path}")
+    return RunFolder(path, notes=notes, before=_make(path))
+
+
+def _make(path: Path) -> frozenset[str] | None:
+    """Make a folder; gives what lay in it where it was there already, None where it was not."""
+    if path.is_dir():
+        return frozenset(names_in(path))
+    path.mkdir(parents=True)
+    return None
+
+
+def _new_folder(parent: Path, digest: str) -> Path:
+    """A folder that nobody else has, also where two runs of one config start in the same second."""
+    moment, number = time.strftime("%Y%m%d-%H%M%S"), 1
+    while True:
+        path = parent / (f"{moment}-{digest}" if number == 1 else f"{moment}.{number}-{digest}")
+        try:
+            path.mkdir(parents=True)  # atomic: of two processes one gets it
+            return path
+        except FileExistsError:
+            number += 1
+
+
+def _holds_run(path: Path) -> bool:
+    return any((path / name).exists() for name in ("config.yaml", "summary.json", "checkpoints"))
+
+
+def _newest_unfinished(parent: Path, digest: str) -> Path | None:
+    found = [path for path in parent.glob(f"*-{digest}") if path.is_dir() and read_status(path) != "done"]
+    # A run that was killed before its first checkpoint does not hide an older one that can be continued.
+    return max(found, key=lambda path: (any((path / "checkpoints").glob("step-*")), path.name), default=None)
+
+
+def _continued(path: Path) -> RunFolder:
+    """Continue the run in a folder from its newest whole checkpoint, or begin it."""
+    if not _holds_run(path):
+        return _fresh(path, "", str(path), (f"{path}: no run there yet; a fresh start",))
+    checkpoint, notes = newest_valid(path / "checkpoints")
+    before = frozenset(names_in(path))
+    if checkpoint is not None:
+        return RunFolder(path, checkpoint, (*notes, f"Resuming {path} after step {checkpoint.step:,}"), before)
+    if any((path / "checkpoints").glob("step-*")) or (path / "model").exists() or read_status(path) == "done":
+        why = " and ".join(notes) or f"the run there (status {read_status(path)}) has no checkpoint to go on from"
+        instead = "Give another run_dir=; a fresh start would overwrite what is there"
+        raise InputError(f"run_dir={path} resume=auto", why, instead)
+    return RunFolder(path, None, (*notes, f"{path}: no checkpoint there; a fresh start"), before)
+
+
+def _from_path(resume: Path, run_dir: str | None) -> RunFolder:
+    """Continue from a run folder or a checkpoint, in its run's folder or as a branch in ``run_dir``."""
+    asked = f"resume={resume}"
+    if not resume.is_dir():
+        raise InputError(asked, "there is no such folder", "Give a run folder, a checkpoint folder, or resume=auto")
+    is_run = not (resume / STATE).exists() and resume.resolve().parent.name != "checkpoints"
+    found, notes = newest_valid(resume / "checkpoints") if is_run else (open_checkpoint(resume), [])
+    if found is None:
+        instead = "Give a folder that holds one, or leave resume out to start anew"
+        raise InputError(asked, " and ".join(notes) or "the folder holds no checkpoint", instead)
+    home = resume if is_run else found.folder.parent.parent
+    if run_dir is not None and Path(run_dir).resolve() != home.resolve():
+        folder = _fresh(home, "", run_dir, ())
+        told = f"A branch in {run_dir} of {found.folder} (step {found.step:,})"
+        return RunFolder(folder.path, found, (*notes, told), folder.before)
+    newest, _ = newest_valid(home / "checkpoints")
+    if newest is not None and newest.step > found.step:
+        why = f"the run there has gone on to step {newest.step:,}, which would be overwritten"
+        raise InputError(asked, why, f"Type run_dir=NEW for a branch, or resume={home} to go on from the newest")
+    told = f"Resuming {home} after step {found.step:,}"
+    return RunFolder(home, found, (*notes, told), frozenset(names_in(home)))

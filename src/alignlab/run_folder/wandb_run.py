@@ -1,0 +1,65 @@
+"""A run at W&B, begun online where that is asked for and can be had, else offline; wrong keys and names are refused."""
+
+import logging
+import os
+import re
+from typing import Any
+
+from alignlab.errors import InputError
+from alignlab.system.paths import reason
+
+log = logging.getLogger(__name__)
+
+SECONDS_TO_BEGIN = 30.0
+"""How long W&B is waited for before a run goes on offline; ``WANDB_INIT_TIMEOUT`` changes it."""
+
+SECONDS_TO_FINISH = 900.0
+"""How long the end of a run waits for its uploads; ``WANDB_FINISH_TIMEOUT`` changes it."""
+
+REFUSED_BY_SERVER = re.compile(r"\berror 4(?!08|29)\d\d\b")
+"""How W&B says that its server has answered, and refused: a wrong key, no such entity, no right to the project."""
+
+OTHERWISE = "or logger.wandb.mode=offline and wandb sync later, or logger=none"
+
+
+def begin(mode: str, **options: Any) -> Any:
+    """Begin a run, or go on with it where its id is known.
+
+    Args:
+        mode: ``online``, ``offline`` or ``disabled``.
+        **options: Of ``wandb.init``.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: Nobody is logged in, the key is wrong, or a name is none that W&B takes.
+    """
+    import wandb as library
+    from wandb.errors import CommError, Error
+
+    try:
+        return library.init(mode=mode, settings=_settings(library), **options)
+    except CommError as error:
+        if REFUSED_BY_SERVER.search(str(error)):
+            why = f"the server refuses ({reason(error)})"
+            raise InputError(_asked(mode), why, f"Type wandb login --relogin, {OTHERWISE}") from error
+        seconds = _settings(library).init_timeout
+        log.warning(
+            "W&B cannot be reached within %g s (%s): this run is kept offline in %s; send it later with wandb sync",
+            *(seconds, reason(error), options["dir"]),
+        )
+    except (Error, ValueError) as error:
+        raise InputError(_asked(mode), reason(error), f"Correct it, {OTHERWISE}") from error
+    library.teardown()  # its service keeps the id of the run that it could not begin
+    return library.init(mode="offline", settings=_settings(library), **options)
+
+
+def _asked(mode: str) -> str:
+    return f"logger=wandb with mode={mode}"
+
+
+def _settings(library: Any) -> Any:
+    ours = {"init_timeout": SECONDS_TO_BEGIN, "finish_timeout": SECONDS_TO_FINISH}
+    typed = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ours}
+    return library.Settings(quiet=True, **{key: typed[key] or seconds for key, seconds in ours.items()})

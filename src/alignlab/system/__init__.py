@@ -1,0 +1,1 @@
+"""Files, paths, secrets and processes of the machine."""

@@ -1,0 +1,95 @@
+"""The cards, as a person reads them."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from alignlab.callbacks import card
+
+MODEL = card.ModelFacts(
+    name="pocket",
+    architecture="LlamaForCausalLM",
+    num_parameters=1_000_000,
+    num_trainable=20_000,
+    dtype="float32",
+    attention="sdpa",
+    adapter="lora",
+    device="cpu, 32-true",
+)
+BATCH = card.BatchFacts(
+    global_batch_size=64,
+    batch_size_per_device=8,
+    max_tokens_per_micro_batch=4096,
+    num_ranks=2,
+    num_micro_batches=4,
+    tokens_per_step=4812.4,
+    num_steps=1250,
+    num_epochs=2.5,
+)
+DATA = {"train": {"rows": 32000, "dropped": 3}, "validation": {"rows": 500}}
+EXAMPLE = [("What is ", False), ("3+4?", False), ("<answer>", True), ("7</answer>", True), ("\n", False)]
+SUMMARY = {
+    "status": "done",
+    "metrics": {"val/loss": 0.31, "val/exact_match": 0.934, "train/loss": 0.2},
+    "initial_metrics": {"val/exact_match": 0.47},
+    "steps": 1250,
+    "tokens": 6_015_000,
+    "wall_seconds": 85.2,
+    "tokens_per_second": 70_600.0,
+    "peak_memory_mib": 512.3,
+}
+
+
+def shown(renderable, width=120):
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(renderable)
+    return captured.get()
+
+
+def row(text, first):
+    """The cells of the line that begins with a word."""
+    line = next(line for line in text.splitlines() if line.strip("│ ").startswith(first))
+    return line.strip("│ ").split()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_start_card_shows_model_data_batch_and_example(width):
+    title = "sft · pocket · arithmetic"
+    text = shown(
+        card.start_card(title, model=MODEL, data=DATA, batch=BATCH, example=EXAMPLE, folder=Path("runs/sft/x")), width
+    )
+    assert title in text
+    for said in (
+        "20k of 1M parameters (2.00%), lora",
+        "attention sdpa",
+        "What is 3+4?⟦<answer>7</answer>⟧",
+        "runs/sft/x",
+    ):
+        assert said in text
+    assert row(text, "train ") == ["train", "32,000", "3"]
+    assert row(text, "validation") == ["validation", "500", "–"]
+
+
+def test_the_batch_table_leads_from_rows_to_optimizer_steps():
+    text = shown(card.batch_table(BATCH))
+    assert " ".join(row(text, "≤")) == "≤ 8, ≤ 4,096 tokens × 4 × 2 → 64 4,812 1,250 (epochs: 2.5)"
+
+
+def test_a_long_stretch_of_the_example_is_shortened():
+    text = card.example_text([("a" * 5000, False), ("b", True)]).plain
+    assert len(text) < 600 and "aa … aa" in text and text.endswith("⟦b⟧")
+
+
+def test_result_card_compares_before_and_after():
+    text = shown(card.result_card(SUMMARY, folder=Path("runs/sft/x"), files=[Path("runs/sft/x/model")]))
+    assert row(text, "val/exact_match") == ["val/exact_match", "0.47", "0.934"]
+    assert row(text, "val/loss") == ["val/loss", "–", "0.31"]
+    assert "train/loss" not in text
+    assert "1,250 steps, 6.01M tokens in 1:25, 70.6k tokens/s, peak memory 512 MiB" in text
+    assert "runs/sft/x/model" in text
+
+
+def test_markup_in_data_is_shown_as_it_is():
+    assert "[/bold]" in shown(card.example_text([("[/bold]", True)]))

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from alignlab.data.batching.collate import collate, count_targets, totals
+from alignlab.types.rows import TokenRow
+
+PAIR = TokenRow(
+    tokens=[10, 11, 20, 21, 30],
+    supervised=[False, False, True, True, True],
+    trees=[[2, 2, 1]],
+    origin="pair",
+    numbers={"margin": 0.5, "scores": [2.0, 1.0]},
+)
+BLOCK = TokenRow(
+    tokens=[1, 2, 3, 4, 5],
+    supervised=[True] * 5,
+    trees=[[0, 3], [0, 2]],
+    origin="block",
+    numbers={"margin": 0.1, "scores": [1.0, 0.0]},
+)
+
+
+def predictions(batch):
+    """(sequence, token that predicts, label) of every target, whatever the layout."""
+    predictor = batch.inputs["input_ids"].flatten()[batch.predictor]
+    return list(zip(batch.owner.tolist(), predictor.tolist(), batch.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["flat", "padded"])
+def test_targets_worked_by_hand(packing):
+    # The prompt's last token 11 predicts the first of both completions; a document's first token is no target.
+    batch = collate([PAIR, BLOCK], packing=packing)
+    expected = [(0, 11, 20), (0, 20, 21), (1, 11, 30), (2, 1, 2), (2, 2, 3), (3, 4, 5)]
+    assert predictions(batch) == expected
+    assert batch.tree.tolist() == [0, 0, 1, 2]
+    assert batch.numbers["margin"].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
+    assert batch.numbers["scores"].tolist() == [2.0, 1.0, 1.0, 0.0]
+    assert batch.num_tokens == 10
+
+
+def test_padded_rows_hold_one_path_each():
+    batch = collate([PAIR], packing=False, pad_token_id=99)
+    assert batch.inputs["input_ids"].tolist() == [[10, 11, 20, 21], [10, 11, 30, 99]]
+    assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_masks_go_by_position_so_the_pad_id_may_be_a_real_token():
+    row = TokenRow(tokens=[5, 7, 2], supervised=[False, True, True], trees=[[1, 2]], origin="", numbers={})
+    batch = collate([row], packing=False, pad_token_id=2)
+    assert batch.labels.tolist() == [7, 2]
+
+
+def test_totals_count_what_collate_makes():
+    sums, batch = totals([PAIR, BLOCK]), collate([PAIR, BLOCK], packing=True)
+    assert sums.supervised_tokens == batch.labels.numel() == count_targets(PAIR) + count_targets(BLOCK) == 6
+    assert (sums.sequences, sums.groups, sums.tokens, sums.rows) == (batch.num_sequences, 3, batch.num_tokens, 2)
+
+
+def test_prompt_tokens_are_never_targets():
+    row = TokenRow(tokens=[1, 2, 3], supervised=[True, True, True], trees=[[2, 1]], origin="", numbers={})
+    assert torch.equal(collate([row], packing=True).labels, torch.tensor([3]))
+    assert count_targets(row) == 1

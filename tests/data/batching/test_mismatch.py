@@ -1,0 +1,48 @@
+"""Prompts with the completion of the next row."""
+
+import pytest
+
+from alignlab.data.batching.mismatch import WithCompanions, mismatch
+from alignlab.types.rows import TokenRow
+
+
+def row(prompt, completion, supervised=None):
+    """Tokens of a prompt and of one completion; all of it supervised unless told."""
+    flags = [False] * len(prompt) + (supervised or [True] * len(completion))
+    return TokenRow(
+        [*prompt, *completion], flags, [[len(prompt), len(completion)]], f"row {prompt[0]}", {"row": prompt[0]}
+    )
+
+
+ROWS = [row([1, 2], [11, 12, 13]), row([3], [14]), row([5, 6, 7], [15, 16, 17, 18])]
+
+
+class Table(list):
+    key = "table"
+
+
+def test_each_prompt_meets_the_completion_of_the_next_row_and_the_last_that_of_the_first():
+    companions = [one.companion for one in WithCompanions(Table(ROWS), max_tokens=20)]
+    assert [one.tokens for one in companions] == [[1, 2, 14], [3, 15, 16, 17, 18], [5, 6, 7, 11, 12, 13]]
+    assert [one.trees for one in companions] == [[[2, 1]], [[1, 4]], [[3, 3]]]
+    assert [one.supervised.count(True) for one in companions] == [1, 4, 3]
+
+
+def test_a_companion_leaves_the_row_as_it_is():
+    for given, one in zip(ROWS, WithCompanions(Table(ROWS), max_tokens=20), strict=True):
+        assert (one.tokens, one.trees, one.numbers) == (given.tokens, given.trees, given.numbers)
+        assert one.companion.numbers == given.numbers
+
+
+@pytest.mark.parametrize(("limit", "tokens"), [(6, [5, 6, 7, 11, 12, 13]), (5, [5, 6, 7, 11, 12]), (2, [5, 6, 7, 11])])
+def test_what_is_too_long_there_is_cut_and_one_token_stays(limit, tokens):
+    found = mismatch(ROWS[2], ROWS[0], limit)
+    assert found.tokens == tokens and found.trees == [[3, len(tokens) - 3]]
+    assert len(found.supervised) == len(tokens)
+
+
+def test_only_what_is_a_target_of_its_own_row_is_asked_for():
+    """Flags travel with the completion; cut before its first target, all that is left is one."""
+    other = row([3], [14, 15, 16], [False, True, True])
+    assert mismatch(ROWS[0], other, 20).supervised == [False, False, False, True, True]
+    assert mismatch(ROWS[0], other, 3).supervised == [False, False, True]

@@ -1,0 +1,88 @@
+"""The loader: all epochs in one sequence, resumable anywhere, shuffled streams."""
+
+import numpy as np
+import pytest
+import torch
+
+from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.batching.steps import shuffle_stream, stream_steps, table_steps
+from alignlab.errors import InputError
+from tests.methods.toy import Rows, make_loader, make_rows
+
+SETTINGS = {
+    "global_batch_size": 8,
+    "batch_size_per_device": 4,
+    "max_tokens_per_micro_batch": None,
+    "order": "shuffled",
+    "order_column": None,
+    "seed": 1,
+}
+
+
+def settings(**changes):
+    return PlanSettings(**{**SETTINGS, **changes})
+
+
+def labels(steps):
+    return [[batch.labels.tolist() for batch in step.micro_batches] for step in steps]
+
+
+def take(plan, count):
+    return [next(plan) for _ in range(count)]
+
+
+@pytest.mark.parametrize("done", range(1, 6))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_goes_on_where_its_state_was_taken(done, workers):
+    whole = labels(make_loader(make_rows(), 3, num_steps=6))
+    first = make_loader(make_rows(), 3, num_steps=6, workers=workers)
+    steps = iter(first)
+    take(steps, done)
+    second = make_loader(make_rows(), 3, num_steps=6, workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert labels(second) == whole[done:]
+
+
+def test_a_loader_draws_nothing_from_the_global_generators():
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    list(make_loader(make_rows(), 3, num_steps=2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_every_epoch_takes_every_row_once_in_another_order():
+    steps = take(table_steps(make_rows(), settings(), 0, 1, 0), 4)
+    epochs = [[row.origin for step in pair for row in step.rows] for pair in (steps[:2], steps[2:])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(row.origin for row in make_rows())
+    assert epochs[0] != epochs[1]
+    assert [step.epoch for step in steps] == [0.5, 1.0, 1.5, 2.0]
+
+
+@pytest.mark.parametrize("order", ["shuffled", "as_is"])
+def test_a_stream_goes_through_its_rows_again_and_resumes_anywhere(order):
+    plan = settings(order=order)
+    whole = take(stream_steps(lambda: iter(make_rows()), plan, 0, 1, 0), 5)
+    assert [len(step.rows) for step in whole] == [8, 5, 8, 5, 8]
+    assert sorted(row.origin for step in whole[:2] for row in step.rows) == sorted(r.origin for r in make_rows())
+    resumed = take(stream_steps(lambda: iter(make_rows()), plan, 0, 1, 3), 2)
+    assert [[r.origin for r in step.rows] for step in resumed] == [[r.origin for r in step.rows] for step in whole[3:]]
+    in_order = [row.origin for row in whole[0].rows] == [row.origin for row in make_rows()[:8]]
+    assert in_order == (order == "as_is")
+
+
+def test_ranks_share_the_rows_of_a_step():
+    ranks = [next(table_steps(make_rows(), settings(), rank, 2, 0)) for rank in range(2)]
+    assert [r.origin for r in ranks[0].rows] == [r.origin for r in ranks[1].rows]
+    places = [place for planned in ranks for batch in planned.micro_batches for place in batch.rows]
+    assert sorted(places) == list(range(8))
+
+
+def test_a_shuffle_buffer_loses_nothing():
+    shuffled = list(shuffle_stream(iter(range(100)), np.random.default_rng(0), size=10))
+    assert sorted(shuffled) == list(range(100))
+    assert shuffled != list(range(100))
+
+
+def test_a_curriculum_needs_its_column():
+    with pytest.raises(InputError, match="row 0 has no number of that name"):
+        next(table_steps(Rows(make_rows()), settings(order="curriculum", order_column="level"), 0, 1, 0))

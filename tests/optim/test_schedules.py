@@ -1,0 +1,64 @@
+"""Schedules against rates worked by hand."""
+
+import pytest
+import torch
+
+from alignlab.errors import InputError
+from alignlab.optim import schedules
+
+
+def rates(schedule, steps, **options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    scheduler = schedule(optimizer, num_training_steps=steps, **options)
+    found = []
+    for _ in range(steps + 1):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "expected"),
+    [
+        (schedules.constant, {"warmup_steps": 2}, [1, 2, 2, 2, 2, 2, 2]),
+        (schedules.linear, {"warmup_steps": 2, "min_lr_ratio": 0.0}, [1, 2, 2, 1.5, 1, 0.5, 0]),
+        (schedules.linear, {"warmup_steps": 2, "min_lr_ratio": 0.5}, [1, 2, 2, 1.75, 1.5, 1.25, 1]),
+        (schedules.cosine, {"warmup_steps": 2, "min_lr_ratio": 0.0}, [1, 2, 2, 1 + 2**-0.5, 1, 1 - 2**-0.5, 0]),
+        (schedules.cosine, {"warmup_steps": 2, "min_lr_ratio": 0.5}, [1, 2, 2, 1.5 + 8**-0.5, 1.5, 1.5 - 8**-0.5, 1]),
+        (
+            schedules.wsd,
+            {"warmup_steps": 2, "decay_steps": 2, "min_lr_ratio": 0.0, "decay_type": "linear"},
+            [1, 2, 2, 2, 2, 1, 0],
+        ),
+        (
+            schedules.inverse_sqrt,
+            {"warmup_steps": 1, "timescale_steps": None},
+            [2, *(2 * n**-0.5 for n in range(1, 7))],
+        ),
+        (schedules.polynomial, {"warmup_steps": 2, "min_lr_ratio": 0.0, "power": 2.0}, [1, 2, 2, 1.125, 0.5, 0.125, 0]),
+        (schedules.polynomial, {"warmup_steps": 2, "min_lr_ratio": 1.0, "power": 2.0}, [1, 2, 2, 2, 2, 2, 2]),
+    ],
+)
+def test_rates_by_hand(schedule, options, expected):
+    assert rates(schedule, 6, **options) == pytest.approx(expected)
+
+
+def test_the_first_step_of_a_warmup_learns_something():
+    assert rates(schedules.cosine, 100, warmup_steps=0.1, min_lr_ratio=0.0)[0] == pytest.approx(2.0 / 10)
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(0, 0), (0.1, 20), (0.0301, 7), (1, 1), (15, 15), (15.0, 15)])
+def test_shares_and_steps(asked, steps):
+    assert schedules.num_steps("warmup_steps", asked, 200) == steps
+
+
+@pytest.mark.parametrize("asked", [1.5, 201])
+def test_impossible_warmup_is_refused_with_the_field(asked):
+    with pytest.raises(InputError, match=f"scheduler.warmup_steps={asked}"):
+        schedules.num_steps("warmup_steps", asked, 200)
+
+
+def test_wsd_refuses_more_than_the_run():
+    with pytest.raises(InputError, match="10 optimizer steps"):
+        rates(schedules.wsd, 10, warmup_steps=6, decay_steps=0.5, min_lr_ratio=0.0, decay_type="linear")
