@@ -173,8 +173,8 @@ def train(model: Path, folder: Path, strategy: str, words: list[str]) -> dict[st
     """Train on two processes; the larger of what they report."""
     folder.mkdir()
     callback = ["+callbacks.memory._target_=strategy_memory.Memory", f"+callbacks.memory.to={folder}"]
-    spread = [f"strategy={strategy}", "trainer.devices=2", "trainer.accelerator=cpu", f"model.path={model}"]
-    typed = [*SMALL, *STEPS, *QUIET, *callback, *spread, f"run_dir={folder / 'run'}", *words]
+    sharding = [f"strategy={strategy}", "trainer.devices=2", "trainer.accelerator=cpu", f"model.path={model}"]
+    typed = [*SMALL, *STEPS, *QUIET, *callback, *sharding, f"run_dir={folder / 'run'}", *words]
     found = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY / "benchmarks"),

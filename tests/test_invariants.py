@@ -50,7 +50,7 @@ def test_the_first_gradient_is_that_of_the_plain_mean():
     loader = make_loader(rows, 2, num_steps=1, order="as_is")
     method = make_method("sft", lr=lr)
     weights, _ = fit(method, loader)
-    policy = make_method("sft").parts.make_policy().double()
+    policy = make_method("sft").factories.make_policy().double()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row in rows[:8]:
         logps = policy(input_ids=torch.tensor([row.tokens])).logits[0].log_softmax(-1)
@@ -104,7 +104,7 @@ def test_norms_are_logged_before_and_after_clipping(clip):
 
 def test_clipping_is_that_of_the_whole_step():
     """With SGD the clipped update has exactly the length lr · clip."""
-    before = torch.cat([p.flatten() for p in make_method("sft").parts.make_policy().parameters()])
+    before = torch.cat([p.flatten() for p in make_method("sft").factories.make_policy().parameters()])
     after, _ = fit(make_method("sft", lr=1.0, clip=0.05), make_loader(make_rows(), 1, num_steps=1))
     assert (after - before).norm().item() == pytest.approx(0.05, rel=1e-3)
 
@@ -156,7 +156,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_ends_the_run():
     method = make_method("sft", lr=0.5, clip=1.0)
     compute = method.compute_loss
     method.compute_loss = lambda batch: LossOutput([term * float("inf") for term in compute(batch).terms])
-    before = torch.cat([p.flatten() for p in make_method("sft").parts.make_policy().parameters()])
+    before = torch.cat([p.flatten() for p in make_method("sft").factories.make_policy().parameters()])
     weights, steps = fit(method, make_loader(make_rows(), 4, num_steps=2))
     assert torch.equal(weights, before)
     assert not torch.tensor(steps[0]["train/grad_norm"]).isfinite()

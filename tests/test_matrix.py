@@ -48,7 +48,7 @@ PREFERENCES = {
     "dpo without reference": ["method=dpo", "method.reference=none"],
     "dpo padded": ["method=dpo", "data.packing=false"],
     "group_dpo": ["method=group_dpo"],
-    "group_dpo smooth": ["method=group_dpo", "method.loss.sharpness=5", "method.length_normalised=true"],
+    "group_dpo smooth": ["method=group_dpo", "method.loss.inverse_temperature=5", "method.length_normalised=true"],
     "orpo": ["method=orpo"],
     "simpo": ["method=simpo"],
     "cpo": ["method=cpo", "method/loss=hinge"],

@@ -24,20 +24,20 @@ class Confident(Method):
 
     Args:
         strength: Factor of the loss.
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
     eats = Demonstration
 
-    def __init__(self, *, strength: Annotated[float, Field(gt=0)], **parts):
-        super().__init__(**parts)
+    def __init__(self, *, strength: Annotated[float, Field(gt=0)], **factories):
+        super().__init__(**factories)
         self.strength = strength
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Scaled negative log-likelihood."""
         scores = token_scores(self.policy, batch)
         term = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput([term * self.strength], token_metrics(scores.logps, scores.hits))
+        return LossOutput([term * self.strength], token_metrics(scores.logps, scores.argmax_correct))
 '''
 
 

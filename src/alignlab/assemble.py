@@ -26,7 +26,7 @@ from alignlab.data.tokenise.templates import choose_template, set_template, stop
 from alignlab.data.tokenise.texts import row_texts
 from alignlab.distributed.strategies import make_strategy
 from alignlab.errors import InputError, nearest
-from alignlab.methods.base import Method, Parts
+from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS
 from alignlab.models import locations
 from alignlab.models.adapters import attach
@@ -45,7 +45,7 @@ Config = dict[str, Any]
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
     source = build("data.source", config["data"]["source"])
-    serve(source, locate(config["method"]["_target_"]).eats)
+    serve(source, locate(config["method"]["_target_"]).row_kind)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
     template = set_template(tokenizer, config["data"]["chat_template"])
@@ -60,7 +60,7 @@ def look_at_sources(config: Config) -> None:
     Raises:
         InputError: Names what is missing or damaged.
     """
-    serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).eats)
+    serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).row_kind)
     make_model_source(config)
     weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
     for path in (weights, None if reference in ("none", *OWN) else reference):
@@ -86,7 +86,7 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
     node, method = {**config["data"], "seed": config["seed"]}, locate(config["method"]["_target_"])
     data = DataModule(
         source=source,
-        kind=method.eats,
+        kind=method.row_kind,
         companions=method.wants_companions,
         tokenizer=tokenizer,
         tokens=pick(TokenSettings, node | {"number_columns": number_columns(config, method)}),
@@ -139,7 +139,7 @@ def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | Non
 
 def make_method(config: Config, model: Any, data: DataModule) -> Method:
     """The method over factories of its policy, optimizer and schedule."""
-    parts = Parts(
+    factories = Factories(
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
         make_optimizer=build("optimizer", config["optimizer"]),
@@ -148,7 +148,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
         packing=config["data"]["packing"],
     )
     rollout = {} if config["rollout"] is None else {"rollout": build("rollout", config["rollout"])}
-    method = build("method", config["method"], parts=parts, **rollout)
+    method = build("method", config["method"], factories=factories, **rollout)
     data.experience = getattr(method, "experience", None)
     return method
 

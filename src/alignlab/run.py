@@ -184,8 +184,8 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
     Every rank calls it, since shards are gathered together; rank 0 writes.
     """
     example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
-    expected = method.spread.forward(logits, method.policy, example)
-    weights = method.spread.full_state_dict(method.policy)
+    expected = method.sharding.forward(logits, method.policy, example)
+    weights = method.sharding.full_state_dict(method.policy)
     if method.trainer.is_global_zero:
         save(method.policy, tokenizer, folder.model, weights)
         try:

@@ -119,7 +119,7 @@ def make_policy():
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     return LlamaForCausalLM._from_config(LlamaConfig(vocab_size=151936, pad_token_id=0, **sizes),
-                                         attn_implementation="forest")
+                                         attn_implementation="packed")
 
 tokens, flags = list(range(1, 111)), [False] * 10 + [True] * 100
 rows = Rows(TokenRow(tokens, flags, [[10, 50, 50]], "", {"row": index}) for index in range(8))

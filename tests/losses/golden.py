@@ -35,5 +35,5 @@ def as_tensor(value):
 
 def flatten(values, mask):
     """Padded ``[S, T]`` to flat ``[N]``, and the owner of each token."""
-    owner = torch.arange(len(mask))[:, None].expand_as(mask)
-    return values[mask.bool()], owner[mask.bool()]
+    sequence_ids = torch.arange(len(mask))[:, None].expand_as(mask)
+    return values[mask.bool()], sequence_ids[mask.bool()]

@@ -36,9 +36,9 @@ def test_golden_values(case):
 def test_golden_values_of_rloo(case):
     given, config = inputs(case), case["config"]
     mask = given["completion_mask"]
-    (old, owner), (reference, _) = (flatten(given[f"{name}_per_token_logps"], mask) for name in ("old", "ref"))
+    (old, sequence_ids), (reference, _) = (flatten(given[f"{name}_per_token_logps"], mask) for name in ("old", "ref"))
     rewards = torch.tensor(config["rewards"], dtype=torch.float64)
-    rewards = penalise_rewards(rewards, kl_values(old, reference, "k1"), owner, kl_coef=config["beta"])
+    rewards = penalise_rewards(rewards, kl_values(old, reference, "k1"), sequence_ids, kl_coef=config["beta"])
     scale = "whiten" if config["normalize_advantages"] else "none"
     found = estimate(rewards, torch.arange(6) // 3, estimator="rloo", scale=scale)
     assert found.tolist() == pytest.approx(case["expected"]["advantages"], rel=case["tol"], abs=case["tol"])
@@ -48,13 +48,13 @@ def ragged(seed, missing=False):
     """Groups of 4, 1, 3, 2 and 6, one of them without spread; rewards that tie."""
     sizes = torch.tensor([4, 1, 3, 2, 6])
     generator = torch.Generator().manual_seed(seed)
-    tree = torch.repeat_interleave(torch.arange(5), sizes)
+    group_ids = torch.repeat_interleave(torch.arange(5), sizes)
     rewards, greedy = torch.randint(0, 4, (2, 16), generator=generator).double() / 2
-    rewards[tree == 3] = 0.5
+    rewards[group_ids == 3] = 0.5
     if missing:
         rewards[torch.tensor([1, 4, 9, 10])] = torch.nan
         greedy[12] = torch.nan
-    return rewards, tree, greedy
+    return rewards, group_ids, greedy
 
 
 def slow_baseline(estimator, index, groups, batch, greedy):
@@ -72,11 +72,11 @@ def slow_std(values):
     return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
-def slow_advantages(rewards, tree, greedy, estimator, scale):
+def slow_advantages(rewards, group_ids, greedy, estimator, scale):
     known = [
         i for i, (r, g) in enumerate(zip(rewards, greedy, strict=True)) if r == r and (estimator != "remax" or g == g)
     ]
-    groups = [{i: rewards[i] for i in known if tree[i] == group} for group in sorted(set(tree))]
+    groups = [{i: rewards[i] for i in known if group_ids[i] == group} for group in sorted(set(group_ids))]
     batch = [rewards[i] for i in known]
     centred = {i: rewards[i] - slow_baseline(estimator, i, groups, batch, greedy) for i in known}
     for group in groups:
@@ -93,9 +93,9 @@ def slow_advantages(rewards, tree, greedy, estimator, scale):
 @pytest.mark.parametrize("scale", ["group", "batch", "whiten", "none"])
 @pytest.mark.parametrize("missing", [False, True])
 def test_equals_a_slow_loop_on_ragged_groups(estimator, scale, missing):
-    rewards, tree, greedy = ragged(1, missing)
-    found = estimate(rewards, tree, estimator=estimator, scale=scale, greedy_rewards=greedy)
-    slow = slow_advantages(rewards.tolist(), tree.tolist(), greedy.tolist(), estimator, scale)
+    rewards, group_ids, greedy = ragged(1, missing)
+    found = estimate(rewards, group_ids, estimator=estimator, scale=scale, greedy_rewards=greedy)
+    slow = slow_advantages(rewards.tolist(), group_ids.tolist(), greedy.tolist(), estimator, scale)
     assert found.tolist() == pytest.approx(slow, rel=1e-12, abs=1e-12)
 
 
@@ -107,8 +107,11 @@ def test_leave_one_out_by_hand():
 
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "pass_at_k"])
 def test_a_group_without_spread_teaches_nothing(estimator):
-    rewards, tree, _ = ragged(2)
-    assert estimate(rewards, tree, estimator=estimator, scale="group", num_picked=2)[tree == 3].tolist() == [0.0, 0.0]
+    rewards, group_ids, _ = ragged(2)
+    assert estimate(rewards, group_ids, estimator=estimator, scale="group", num_picked=2)[group_ids == 3].tolist() == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_remax_asks_for_greedy_rewards():
@@ -118,9 +121,9 @@ def test_remax_asks_for_greedy_rewards():
 
 def test_normalised_rewards_are_weighed_after_and_whitened():
     """A reward a thousand times larger than another counts no more than it; summed first it is all that counts."""
-    tree = torch.zeros(4, dtype=torch.long)
+    group_ids = torch.zeros(4, dtype=torch.long)
     rewards = torch.tensor([[1000.0, 0.0], [0.0, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    settings = {"weights": torch.ones(2), "tree": tree, "estimator": "grpo", "scale": "group"}
+    settings = {"weights": torch.ones(2), "group_ids": group_ids, "estimator": "grpo", "scale": "group"}
     apart = advantages(rewards, aggregation="normalize_then_sum", **settings)
     assert apart[0].item() == pytest.approx(apart[2].item(), rel=1e-3)
     assert apart.mean().item() == pytest.approx(0, abs=1e-12)
@@ -157,9 +160,9 @@ def test_groups_without_spread_by_hand():
     """All right, all wrong, mixed, all unknown, and one whose only known reward is right."""
     nan = torch.nan
     rewards = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 1.0, nan, nan, nan, 1.0])
-    tree = torch.arange(5).repeat_interleave(2)
-    assert flat_groups(rewards, tree).tolist() == [True, True, False, True, True]
-    found = group_metrics(rewards, tree, right_reward=1.0)
+    group_ids = torch.arange(5).repeat_interleave(2)
+    assert flat_groups(rewards, group_ids).tolist() == [True, True, False, True, True]
+    found = group_metrics(rewards, group_ids, right_reward=1.0)
     assert {name: (ratio.sum / ratio.weight).item() for name, ratio in found.items()} == pytest.approx(
         {"zero_std_groups": 0.8, "zero_std_groups_right": 0.4, "zero_std_groups_wrong": 0.2}
     )

@@ -21,10 +21,10 @@ def pairwise(chosen, rejected):
 def test_golden_values(case):
     given, config = inputs(case), case["config"]
     chosen = given["rewards_chosen"].requires_grad_()
-    rewards, tree = pairwise(chosen, given["rewards_rejected"])
+    rewards, group_ids = pairwise(chosen, given["rewards_rejected"])
     margins = given["margin"].repeat_interleave(2) if config["margin"] else None
     centring = config["center_rewards_coefficient"] or 0.0
-    output = bradley_terry(rewards, tree, margins=margins, weights=None, centring=centring)
+    output = bradley_terry(rewards, group_ids, margins=margins, weights=None, centring=centring)
     loss = step_mean(*output.terms, sequences=2 * len(chosen), groups=len(chosen))
     assert loss.item() == pytest.approx(case["expected"]["loss"], rel=1e-9)
 
@@ -43,14 +43,14 @@ def test_worked_by_hand():
 
 def test_weights_and_centring_by_hand():
     """Equal rewards 0.5: log 2 each, plus 0.1 * 1² for the centre, the second pair counted three times."""
-    rewards, tree = pairwise(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
+    rewards, group_ids = pairwise(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
     weights = torch.tensor([1.0, 1.0, 3.0, 3.0])
-    output = bradley_terry(rewards, tree, margins=None, weights=weights, centring=0.1)
+    output = bradley_terry(rewards, group_ids, margins=None, weights=weights, centring=0.1)
     assert output.terms[0].sum.item() == pytest.approx(4 * (math.log(2) + 0.1), rel=1e-6)
 
 
 def test_gradients():
     rewards = torch.randn(6, dtype=torch.float64, requires_grad=True)
-    tree, margins = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.5, 0.5, 0.5, 0.1, 0.1, 0.1]).double()
+    group_ids, margins = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.5, 0.5, 0.5, 0.1, 0.1, 0.1]).double()
     settings = {"margins": margins, "weights": margins, "centring": 0.2}
-    assert torch.autograd.gradcheck(lambda x: bradley_terry(x, tree, **settings).terms[0].losses, (rewards,))
+    assert torch.autograd.gradcheck(lambda x: bradley_terry(x, group_ids, **settings).terms[0].losses, (rewards,))

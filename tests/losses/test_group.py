@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab.losses import group
-from alignlab.losses.group import Groups, group_metrics, hardest, hardest_place
+from alignlab.losses.group import Groups, group_metrics, hardest, hardest_index
 
 LOSSES = {
     "group_hinge": ({"margin": 0.7, "sharpness": None}, lambda c, r, s: max(0.0, max(r) - c + 0.7)),
@@ -22,8 +22,8 @@ def softplus(value):
     return math.log1p(math.exp(value))
 
 
-def smooth(values, sharpness):
-    weights = [math.exp(sharpness * value) for value in values]
+def smooth(values, inverse_temperature):
+    weights = [math.exp(inverse_temperature * value) for value in values]
     return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
 
 
@@ -45,9 +45,9 @@ def loss_of(name):
 
 def make_groups(seed=0, sizes=(2, 5, 3, 2, 8), **changes):
     generator = torch.Generator().manual_seed(seed)
-    tree = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    rewards = torch.randn(len(tree), dtype=torch.float64, generator=generator, requires_grad=True)
-    return Groups(rewards, tree, **changes)
+    group_ids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    rewards = torch.randn(len(group_ids), dtype=torch.float64, generator=generator, requires_grad=True)
+    return Groups(rewards, group_ids, **changes)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -57,49 +57,53 @@ def test_equals_a_slow_loop_on_ragged_groups(name, seed):
     groups = make_groups(seed, scores=scores)
     fast, slow = loss_of(name)
     for number, found in enumerate(fast(groups).tolist()):
-        chosen, *rejected = groups.rewards[groups.tree == number].tolist()
-        assert found == pytest.approx(slow(chosen, rejected, scores[groups.tree == number].tolist()), rel=1e-12)
+        chosen, *rejected = groups.rewards[groups.group_ids == number].tolist()
+        assert found == pytest.approx(slow(chosen, rejected, scores[groups.group_ids == number].tolist()), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients(name):
     groups = make_groups(4)
-    assert torch.autograd.gradcheck(lambda rewards: loss_of(name)[0](Groups(rewards, groups.tree)), (groups.rewards,))
+    assert torch.autograd.gradcheck(
+        lambda rewards: loss_of(name)[0](Groups(rewards, groups.group_ids)), (groups.rewards,)
+    )
 
 
 def test_worked_by_hand():
     """Chosen 0.5 against 0.2 and 0.4 with margin 1: 0.4 - 0.5 + 1 = 0.9; the gradient reaches chosen and hardest."""
     rewards = torch.tensor([0.5, 0.2, 0.4], dtype=torch.float64, requires_grad=True)
-    loss = group.group_hinge(Groups(rewards, torch.zeros(3, dtype=torch.long)), margin=1.0, sharpness=None)
+    loss = group.group_hinge(Groups(rewards, torch.zeros(3, dtype=torch.long)), margin=1.0, inverse_temperature=None)
     assert loss.item() == pytest.approx(0.9)
     loss.sum().backward()
     assert rewards.grad.tolist() == [-1.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize("sharpness", [1e4, 1e9])
-def test_a_sharp_maximum_is_the_exact_one(sharpness):
+def test_a_sharp_maximum_is_the_exact_one(inverse_temperature):
     groups = make_groups(2)
-    assert torch.allclose(hardest(groups, sharpness), hardest(groups), rtol=1e-12)
+    assert torch.allclose(hardest(groups, inverse_temperature), hardest(groups), rtol=1e-12)
     exact, sharp = (
-        torch.autograd.grad(group.group_hinge(groups, margin=9.0, sharpness=value).sum(), groups.rewards)[0]
-        for value in (None, sharpness)
+        torch.autograd.grad(group.group_hinge(groups, margin=9.0, inverse_temperature=value).sum(), groups.rewards)[0]
+        for value in (None, inverse_temperature)
     )
     assert torch.allclose(exact, sharp, atol=1e-9)
 
 
 def test_a_blunt_maximum_is_the_mean():
     groups = make_groups(2)
-    rewards, tree = groups.rejected
-    means = torch.stack([rewards[tree == number].mean() for number in range(groups.num_groups)])
+    rewards, group_ids = groups.rejected
+    means = torch.stack([rewards[group_ids == number].mean() for number in range(groups.num_groups)])
     assert torch.allclose(hardest(groups, 1e-9), means, rtol=1e-6)
 
 
 @pytest.mark.parametrize("sharpness", [None, 0.5, 5.0])
-def test_one_rejected_is_the_pairwise_hinge(sharpness):
+def test_one_rejected_is_the_pairwise_hinge(inverse_temperature):
     groups = make_groups(3, sizes=(2, 2, 2))
     chosen, rejected = groups.rewards.view(3, 2).T
     pairwise = torch.relu(1.5 - (chosen - rejected))
-    assert torch.allclose(group.group_hinge(groups, margin=1.5, sharpness=sharpness), pairwise, rtol=1e-12)
+    assert torch.allclose(
+        group.group_hinge(groups, margin=1.5, inverse_temperature=inverse_temperature), pairwise, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ["group_logistic", "group_softmax", "plackett_luce"])
@@ -112,8 +116,8 @@ def test_one_rejected_is_the_logistic_loss(name):
 def test_of_equally_hard_ones_the_first():
     rewards = torch.tensor([0.0, 2.0, 2.0, 1.0], requires_grad=True)
     groups = Groups(rewards, torch.zeros(4, dtype=torch.long))
-    assert hardest_place(groups).tolist() == [0]
-    group.group_hinge(groups, margin=1.0, sharpness=None).sum().backward()
+    assert hardest_index(groups).tolist() == [0]
+    group.group_hinge(groups, margin=1.0, inverse_temperature=None).sum().backward()
     assert rewards.grad.tolist() == [-1.0, 1.0, 0.0, 0.0]
 
 

@@ -27,13 +27,13 @@ def slow(rewards, k):
 @pytest.mark.parametrize("values", [(0, 1), (-1.5, 0, 0.25, 2, 7)])
 def test_equals_all_sets_written_out(k, values):
     sizes, generator = [5, 1, 8, 3], torch.Generator().manual_seed(k)
-    tree = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))
+    group_ids = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))
     rewards = torch.tensor(values, dtype=torch.float64)[torch.randint(len(values), (17,), generator=generator)]
-    advantages, deviation = pass_at_k(rewards, tree, k)
+    advantages, deviation = pass_at_k(rewards, group_ids, k)
     for group in range(4):
-        expected, spread = slow(rewards[tree == group].tolist(), k)
-        assert advantages[tree == group].tolist() == pytest.approx(expected, abs=1e-12)
-        assert deviation[tree == group].tolist() == pytest.approx([spread] * sizes[group], abs=1e-7)
+        expected, spread = slow(rewards[group_ids == group].tolist(), k)
+        assert advantages[group_ids == group].tolist() == pytest.approx(expected, abs=1e-12)
+        assert deviation[group_ids == group].tolist() == pytest.approx([spread] * sizes[group], abs=1e-7)
 
 
 def test_the_closed_form_for_right_and_wrong():
@@ -50,9 +50,9 @@ def test_the_closed_form_for_right_and_wrong():
 
 def test_sets_of_one_are_completions():
     rewards = torch.tensor([1.0, 2.0, 6.0, 3.0, 3.5], dtype=torch.float64)
-    tree = torch.tensor([0, 0, 0, 1, 1])
-    alone = estimate(rewards, tree, estimator="pass_at_k", scale="none", num_picked=1)
-    assert torch.allclose(alone, estimate(rewards, tree, estimator="grpo", scale="none"))
+    group_ids = torch.tensor([0, 0, 0, 1, 1])
+    alone = estimate(rewards, group_ids, estimator="pass_at_k", scale="none", num_picked=1)
+    assert torch.allclose(alone, estimate(rewards, group_ids, estimator="grpo", scale="none"))
 
 
 def test_large_groups_stay_exact():

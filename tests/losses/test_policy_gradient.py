@@ -41,13 +41,13 @@ def loss_of(name):
 def make_tokens(seed=0, lengths=(3, 1, 7, 2, 4), per_token=False, **changes):
     """Ragged completions whose ratios lie on both sides of every bound."""
     generator = torch.Generator().manual_seed(seed)
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    logps, old, reference = -torch.rand(3, len(owner), dtype=torch.float64, generator=generator) * 1.5 - 0.01
-    advantages = torch.randn(len(owner if per_token else lengths), dtype=torch.float64, generator=generator)
+    sequence_ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    logps, old, reference = -torch.rand(3, len(sequence_ids), dtype=torch.float64, generator=generator) * 1.5 - 0.01
+    advantages = torch.randn(len(sequence_ids if per_token else lengths), dtype=torch.float64, generator=generator)
     given = {
         "token_logps": logps.requires_grad_(),
-        "advantages": advantages if per_token else advantages[owner],
-        "owner": owner,
+        "advantages": advantages if per_token else advantages[sequence_ids],
+        "sequence_ids": sequence_ids,
         "num_sequences": len(lengths),
         "old_token_logps": old,
         "reference_token_logps": reference,
@@ -87,11 +87,11 @@ def golden_tokens(case):
     given = inputs(case)
     mask = given["completion_mask"]
     fields = {name: flatten(given[f"{name}per_token_logps"], mask)[0] for name in ("", "old_", "ref_", "sampling_")}
-    owner = flatten(mask, mask)[1]
+    sequence_ids = flatten(mask, mask)[1]
     tokens = PolicyTokens(
         token_logps=fields[""].requires_grad_(),
-        advantages=given["advantages"][owner],
-        owner=owner,
+        advantages=given["advantages"][sequence_ids],
+        sequence_ids=sequence_ids,
         num_sequences=len(mask),
         old_token_logps=None if case["config"]["on_policy"] else fields["old_"],
         reference_token_logps=fields["ref_"],
@@ -103,7 +103,7 @@ def golden_tokens(case):
 
 def golden_factors(config, tokens):
     """What multiplies the policy's losses."""
-    where = (tokens.owner, tokens.num_sequences)
+    where = (tokens.sequence_ids, tokens.num_sequences)
     factors = torch.ones_like(tokens.advantages)
     if config["top_entropy_quantile"] < 1:
         threshold = entropy_threshold(tokens.entropies, config["top_entropy_quantile"])
@@ -172,12 +172,12 @@ def test_golden_values_of_rloo(case):
     """The ratio is that of whole completions, each of which counts once."""
     given = inputs(case)
     mask = given["completion_mask"]
-    (logps, owner), (old, _) = (flatten(given[f"{name}per_token_logps"], mask) for name in ("", "old_"))
+    (logps, sequence_ids), (old, _) = (flatten(given[f"{name}per_token_logps"], mask) for name in ("", "old_"))
     logps.requires_grad_()
     tokens = PolicyTokens(
         token_logps=logps,
-        advantages=given["advantages"][owner],
-        owner=owner,
+        advantages=given["advantages"][sequence_ids],
+        sequence_ids=sequence_ids,
         num_sequences=len(mask),
         old_token_logps=old,
     )
@@ -194,7 +194,7 @@ def test_golden_values_of_rloo(case):
 
 
 def mean(losses, tokens, normaliser, max_completion_tokens=9):
-    term = normalise(losses, tokens.owner, tokens.num_sequences, normaliser, max_completion_tokens)
+    term = normalise(losses, tokens.sequence_ids, tokens.num_sequences, normaliser, max_completion_tokens)
     return step_mean(term, tokens=len(losses), sequences=tokens.num_sequences)
 
 
@@ -238,7 +238,7 @@ def test_equals_a_slow_loop_on_ragged_completions(name, normaliser, seed):
     tokens = make_tokens(seed)
     total = weight = 0.0
     for number in range(5):
-        own = tokens.owner == number
+        own = tokens.sequence_ids == number
         losses = slow_losses(
             name, *(x[own].tolist() for x in (tokens.token_logps, tokens.old_token_logps, tokens.advantages))
         )
@@ -273,7 +273,7 @@ def by_hand(ratios, advantages, name="clipped", **changes):
     tokens = PolicyTokens(
         token_logps=logps,
         advantages=torch.tensor(advantages, dtype=torch.float64),
-        owner=torch.zeros(len(ratios), dtype=torch.long),
+        sequence_ids=torch.zeros(len(ratios), dtype=torch.long),
         num_sequences=1,
         old_token_logps=torch.zeros_like(logps),
     )
@@ -310,7 +310,7 @@ def test_without_an_old_policy_the_gradient_is_that_of_reinforce(name):
     tokens = make_tokens(1, old_token_logps=None)
     loss = mean(loss_of(name)(tokens).losses, tokens, "sequence")
     (gradient,) = torch.autograd.grad(loss, tokens.token_logps)
-    counts = torch.bincount(tokens.owner)[tokens.owner]
+    counts = torch.bincount(tokens.sequence_ids)[tokens.sequence_ids]
     expected = -tokens.advantages / counts / tokens.num_sequences
     if name == "clipped_sum":
         expected = expected * counts
@@ -334,7 +334,7 @@ def test_metrics_by_hand():
     tokens = PolicyTokens(
         token_logps=logps,
         advantages=torch.ones(3),
-        owner=torch.tensor([0, 0, 0]),
+        sequence_ids=torch.tensor([0, 0, 0]),
         num_sequences=1,
         old_token_logps=torch.zeros(3),
         reference_token_logps=logps - math.log(2),
@@ -376,13 +376,15 @@ def test_divergence_in_the_reward_has_the_exact_gradient():
     exact = (logps.sum(1).exp() * (logps - token_logps(reference)).sum(1)).sum()
     (wanted,) = torch.autograd.grad(exact, logits, retain_graph=True)
 
-    flat, owner = logps.flatten(), torch.arange(9).repeat_interleave(2)
+    flat, sequence_ids = logps.flatten(), torch.arange(9).repeat_interleave(2)
     drift = kl_values(flat, token_logps(reference).flatten(), "k1").detach()
-    rewards = penalise_rewards(torch.zeros(9, dtype=torch.float64), drift, owner, kl_coef=1.0)
-    tokens = PolicyTokens(token_logps=flat, advantages=rewards[owner], owner=owner, num_sequences=9)
-    probability = logps.sum(1).exp().detach()[owner]
+    rewards = penalise_rewards(torch.zeros(9, dtype=torch.float64), drift, sequence_ids, kl_coef=1.0)
+    tokens = PolicyTokens(
+        token_logps=flat, advantages=rewards[sequence_ids], sequence_ids=sequence_ids, num_sequences=9
+    )
+    probability = logps.sum(1).exp().detach()[sequence_ids]
     losses = loss_of("clipped")(tokens).losses * probability
-    (found,) = torch.autograd.grad(normalise(losses, owner, 9, "sum").sum, logits)
+    (found,) = torch.autograd.grad(normalise(losses, sequence_ids, 9, "sum").sum, logits)
     assert torch.allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
 
@@ -395,5 +397,5 @@ def test_every_option_is_a_loss_and_a_normaliser(name):
     loss.backward()
     assert loss.isfinite()
     assert tokens.token_logps.grad.abs().sum() > 0
-    unit = normalise(losses, tokens.owner, tokens.num_sequences, node.normaliser).unit
+    unit = normalise(losses, tokens.sequence_ids, tokens.num_sequences, node.normaliser).unit
     assert unit == ("supervised_tokens" if node.normaliser == "token" else "sequences")

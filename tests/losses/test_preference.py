@@ -50,14 +50,14 @@ def golden_loss(case, token_logps, given):
     num_pairs, num_sequences = len(mask) // 2, len(mask)
     # Recorded rows are all chosen, then all rejected; ours stand pair by pair.
     order = torch.arange(num_sequences).view(2, num_pairs).T.flatten()
-    flat, owner = flatten(token_logps[order], mask[order])
+    flat, sequence_ids = flatten(token_logps[order], mask[order])
     reference, _ = flatten(given["ref_per_token_logps"][order], mask[order])
     index = pair_index(torch.arange(num_sequences) // 2)
     alpha = 1.0 if config["ld_alpha"] is None else config["ld_alpha"]
-    tokens = token_counts(owner, num_sequences, flat.dtype)
+    tokens = token_counts(sequence_ids, num_sequences, flat.dtype)
     pairs = Pairs(
-        *desensitised_sums(flat, owner, num_sequences, index, alpha),
-        *desensitised_sums(reference, owner, num_sequences, index, alpha),
+        *desensitised_sums(flat, sequence_ids, num_sequences, index, alpha),
+        *desensitised_sums(reference, sequence_ids, num_sequences, index, alpha),
         tokens[index.chosen],
         tokens[index.rejected],
         divergence=DIVERGENCES[config["f_divergence_type"]],
@@ -70,7 +70,7 @@ def golden_loss(case, token_logps, given):
         per_pair = loss(pairs, beta=config["beta"], **smoothing)
         if config.get("use_weighting"):
             collisions, _ = flatten(given["log_sum_sq_probs"][order], mask[order])
-            likely = wpo_weights(flat, collisions, owner, num_sequences)
+            likely = wpo_weights(flat, collisions, sequence_ids, num_sequences)
             per_pair = per_pair * (likely[index.chosen] + likely[index.rejected]).exp()
         counts = {"sequences": num_sequences, "groups": num_pairs, "chosen_tokens": tokens[index.chosen].sum().item()}
         total = total + weight * step_mean(pair_term(per_pair), **counts)
@@ -158,19 +158,19 @@ def test_pairs_of_ragged_trees():
 def test_desensitised_sums_by_a_slow_loop():
     torch.manual_seed(1)
     counts = [3, 5, 1, 4]
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
+    sequence_ids = torch.repeat_interleave(torch.arange(4), torch.tensor(counts))
     logps = torch.randn(sum(counts), dtype=torch.float64, requires_grad=True)
     index = pair_index(torch.tensor([0, 0, 0, 0]))
-    chosen, rejected = desensitised_sums(logps, owner, 4, index, 0.3)
+    chosen, rejected = desensitised_sums(logps, sequence_ids, 4, index, 0.3)
     for pair, (one, other) in enumerate(zip(index.chosen.tolist(), index.rejected.tolist(), strict=True)):
         shared = min(counts[one], counts[other])
         for found, sequence in ((chosen[pair], one), (rejected[pair], other)):
-            values = logps[owner == sequence]
+            values = logps[sequence_ids == sequence]
             expected = sum(v if place < shared else 0.3 * v for place, v in enumerate(values))
             assert found.item() == pytest.approx(expected.item(), rel=1e-12)
-    whole = desensitised_sums(logps, owner, 4, index, 1.0)[0]
-    assert torch.allclose(whole, sequence_sums(logps, owner, 4)[index.chosen], rtol=1e-12)
-    assert torch.autograd.gradcheck(lambda x: desensitised_sums(x, owner, 4, index, 0.3), (logps,))
+    whole = desensitised_sums(logps, sequence_ids, 4, index, 1.0)[0]
+    assert torch.allclose(whole, sequence_sums(logps, sequence_ids, 4)[index.chosen], rtol=1e-12)
+    assert torch.autograd.gradcheck(lambda x: desensitised_sums(x, sequence_ids, 4, index, 0.3), (logps,))
 
 
 def test_every_pair_loss_takes_pairs_and_beta():

@@ -24,8 +24,8 @@ def recorded(case):
     logits = given["logits"].requires_grad_()
     labels, mask = given["labels"][order][:, 1:], given["completion_mask"][order][:, 1:]
     logps = logits[order][:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    flat, owner = flatten(logps, mask)
-    sums, tokens = sequence_sums(flat, owner, len(order)), token_counts(owner, len(order), flat.dtype)
+    flat, sequence_ids = flatten(logps, mask)
+    sums, tokens = sequence_sums(flat, sequence_ids, len(order)), token_counts(sequence_ids, len(order), flat.dtype)
     index = pair_index(torch.arange(len(order)) // 2)
     zeros = torch.zeros_like(sums[index.chosen])
     counts = tokens[index.chosen], tokens[index.rejected]

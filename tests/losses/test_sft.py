@@ -65,8 +65,8 @@ def test_fillers_add_neither_sum_nor_weight():
 @pytest.mark.parametrize("cut", [[4], [1, 3], [1, 1, 1, 1]])
 def test_the_reducer_does_not_see_how_a_step_is_cut(cut):
     logps = LOGPS.clone().requires_grad_()
-    for part, owner in zip(logps.split(cut), OWNER.split(cut), strict=True):
-        step_loss([nll(part, owner, 2, reduction="token")], TOTALS, counted=1).backward()
+    for part, sequence_ids in zip(logps.split(cut), OWNER.split(cut), strict=True):
+        step_loss([nll(part, sequence_ids, 2, reduction="token")], TOTALS, counted=1).backward()
     torch.testing.assert_close(logps.grad, torch.full_like(LOGPS, -0.25))
 
 
@@ -83,7 +83,7 @@ def test_golden_values(shared):
         inputs = golden["inputs"][case["inputs"]]
         labels = torch.tensor(inputs["labels"])[:, 1:]
         logps = torch.tensor(case["expected"]["per_token_logps"], dtype=torch.float64)[labels != -100]
-        owner = torch.nonzero(labels != -100)[:, 0]
-        term = LOSSES[case["config"]["loss_type"]](logps, owner, len(labels), **REDUCTION)
+        sequence_ids = torch.nonzero(labels != -100)[:, 0]
+        term = LOSSES[case["config"]["loss_type"]](logps, sequence_ids, len(labels), **REDUCTION)
         loss = step_mean(term, tokens=case["config"]["num_items_in_batch"] or len(logps))
         assert loss.item() == pytest.approx(case["expected"]["loss"], rel=case["tol"]), case["id"]

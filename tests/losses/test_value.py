@@ -36,16 +36,16 @@ def test_gae_by_hand():
 
 def ragged(seed, lengths=(1, 9, 4, 16, 17, 2)):
     generator = torch.Generator().manual_seed(seed)
-    owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    return owner, *torch.randn(2, len(owner), dtype=torch.float64, generator=generator)
+    sequence_ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    return sequence_ids, *torch.randn(2, len(sequence_ids), dtype=torch.float64, generator=generator)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (1.0, 0.95), (0.9, 0.5), (0.99, 0.0), (0.0, 1.0)])
 def test_gae_equals_a_slow_loop_on_ragged_completions(gamma, lam):
-    owner, rewards, values = ragged(0)
-    found = gae(rewards, values, owner, gamma=gamma, lam=lam).advantages.tolist()
+    sequence_ids, rewards, values = ragged(0)
+    found = gae(rewards, values, sequence_ids, gamma=gamma, lam=lam).advantages.tolist()
     for number in range(6):
-        places = torch.nonzero(owner == number)[:, 0].tolist()
+        places = torch.nonzero(sequence_ids == number)[:, 0].tolist()
         advantage = value = 0.0
         for place in reversed(places):
             advantage = rewards[place].item() + gamma * value - values[place].item() + gamma * lam * advantage
@@ -54,10 +54,10 @@ def test_gae_equals_a_slow_loop_on_ragged_completions(gamma, lam):
 
 
 def test_without_a_critic_and_discount_it_is_the_reward_to_go():
-    owner, rewards, _ = ragged(1)
-    to_go = gae(rewards, torch.zeros_like(rewards), owner, gamma=1.0, lam=1.0).advantages
-    assert torch.allclose(to_go, discounted_sums(rewards, owner, 1.0))
-    assert to_go[owner == 5][0].item() == pytest.approx(rewards[owner == 5].sum().item())
+    sequence_ids, rewards, _ = ragged(1)
+    to_go = gae(rewards, torch.zeros_like(rewards), sequence_ids, gamma=1.0, lam=1.0).advantages
+    assert torch.allclose(to_go, discounted_sums(rewards, sequence_ids, 1.0))
+    assert to_go[sequence_ids == 5][0].item() == pytest.approx(rewards[sequence_ids == 5].sum().item())
 
 
 def test_nothing_and_single_tokens():
@@ -127,20 +127,20 @@ def test_golden_values(case):
     given, config, expected = inputs(case), case["config"], case["expected"]
     mask = given["mask"]
     flat = {name: flatten(value, mask)[0] for name, value in given.items() if value.dim() == 2}
-    owner = flatten(mask, mask)[1]
+    sequence_ids = flatten(mask, mask)[1]
     logps, values = flat["new_logps"].requires_grad_(), flat["new_values"].requires_grad_()
 
     drift = kl_values(flat["old_logps"], flat["ref_logps"], config["kl_estimator"])
-    rewards = token_rewards(given["scores"], drift, owner, kl_coef=config["kl_coef"])
+    rewards = token_rewards(given["scores"], drift, sequence_ids, kl_coef=config["kl_coef"])
     if config["whiten_rewards"]:
         rewards = whiten(rewards, shift=False)
-    estimate = gae(rewards, flat["values"], owner, gamma=config["gamma"], lam=config["lam"])
+    estimate = gae(rewards, flat["values"], sequence_ids, gamma=config["gamma"], lam=config["lam"])
     advantages = whiten(estimate.advantages)
     bounds = {"clip_low": config["cliprange"], "clip_high": config["cliprange"], "dual_clip": None}
     tokens = PolicyTokens(
         token_logps=logps,
         advantages=advantages,
-        owner=owner,
+        sequence_ids=sequence_ids,
         num_sequences=len(mask),
         old_token_logps=flat["old_logps"],
     )

@@ -16,24 +16,24 @@ def make(**changes):
     """GRPO over the tiny policy, used once per completion, with neither divergence nor entropy in its loss."""
     alone = {"kl_coef": 0.0, "entropy_coef": 0.0, "steps_per_rollout": 1}
     method = functools.partial(METHODS["grpo"], **{**alone, **changes})
-    return method(parts=make_method("grpo", lr=0.1, packing=changes.pop("packing", True)).parts)
+    return method(factories=make_method("grpo", lr=0.1, packing=changes.pop("packing", True)).factories)
 
 
-def row(group, rewards, token_numbers=None, **numbers):
+def row(group, rewards, token_columns=None, **columns):
     """A prompt of two tokens with completions of two."""
     size = 2 * len(rewards)
     return TokenRow(
         tokens=list(range(1, 3 + size)),
         supervised=[False, False] + [True] * size,
-        trees=[[2] + [2] * len(rewards)],
+        groups=[[2] + [2] * len(rewards)],
         origin="",
-        numbers={"reward": rewards, "reward/even": rewards, "group": [group] * len(rewards), **numbers},
-        token_numbers={"sampled_logps": [-1.0] * size, **(token_numbers or {})},
+        columns={"reward": rewards, "reward/even": rewards, "group": [group] * len(rewards), **columns},
+        token_columns={"sampled_logps": [-1.0] * size, **(token_columns or {})},
     )
 
 
 def advantages(method, *rows):
-    return [value for row in method.learnable(Rollout(rows)) for value in row.numbers["advantages"]]
+    return [value for row in method.learnable(Rollout(rows)) for value in row.columns["advantages"]]
 
 
 def test_remax_is_what_a_reward_has_above_the_greedy_completions():
@@ -56,8 +56,8 @@ def test_tokens_of_high_entropy_are_found_over_the_whole_rollout():
     """Of six tokens a third is to be kept: from the 4.33th of 0 … 5 on, which leaves the last two."""
     rows = [row(0, [1.0], {"entropies": [3.0, 0.0]}), row(1, [1.0, 0.0], {"entropies": [5.0, 1.0, 4.0, 2.0]})]
     found = make(top_entropy_quantile=1 / 3).learnable(Rollout(rows))
-    assert [row.token_numbers["decisive"] for row in found] == [[0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]
-    assert "decisive" not in make().learnable(Rollout(rows))[0].token_numbers
+    assert [row.token_columns["top_entropy"] for row in found] == [[0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]
+    assert "top_entropy" not in make().learnable(Rollout(rows))[0].token_columns
 
 
 def gradient_of(method, rows):
@@ -69,13 +69,13 @@ def gradient_of(method, rows):
 
 
 def test_only_decisive_tokens_are_learned_from_and_all_are_counted():
-    decisive = [1.0, 0.0, 0.0, 1.0]
-    learned = row(0, [1.0, 0.0], {"decisive": decisive}, advantages=[1.0, -1.0])
+    top_entropy = [1.0, 0.0, 0.0, 1.0]
+    learned = row(0, [1.0, 0.0], {"top_entropy": top_entropy}, advantages=[1.0, -1.0])
     term = gradient_of(make(top_entropy_quantile=0.5), [learned])[1]
     # On policy the ratio is 1, so the loss of a token is minus its advantage.
     assert term.sum.item() == pytest.approx(-1.0 + 1.0, abs=1e-6)
     assert term.unit == "supervised_tokens" and totals([learned]).supervised_tokens == 4
-    first = row(0, [1.0, 0.0], {"decisive": [1.0, 0.0, 0.0, 0.0]}, advantages=[1.0, -1.0])
+    first = row(0, [1.0, 0.0], {"top_entropy": [1.0, 0.0, 0.0, 0.0]}, advantages=[1.0, -1.0])
     gradient, term = gradient_of(make(top_entropy_quantile=0.5), [first])
     assert term.sum.item() == pytest.approx(-1.0, abs=1e-6)
     assert gradient[[1, 2]].norm() > 0 and gradient[[3, 4, 5, 6]].norm() == 0  # nothing behind the prompt is asked
@@ -113,7 +113,7 @@ def test_a_greedy_completion_is_rewarded_for_every_prompt_and_changes_no_draw():
         )
         fit(method, make_loader(rows, 8, num_steps=1))
         found[estimator] = history[0]
-    greedy = found["remax"].numbers["greedy/even"]
-    assert torch.equal(found["remax"].numbers["reward"], found["grpo"].numbers["reward"])
-    assert all(len(set(greedy[found["remax"].tree == group].nan_to_num(9).tolist())) == 1 for group in range(8))
-    assert len(set(greedy.nan_to_num(9).tolist())) > 1 and "greedy/even" not in found["grpo"].numbers
+    greedy = found["remax"].columns["greedy/even"]
+    assert torch.equal(found["remax"].columns["reward"], found["grpo"].columns["reward"])
+    assert all(len(set(greedy[found["remax"].group_ids == group].nan_to_num(9).tolist())) == 1 for group in range(8))
+    assert len(set(greedy.nan_to_num(9).tolist())) > 1 and "greedy/even" not in found["grpo"].columns

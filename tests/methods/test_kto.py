@@ -22,7 +22,7 @@ def make_other(path):
 def make_kto():
     method = make_method("kto", lr=0.0)
     method.reference_word = "somewhere"
-    method.parts = dataclasses.replace(method.parts, open_model=make_other)
+    method.factories = dataclasses.replace(method.factories, open_model=make_other)
     return method
 
 
@@ -32,7 +32,7 @@ def slow_ratios(rows):
     policy, reference, found = make_policy(), make_other(""), []
     for row in rows:
         batch = collate([row], packing=False)
-        logps = [sequence_sums(token_scores(m, batch).logps, batch.owner, 1) for m in (policy, reference)]
+        logps = [sequence_sums(token_scores(m, batch).logps, batch.sequence_ids, 1) for m in (policy, reference)]
         found.append(logps[0] - logps[1])
     return torch.cat(found)
 
@@ -53,12 +53,12 @@ def test_the_loss_is_the_mean_of_the_weighted_losses_around_the_point():
     _, steps = fit(make_kto(), make_loader(rows_for("kto"), 3, num_steps=1, order="as_is"))
     point, ratios = slow_ratios([row.companion for row in rows]).mean().clamp(min=0), slow_ratios(rows)
     losses = [
-        1 - torch.sigmoid(0.5 * (ratio - point)) if row.numbers["desirable"]
+        1 - torch.sigmoid(0.5 * (ratio - point)) if row.columns["desirable"]
         else 1.3 * (1 - torch.sigmoid(0.5 * (point - ratio)))
         for row, ratio in zip(rows, ratios, strict=True)
     ]  # fmt: skip
     assert steps[0]["train/loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
-    desirable = torch.tensor([bool(row.numbers["desirable"]) for row in rows])
+    desirable = torch.tensor([bool(row.columns["desirable"]) for row in rows])
     assert steps[0]["rewards/chosen"] == pytest.approx(0.5 * ratios[desirable].mean().item(), rel=1e-5)
     assert steps[0]["rewards/rejected"] == pytest.approx(0.5 * ratios[~desirable].mean().item(), rel=1e-5)
     assert steps[0]["kto/desirable_fraction"] == pytest.approx(desirable.float().mean().item())

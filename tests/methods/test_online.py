@@ -20,7 +20,7 @@ from tests.methods.toy import METHODS, fit, make_loader, make_method, make_polic
 
 def make(name, policy=make_policy, **changes):
     method = functools.partial(METHODS[name], **changes)
-    return method(parts=make_method(name, lr=0.1, policy=policy).parts)
+    return method(factories=make_method(name, lr=0.1, policy=policy).factories)
 
 
 def in_bfloat16():

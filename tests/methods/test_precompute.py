@@ -84,10 +84,10 @@ def test_the_same_curve_as_without_and_scored_once(train, scored, case):
     plain = train(*CASES[case], pre=False)
     assert scored == []
     first = train(*CASES[case])
-    parts = ["train", "train", "validation", "validation"] if case == "kto" else ["train", "validation"]
-    assert scored == parts, "of unpaired rows the companions too"
+    factories = ["train", "train", "validation", "validation"] if case == "kto" else ["train", "validation"]
+    assert scored == factories, "of unpaired rows the companions too"
     second = train(*CASES[case])
-    assert scored == parts
+    assert scored == factories
     assert_same_curve(plain, first)
     assert_same_curve(first, second)
 

@@ -45,7 +45,7 @@ def with_reference(monkeypatch):
         chosen = functools.partial(METHODS[name], reference=word)
         monkeypatch.setitem(METHODS, name, chosen)
         method = make_method(name, policy=POLICIES[policy], lr=0.05, **options)
-        method.parts = dataclasses.replace(method.parts, open_model=make_other)
+        method.factories = dataclasses.replace(method.factories, open_model=make_other)
         return method
 
     return make
@@ -90,7 +90,7 @@ def test_the_first_loss_is_that_of_equal_policies(with_reference, name):
     """With all log-ratios 0: ln 2 for a pair, the margin 1 for a group, λ (1 - σ(0)) for a verdict."""
     rows = rows_for(name)
     _, steps = fit(with_reference(name, "initial"), make_loader(rows, 4, num_steps=1, order="as_is"))
-    verdicts = [row.numbers["desirable"] for row in rows][:8] if name == "kto" else []
+    verdicts = [row.columns["desirable"] for row in rows][:8] if name == "kto" else []
     weights = [1.0 if desirable else 1.3 for desirable in verdicts]
     expected = {"dpo": 0.693147, "group_dpo": 1.0, "kto": 0.5 * sum(weights) / 8}
     assert steps[0]["train/loss"] == pytest.approx(expected[name], abs=1e-5)

@@ -22,22 +22,22 @@ def make_policy():
     torch.manual_seed(5)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlamaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, num_labels=1, **sizes)
-    model = LlamaForSequenceClassification._from_config(config, attn_implementation="forest")
+    model = LlamaForSequenceClassification._from_config(config, attn_implementation="packed")
     torch.nn.init.normal_(model.score.weight, std=0.2)
     return model
 
 
 def make(lr=0.1, packing=True, **changes):
     """The method over that policy, under plain SGD."""
-    parts = make_method("sft", lr=lr, packing=packing, policy=make_policy).parts
-    return RewardModel(parts=parts, **{**PLAIN, **changes})
+    factories = make_method("sft", lr=lr, packing=packing, policy=make_policy).factories
+    return RewardModel(factories=factories, **{**PLAIN, **changes})
 
 
 def rows_with(**columns):
     """Ragged groups, some numeric columns beside each."""
     rows = rows_for("group_dpo")
     return Rows(
-        dataclasses.replace(row, numbers={name: values(i) for name, values in columns.items()})
+        dataclasses.replace(row, columns={name: values(i) for name, values in columns.items()})
         for i, row in enumerate(rows)
     )
 

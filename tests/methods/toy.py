@@ -15,7 +15,7 @@ from alignlab.losses import group, preference
 from alignlab.losses.divergence import reverse_kl
 from alignlab.losses.kto import kto
 from alignlab.losses.sft import nll
-from alignlab.methods.base import Parts
+from alignlab.methods.base import Factories
 from alignlab.methods.cpo import CPO
 from alignlab.methods.dpo import DPO
 from alignlab.methods.group_dpo import GroupDPO
@@ -38,7 +38,7 @@ REFERENCE = {
 }
 SIGMOID = {"sigmoid": functools.partial(preference.sigmoid, label_smoothing=0.0)}
 PAIRS = {"divergence": reverse_kl, "length_desensitisation": 1.0, "weighting": "none", "loss_weights": None}
-HINGE = functools.partial(group.group_hinge, margin=1.0, sharpness=None)
+HINGE = functools.partial(group.group_hinge, margin=1.0, inverse_temperature=None)
 METHODS = {
     "sft": functools.partial(SFT, loss=nll, reduction="token", neftune_alpha=0.0),
     "sft_by_sequence": functools.partial(SFT, loss=nll, reduction="sequence", neftune_alpha=0.0),
@@ -86,14 +86,14 @@ def make_rows(num_rows=13, seed=0):
 def rows_for(name, num_rows=13):
     """Rows of the kind that a method eats: for groups one chosen and one to three rejected completions."""
     draw = torch.Generator().manual_seed(0)
-    kind = KINDS[class_of(name).eats]
+    kind = KINDS[class_of(name).row_kind]
     if kind == "prompts":
         return Rows(make_prompt(index, draw) for index in range(num_rows))
     if kind == "groups":
         return Rows(_row(index, draw, 2 + index % 3) for index in range(num_rows))
     rows = make_rows(num_rows)
     if kind == "verdicts":
-        rows = Rows(dataclasses.replace(row, numbers={"desirable": i % 3 > 0}) for i, row in enumerate(rows))
+        rows = Rows(dataclasses.replace(row, columns={"desirable": i % 3 > 0}) for i, row in enumerate(rows))
         return WithCompanions(rows, max_tokens=60)
     return rows
 
@@ -132,8 +132,8 @@ def make_policy(dropout=0.0, head="language_model"):
         num_labels=1,
     )
     if head == "language_model":
-        return LlamaForCausalLM._from_config(config, attn_implementation="forest")
-    model = LlamaForSequenceClassification._from_config(config, attn_implementation="forest")
+        return LlamaForCausalLM._from_config(config, attn_implementation="packed")
+    model = LlamaForSequenceClassification._from_config(config, attn_implementation="packed")
     draw_head(model)
     return model
 
@@ -141,7 +141,7 @@ def make_policy(dropout=0.0, head="language_model"):
 def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True, policy=None):
     """A method over the tiny policy with a constant learning rate."""
     policy = policy or functools.partial(make_policy, head=class_of(name).head)
-    parts = Parts(
+    factories = Factories(
         make_policy=policy,
         open_model=lambda path: policy(),
         make_optimizer=functools.partial(optimizer, lr=lr),
@@ -149,7 +149,7 @@ def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True
         gradient_clip_val=clip,
         packing=packing,
     )
-    return METHODS[name](parts=parts)
+    return METHODS[name](factories=factories)
 
 
 def spoiled(method, factor, steps):

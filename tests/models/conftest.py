@@ -22,7 +22,7 @@ ARCHITECTURES = {
 def tiny_model():
     """``tiny_model(model_type, **config)`` makes a model with weights large enough that every token matters."""
 
-    def make(model_type="llama", implementation="forest", **changes):
+    def make(model_type="llama", implementation="packed", **changes):
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
         options = {**sizes, "intermediate_size": 64, "vocab_size": 101, "pad_token_id": 0}
         config = AutoConfig.for_model(model_type, **{**options, **ARCHITECTURES.get(model_type, {}), **changes})

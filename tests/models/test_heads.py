@@ -25,10 +25,10 @@ def rows():
     """Trees of tokens without the pad token 0; a sequence may end in anything else."""
     draw = torch.Generator().manual_seed(0)
     made = []
-    for trees in TREES:
-        size = sum(map(sum, trees))
+    for groups in TREES:
+        size = sum(map(sum, groups))
         tokens = torch.randint(1, 101, (size,), generator=draw).tolist()
-        made.append(TokenRow(tokens, [True] * size, trees, origin=""))
+        made.append(TokenRow(tokens, [True] * size, groups, origin=""))
     return made
 
 
@@ -37,7 +37,7 @@ def tokenizer():
     return scratch("llama").load_tokenizer(lambda: ["one two three one two three"])
 
 
-def reward_model(model_type="llama", implementation="forest", num_labels=1):
+def reward_model(model_type="llama", implementation="packed", num_labels=1):
     """Tiny, with weights large enough that every token matters."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     keys = {**sizes, "intermediate_size": 64, "vocab_size": 101, "pad_token_id": 0, "num_labels": num_labels}
@@ -53,7 +53,7 @@ def reward_model(model_type="llama", implementation="forest", num_labels=1):
 def paths(row):
     """Each prompt with one of its completions, as plain tokens."""
     start = 0
-    for prompt, *completions in row.trees:
+    for prompt, *completions in row.groups:
         before = start + prompt
         for length in completions:
             yield row.tokens[start : start + prompt] + row.tokens[before : before + length]
@@ -99,7 +99,7 @@ def test_padding_side_invariance(rows, model_type):
 
 
 def test_the_gradient_reaches_head_and_decoder_and_is_that_of_the_plain_forward(rows):
-    model, weights = reward_model(), torch.linspace(-1, 1, sum(len(tree) - 1 for row in TREES for tree in row))
+    model, weights = reward_model(), torch.linspace(-1, 1, sum(len(group) - 1 for row in TREES for group in row))
     (scoring.sequence_scores(model, collate(rows, packing=True)) * weights).sum().backward()
     ours = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
     assert model.score.weight.grad.norm() > 0 and model.get_input_embeddings().weight.grad.norm() > 0

@@ -53,7 +53,7 @@ def weights(tmp_path_factory):
 
 
 def open_base(weights, seed=0):
-    return AutoModelForCausalLM.from_pretrained(weights / str(seed), attn_implementation="forest").eval()
+    return AutoModelForCausalLM.from_pretrained(weights / str(seed), attn_implementation="packed").eval()
 
 
 def stir(model, seed, scale=0.3):
@@ -92,7 +92,7 @@ def batch_of(kind):
 
 
 def fast(model, batch):
-    return sequence_sums(token_scores(model, batch).logps, batch.owner, batch.num_sequences)
+    return sequence_sums(token_scores(model, batch).logps, batch.sequence_ids, batch.num_sequences)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def slow(model):
     """Sum of the supervised log-probabilities of every completion, one forward for each."""
     found = []
     for row in ROWS:
-        prompt, *lengths = row.trees[0]
+        prompt, *lengths = row.groups[0]
         start = prompt
         for length in lengths:
             tokens = torch.tensor(row.tokens[:prompt] + row.tokens[start : start + length])

@@ -19,11 +19,11 @@ TREES = [[[3, 5]], [[0, 7], [0, 40], [0, 2]], [[4, 2, 9, 30]], [[30, 5]], [[2, 3
 def rows():
     draw = torch.Generator().manual_seed(0)
     made = []
-    for trees in TREES:
-        size = sum(map(sum, trees))
+    for groups in TREES:
+        size = sum(map(sum, groups))
         tokens = torch.randint(1, 101, (size,), generator=draw).tolist()
         supervised = (torch.rand(size, generator=draw) > 0.4).tolist()
-        made.append(TokenRow(tokens=tokens, supervised=supervised, trees=trees, origin="", numbers={}))
+        made.append(TokenRow(tokens=tokens, supervised=supervised, groups=groups, origin="", columns={}))
     return made
 
 
@@ -86,8 +86,8 @@ def test_full_logits_never_exist(tiny_model, rows):
 
 def test_hits_are_the_most_likely_tokens(tiny_model, rows):
     model, batch = tiny_model(), collate(rows, packing=False)
-    logits = model(**batch.inputs).logits.flatten(0, 1)[batch.predictor]
-    assert torch.equal(scoring.token_scores(model, batch).hits, logits.argmax(-1) == batch.labels)
+    logits = model(**batch.inputs).logits.flatten(0, 1)[batch.source_positions]
+    assert torch.equal(scoring.token_scores(model, batch).argmax_correct, logits.argmax(-1) == batch.labels)
 
 
 @pytest.mark.parametrize("packing", [True, False])
@@ -96,7 +96,7 @@ def test_verify_accepts_what_is_right(tiny_model, packing):
 
 
 def test_verify_refuses_a_model_that_mixes_documents(tiny_model):
-    # Without the forest's attention the flat sequence is one document to the model.
+    # Without the packed attention the flat sequence is one document to the model.
     with pytest.raises(InputError, match=r"data\.packing=false"):
         scoring.verify(tiny_model(implementation="sdpa"), packing=True)
 
@@ -125,7 +125,7 @@ def test_noise_is_added_in_training_only_and_within_its_bound(tiny_model):
     model, seen = tiny_model(), []
     add_embedding_noise(model, alpha=5.0)
     model.get_input_embeddings().register_forward_hook(lambda module, args, output: seen.append(output.detach()))
-    row = TokenRow(tokens=[1, 2, 3, 4], supervised=[True] * 4, trees=[[0, 4]], origin="", numbers={})
+    row = TokenRow(tokens=[1, 2, 3, 4], supervised=[True] * 4, groups=[[0, 4]], origin="", columns={})
     inputs = collate([row], packing=True).inputs
     clean = model.get_input_embeddings().weight[inputs["input_ids"]]
     for mode in (False, True):
@@ -139,7 +139,7 @@ def test_noise_is_added_in_training_only_and_within_its_bound(tiny_model):
 
 def test_an_architecture_with_attention_of_its_own_trains_padded_and_is_refused_flat():
     config = AutoConfig.for_model("falcon", hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=101)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("forest", config))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("packed", config))
     assert scoring.verify(model.eval(), packing=False) < 1e-4
     with pytest.raises(InputError, match=r"data\.packing=false"):
         scoring.verify(model, packing=True)
@@ -150,6 +150,6 @@ def test_a_window_that_only_a_mask_applies_is_refused_flat():
         "phimoe", hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2, num_local_experts=2, vocab_size=101, sliding_window=20,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("forest", config))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=fitting("packed", config))
     with pytest.raises(InputError, match="by a mask alone"):
         scoring.verify(model.eval(), packing=True)

@@ -44,7 +44,7 @@ def test_weights_and_the_optimizer_s_state_stay_as_they_are(factor, optimizer, f
 
 def initial():
     """The weights before training."""
-    return torch.cat([p.detach().flatten() for p in make_method("sft").parts.make_policy().parameters()])
+    return torch.cat([p.detach().flatten() for p in make_method("sft").factories.make_policy().parameters()])
 
 
 def test_a_scaler_lets_no_empty_step_through():
@@ -59,7 +59,7 @@ def test_completions_that_are_all_alike_good_move_nothing(name):
     plain = {"kl_coef": 0.0, "entropy_coef": 0.0} if name == "grpo" else {"reward_kl_coef": 0.0}
     alike = {"reward": {"alike": lambda completions, prompts, **columns: [1.0] * len(completions)}}
     made = functools.partial(METHODS[name], **{**SAMPLED, **alike, **plain})
-    method = made(parts=make_method(name, OPTIMIZERS["adamw"], lr=0.1).parts)
+    method = made(factories=make_method(name, OPTIMIZERS["adamw"], lr=0.1).factories)
     weights, steps = fit(method, make_loader(rows_for(name), 8, num_steps=2))
     assert torch.equal(weights, initial())
     assert [step["train/grad_norm"] for step in steps] == [0.0, 0.0]

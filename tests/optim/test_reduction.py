@@ -23,10 +23,10 @@ from tests.methods.toy import Rows, fit, make_loader, make_policy, rows_for
 class Toy(Method):
     """The likelihood of the completions of groups, each sequence multiplied by a weight, per any unit."""
 
-    eats = Preference
+    row_kind = Preference
 
-    def __init__(self, *, units, parts):
-        super().__init__(parts=parts)
+    def __init__(self, *, units, factories):
+        super().__init__(factories=factories)
         self.units = units
 
     def compute_loss(self, batch):
@@ -36,23 +36,23 @@ class Toy(Method):
 def weighted_nll(policy, batch):
     """Of each sequence, in nats. Shape ``[S]``."""
     logps = token_scores(policy, batch).logps
-    return -sequence_sums(logps, batch.owner, batch.num_sequences) * batch.numbers["weight"]
+    return -sequence_sums(logps, batch.sequence_ids, batch.num_sequences) * batch.columns["weight"]
 
 
 def make(*units):
-    return Toy(units=units, parts=toy.make_method("orpo").parts)
+    return Toy(units=units, factories=toy.make_method("orpo").factories)
 
 
 def weighted_rows():
     rows = rows_for("group_dpo")
-    return Rows(dataclasses.replace(row, numbers=row.numbers | {"weight": 0.5 + i % 3}) for i, row in enumerate(rows))
+    return Rows(dataclasses.replace(row, columns=row.columns | {"weight": 0.5 + i % 3}) for i, row in enumerate(rows))
 
 
 def count_slowly(rows, unit):
     """One row at a time; of these rows each has one group."""
     count = 0.0
     for row in rows:
-        (prompt, *completions), flags = row.trees[0], row.supervised
+        (prompt, *completions), flags = row.groups[0], row.supervised
         chosen = flags[prompt : prompt + completions[0]]
         count += {
             "supervised_tokens": sum(flags),
@@ -62,7 +62,7 @@ def count_slowly(rows, unit):
             "rows": 1,
             "tokens": len(row.tokens),
             "chosen_tokens": sum(chosen) * (len(completions) - 1),
-            "weight": row.numbers["weight"],
+            "weight": row.columns["weight"],
         }[unit]
     return count
 
@@ -84,7 +84,9 @@ def test_loss_and_gradient_are_divided_by_the_count_of_the_unit(unit, size):
 
 def spared(method):
     """The method with a small learning rate, so that the update is small beside the weights."""
-    method.parts = dataclasses.replace(method.parts, make_optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-3))
+    method.factories = dataclasses.replace(
+        method.factories, make_optimizer=lambda groups: torch.optim.SGD(groups, lr=1e-3)
+    )
     return method
 
 
@@ -104,7 +106,7 @@ def test_a_unit_that_is_not_counted_is_refused_by_name():
 
 
 def test_a_column_with_a_value_per_completion_is_no_unit():
-    rows = [dataclasses.replace(row, numbers={"scores": [1.0] * (len(row.trees[0]) - 1)}) for row in weighted_rows()]
+    rows = [dataclasses.replace(row, columns={"scores": [1.0] * (len(row.groups[0]) - 1)}) for row in weighted_rows()]
     with pytest.raises(InputError, match="scores"):
         totals(rows).count("scores")
 

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from alignlab.distributed.strategies import Spread
+from alignlab.distributed.strategies import Sharding
 from alignlab.models.adapters import attach
 from alignlab.models.load import open_weights
 from alignlab.models.locations import locate
@@ -46,7 +46,7 @@ def opened(write, folder):
 
 
 def first(policy):
-    return first_weights(policy, Spread(None), AutoTokenizer.from_pretrained(POCKET))
+    return first_weights(policy, Sharding(None), AutoTokenizer.from_pretrained(POCKET))
 
 
 @pytest.mark.parametrize("policy", [pocket, lambda: adapted(pocket())], ids=["full", "lora"])
@@ -79,7 +79,7 @@ def test_of_an_adapter_only_the_adapter_travels(tmp_path):
     policy = adapted(pocket())
     policy.add_adapter("reference", policy.active_peft_config)
     (tmp_path / "now").mkdir()
-    current_weights(policy, Spread(None))(tmp_path / "now")
+    current_weights(policy, Sharding(None))(tmp_path / "now")
     assert {path.name for path in (tmp_path / "now").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
     assert not list((tmp_path / "now").glob("*/")) and not (tmp_path / "now" / "model.safetensors").exists()
     assert torch.equal(logits(PeftModel.from_pretrained(pocket(), tmp_path / "now")), logits(policy))
@@ -89,4 +89,4 @@ def test_full_weights_travel_as_they_are(tmp_path):
     policy = pocket()
     with torch.no_grad():
         policy.model.layers[0].mlp.up_proj.weight.add_(0.1)
-    assert torch.equal(logits(opened(current_weights(policy, Spread(None)), tmp_path / "now")), logits(policy))
+    assert torch.equal(logits(opened(current_weights(policy, Sharding(None)), tmp_path / "now")), logits(policy))

@@ -5,25 +5,28 @@ import random
 import pytest
 import torch
 
-from alignlab.types.layout import plant, positions
+from alignlab.types.layout import packed_layout, positions
 
 
-def allowed_by_definition(trees):
+def allowed_by_definition(groups):
     """``[T, T]``: token i sees token j when j stands before it (or is it) in its prompt or its own completion."""
-    owner = [(t, s) for t, tree in enumerate(trees) for s, length in enumerate(tree) for _ in range(length)]
+    sequence_ids = [(t, s) for t, group in enumerate(groups) for s, length in enumerate(group) for _ in range(length)]
     return torch.tensor(
         [
-            [j <= i and owner[i][0] == owner[j][0] and owner[j][1] in (0, owner[i][1]) for j in range(len(owner))]
-            for i in range(len(owner))
+            [
+                j <= i and sequence_ids[i][0] == sequence_ids[j][0] and sequence_ids[j][1] in (0, sequence_ids[i][1])
+                for j in range(len(sequence_ids))
+            ]
+            for i in range(len(sequence_ids))
         ],
         dtype=torch.bool,
-    ).reshape(len(owner), len(owner))
+    ).reshape(len(sequence_ids), len(sequence_ids))
 
 
-def allowed_by_forest(trees, window=None):
-    forest, total = plant(trees), sum(map(sum, trees))
+def allowed_by_layout(groups, window=None):
+    layout, total = packed_layout(groups), sum(map(sum, groups))
     rows = []
-    for bucket in forest.buckets:
+    for bucket in layout.buckets:
         mask = bucket.mask(window)[:, 0]
         for queries, keys, seen in zip(bucket.queries, bucket.keys, mask, strict=True):
             for row in seen:
@@ -31,7 +34,7 @@ def allowed_by_forest(trees, window=None):
                 line[keys[row]] = True
                 rows.append(line)
             assert len(queries) == len(seen)
-    return torch.stack(rows)[forest.restore]
+    return torch.stack(rows)[layout.restore]
 
 
 CASES = [
@@ -45,24 +48,24 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("trees", CASES, ids=str)
-def test_every_token_sees_its_prompt_and_itself(trees):
-    assert torch.equal(allowed_by_forest(trees), allowed_by_definition(trees))
+@pytest.mark.parametrize("groups", CASES, ids=str)
+def test_every_token_sees_its_prompt_and_itself(groups):
+    assert torch.equal(allowed_by_layout(groups), allowed_by_definition(groups))
 
 
-def test_random_forests_agree_with_the_definition():
+def test_random_layouts_agree_with_the_definition():
     draw = random.Random(3)
     for _ in range(25):
-        trees = [
+        groups = [
             [draw.randint(0, 20), *(draw.randint(1, 25) for _ in range(draw.randint(1, 4)))]
             for _ in range(draw.randint(1, 6))
         ]
-        assert torch.equal(allowed_by_forest(trees), allowed_by_definition(trees)), trees
+        assert torch.equal(allowed_by_layout(groups), allowed_by_definition(groups)), groups
 
 
 def test_window_counts_path_positions_not_flat_ones():
     # Prompt 0 1 2, completions 3 4 and 5 6: on its path, token 5 follows token 2, so a window of 2 shows it 2 and 5.
-    seen = allowed_by_forest([[3, 2, 2]], window=2)
+    seen = allowed_by_layout([[3, 2, 2]], window=2)
     assert seen[5].nonzero()[:, 0].tolist() == [2, 5]
     assert seen[6].nonzero()[:, 0].tolist() == [5, 6]
     assert seen[2].nonzero()[:, 0].tolist() == [1, 2]
@@ -73,9 +76,9 @@ def test_positions_restart_per_tree_and_continue_per_completion():
 
 
 def test_similar_lengths_share_a_bucket_and_waste_little():
-    trees = [[0, length] for length in (50, 52, 55, 49, 400, 390)]
-    forest = plant(trees)
-    assert len(forest.buckets) == 2
-    assert all(bucket.causal for bucket in forest.buckets)
-    held = sum(bucket.queries.numel() for bucket in forest.buckets)
-    assert held < 1.25 * sum(map(sum, trees))
+    groups = [[0, length] for length in (50, 52, 55, 49, 400, 390)]
+    layout = packed_layout(groups)
+    assert len(layout.buckets) == 2
+    assert all(bucket.causal for bucket in layout.buckets)
+    held = sum(bucket.queries.numel() for bucket in layout.buckets)
+    assert held < 1.25 * sum(map(sum, groups))

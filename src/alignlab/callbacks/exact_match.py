@@ -53,7 +53,7 @@ class ExactMatch(lightning.Callback):
             return
         share = self.prompts[trainer.global_rank :: num_ranks()]
         tokenizer = data.tokenizer
-        with method.spread.whole(method.policy):
+        with method.sharding.whole(method.policy):
             completions = complete(
                 method.policy,
                 [prompt for prompt, _ in share],

@@ -42,7 +42,7 @@ class Segment(NamedTuple):
     """Neighbouring tokens of one piece of a row that are alike.
 
     Args:
-        piece: ``prompt``, or ``completion 1`` and on; with the tree before it where a row has several.
+        piece: ``prompt``, or ``completion 1`` and on; with the group before it where a row has several.
         supervised: Whether the loss counts them.
         text: Decoded, special tokens shown.
     """
@@ -67,7 +67,7 @@ def decode_segments(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> list[S
         row: Any.
         tokenizer: That made it.
     """
-    tagged = zip(_pieces(row.trees), row.supervised, row.tokens, strict=True)
+    tagged = zip(_pieces(row.groups), row.supervised, row.tokens, strict=True)
     return [
         Segment(*key, tokenizer.decode([token for *_, token in group], clean_up_tokenization_spaces=False))
         for key, group in groupby(tagged, key=lambda item: item[:2])
@@ -161,13 +161,13 @@ def write_page(path: Path, page: str) -> None:
         raise InputError(asked, f"it cannot be written: {error}", "Name another file") from error
 
 
-def _pieces(trees: list[list[int]]) -> Iterator[str]:
+def _pieces(groups: list[list[int]]) -> Iterator[str]:
     """The name of the piece that each token belongs to."""
-    for number, (prompt, *completions) in enumerate(trees, start=1):
-        tree = f"tree {number}, " if len(trees) > 1 else ""
-        yield from [f"{tree}prompt"] * prompt
+    for number, (prompt, *completions) in enumerate(groups, start=1):
+        group = f"group {number}, " if len(groups) > 1 else ""
+        yield from [f"{group}prompt"] * prompt
         for index, length in enumerate(completions, start=1):
-            yield from [f"{tree}completion {index}"] * length
+            yield from [f"{group}completion {index}"] * length
 
 
 def _histograms(table: TokenTable) -> list[tuple[str, np.ndarray]]:

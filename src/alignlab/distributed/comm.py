@@ -18,7 +18,7 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def everyone(value: Result) -> list[Result]:
+def all_gather(value: Result) -> list[Result]:
     """The values of all ranks, in their order."""
     values = [value] * num_ranks()
     if dist.is_initialized():
@@ -26,7 +26,7 @@ def everyone(value: Result) -> list[Result]:
     return values
 
 
-def on_first(act: Callable[[], Result]) -> Result:
+def on_rank_zero(act: Callable[[], Result]) -> Result:
     """Let rank 0 act; the others wait for it and are told.
 
     Args:

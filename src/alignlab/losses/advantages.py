@@ -36,7 +36,7 @@ SAME = 1e-8
 def advantages(
     rewards: Tensor,
     weights: Tensor,
-    tree: Tensor,
+    group_ids: Tensor,
     *,
     aggregation: Aggregation,
     estimator: Estimator,
@@ -49,7 +49,7 @@ def advantages(
     Args:
         rewards: One column per reward, NaN where it is missing. Shape ``[S, R]``.
         weights: Shape ``[R]``.
-        tree: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
         aggregation: ``normalize_then_sum`` estimates from each reward by itself and whitens the weighted sum (GDPO,
             arXiv 2601.05242).
         estimator: What is taken off a reward.
@@ -63,11 +63,11 @@ def advantages(
     settings = {"estimator": estimator, "scale": scale, "num_picked": num_picked}
     if aggregation == "sum_then_normalize":
         greedy = None if greedy_rewards is None else weighted_sum(greedy_rewards, weights)
-        return estimate(weighted_sum(rewards, weights), tree, **settings, greedy_rewards=greedy)
+        return estimate(weighted_sum(rewards, weights), group_ids, **settings, greedy_rewards=greedy)
     columns = rewards.unbind(1)
     greedy = [None] * len(columns) if greedy_rewards is None else greedy_rewards.unbind(1)
     estimates = [
-        estimate(column, tree, **settings, greedy_rewards=by_greed)
+        estimate(column, group_ids, **settings, greedy_rewards=by_greed)
         for column, by_greed in zip(columns, greedy, strict=True)
     ]
     total = torch.stack(estimates, 1) @ weights.to(rewards.dtype)
@@ -89,7 +89,7 @@ def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
 
 def estimate(
     rewards: Tensor,
-    tree: Tensor,
+    group_ids: Tensor,
     *,
     estimator: Estimator,
     scale: Scale,
@@ -100,7 +100,7 @@ def estimate(
 
     Args:
         rewards: NaN where it is missing. Shape ``[S]``.
-        tree: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
         estimator: What is taken off a reward.
         scale: ``group`` and ``batch`` divide by the deviation of the rewards in the group or among all, ``whiten``
             brings the advantages among all to mean 0 and deviation 1, ``none`` leaves them.
@@ -120,46 +120,46 @@ def estimate(
         scored = scored & ~greedy_rewards.isnan()
         greedy_rewards = greedy_rewards[scored]
     return _among(
-        scored, rewards, lambda found: _estimate(found, tree[scored], estimator, scale, num_picked, greedy_rewards)
+        scored, rewards, lambda found: _estimate(found, group_ids[scored], estimator, scale, num_picked, greedy_rewards)
     )
 
 
 def _estimate(
-    rewards: Tensor, tree: Tensor, estimator: Estimator, scale: Scale, num_picked: int, greedy: Tensor | None
+    rewards: Tensor, group_ids: Tensor, estimator: Estimator, scale: Scale, num_picked: int, greedy: Tensor | None
 ) -> Tensor:
     if estimator == "pass_at_k":
-        centred, deviation = pass_at_k(rewards, tree, num_picked)
+        centred, deviation = pass_at_k(rewards, group_ids, num_picked)
     else:
-        centred, deviation = rewards - BASELINES[estimator](rewards, tree, greedy), None
+        centred, deviation = rewards - BASELINES[estimator](rewards, group_ids, greedy), None
     if scale == "group":
-        return centred / ((group_std(rewards, tree) if deviation is None else deviation) + EPSILON)
+        return centred / ((group_std(rewards, group_ids) if deviation is None else deviation) + EPSILON)
     if scale == "batch":
         return centred / (_std(rewards) + EPSILON)
     return standardise(centred) if scale == "whiten" else centred
 
 
-def group_mean(rewards: Tensor, tree: Tensor) -> Tensor:
+def group_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Mean reward of each completion's group. Shape ``[S]``."""
-    return (_sums(rewards, tree) / _sizes(tree, rewards))[tree]
+    return (_sums(rewards, group_ids) / _sizes(group_ids, rewards))[group_ids]
 
 
-def group_std(rewards: Tensor, tree: Tensor) -> Tensor:
+def group_std(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Standard deviation of rewards in each completion's group (n - 1); 0 where it is alone. Shape ``[S]``."""
-    squares = _sums((rewards - group_mean(rewards, tree)).square(), tree)
-    return (squares / (_sizes(tree, rewards) - 1).clamp(min=1)).sqrt()[tree]
+    squares = _sums((rewards - group_mean(rewards, group_ids)).square(), group_ids)
+    return (squares / (_sizes(group_ids, rewards) - 1).clamp(min=1)).sqrt()[group_ids]
 
 
-def others_mean(rewards: Tensor, tree: Tensor) -> Tensor:
+def others_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Mean reward of the others of the group; the completion's own where it is alone. Shape ``[S]``."""
-    sizes = _sizes(tree, rewards)[tree]
-    return torch.where(sizes > 1, (_sums(rewards, tree)[tree] - rewards) / (sizes - 1).clamp(min=1), rewards)
+    sizes = _sizes(group_ids, rewards)[group_ids]
+    return torch.where(sizes > 1, (_sums(rewards, group_ids)[group_ids] - rewards) / (sizes - 1).clamp(min=1), rewards)
 
 
 BASELINES = {
-    "grpo": lambda rewards, tree, greedy: group_mean(rewards, tree),
-    "rloo": lambda rewards, tree, greedy: others_mean(rewards, tree),
-    "reinforce_plus_plus": lambda rewards, tree, greedy: rewards.mean(),
-    "remax": lambda rewards, tree, greedy: greedy,
+    "grpo": lambda rewards, group_ids, greedy: group_mean(rewards, group_ids),
+    "rloo": lambda rewards, group_ids, greedy: others_mean(rewards, group_ids),
+    "reinforce_plus_plus": lambda rewards, group_ids, greedy: rewards.mean(),
+    "remax": lambda rewards, group_ids, greedy: greedy,
 }
 
 
@@ -168,29 +168,29 @@ def standardise(values: Tensor) -> Tensor:
     return (values - values.mean()) / (_std(values) + EPSILON)
 
 
-def flat_groups(rewards: Tensor, tree: Tensor) -> Tensor:
+def flat_groups(rewards: Tensor, group_ids: Tensor) -> Tensor:
     """Groups from which nothing can be learned, since all their rewards are equal or none is known.
 
     Args:
         rewards: NaN where it is missing. Shape ``[S]``.
-        tree: Group of each completion, every group present. Shape ``[S]``.
+        group_ids: Group of each completion, every group present. Shape ``[S]``.
 
     Returns:
         Shape ``[B]``, bool; ``~flat_groups(…)[tree]`` is a mask that leaves them out of the loss.
     """
-    lowest, highest = _extremes(rewards, tree)
+    lowest, highest = _extremes(rewards, group_ids)
     return ~(highest - lowest > SAME)
 
 
-def group_metrics(rewards: Tensor, tree: Tensor, *, right_reward: float) -> dict[str, Ratio]:
+def group_metrics(rewards: Tensor, group_ids: Tensor, *, right_reward: float) -> dict[str, Ratio]:
     """Share of the groups without spread, and of those that are all right or all wrong.
 
     Args:
         rewards: Shape ``[S]``.
-        tree: Group of each completion, every group present. Shape ``[S]``.
+        group_ids: Group of each completion, every group present. Shape ``[S]``.
         right_reward: Reward from which on a completion counts as right.
     """
-    flat, (lowest, highest) = flat_groups(rewards, tree), _extremes(rewards, tree)
+    flat, (lowest, highest) = flat_groups(rewards, group_ids), _extremes(rewards, group_ids)
     shares = {
         "zero_std_groups": flat,
         "zero_std_groups_right": flat & (lowest >= right_reward) & highest.isfinite(),
@@ -199,10 +199,12 @@ def group_metrics(rewards: Tensor, tree: Tensor, *, right_reward: float) -> dict
     return {name: Ratio(share.sum(), share.new_tensor(len(flat), dtype=torch.long)) for name, share in shares.items()}
 
 
-def _extremes(rewards: Tensor, tree: Tensor) -> tuple[Tensor, Tensor]:
+def _extremes(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest known reward of each group, infinite where none is known. Shapes ``[B]``."""
     lowest, highest = (
-        rewards.new_full((int(tree.max()) + 1,), bound).scatter_reduce(0, tree, rewards.nan_to_num(nan=bound), how)
+        rewards.new_full((int(group_ids.max()) + 1,), bound).scatter_reduce(
+            0, group_ids, rewards.nan_to_num(nan=bound), how
+        )
         for bound, how in ((torch.inf, "amin"), (-torch.inf, "amax"))
     )
     return lowest, highest
@@ -218,9 +220,9 @@ def _std(values: Tensor) -> Tensor:
     return ((values - values.mean()).square().sum() / max(values.numel() - 1, 1)).sqrt()
 
 
-def _sums(values: Tensor, tree: Tensor) -> Tensor:
-    return values.new_zeros(int(tree.max()) + 1).index_add(0, tree, values)
+def _sums(values: Tensor, group_ids: Tensor) -> Tensor:
+    return values.new_zeros(int(group_ids.max()) + 1).index_add(0, group_ids, values)
 
 
-def _sizes(tree: Tensor, like: Tensor) -> Tensor:
-    return torch.bincount(tree).to(like)
+def _sizes(group_ids: Tensor, like: Tensor) -> Tensor:
+    return torch.bincount(group_ids).to(like)

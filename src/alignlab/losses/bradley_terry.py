@@ -14,7 +14,7 @@ from alignlab.types.loss import LossOutput, LossTerm, Ratio
 
 def bradley_terry(
     rewards: Tensor,
-    tree: Tensor,
+    group_ids: Tensor,
     *,
     margins: Tensor | None,
     weights: Tensor | None,
@@ -24,7 +24,7 @@ def bradley_terry(
 
     Args:
         rewards: One per completion, with gradient. Shape ``[S]``.
-        tree: Group of each completion, ascending, the first of a group the chosen. Shape ``[S]``.
+        group_ids: Group of each completion, ascending, the first of a group the chosen. Shape ``[S]``.
         margins: Of the row of each completion. Shape ``[S]``.
         weights: Of the row of each completion. Shape ``[S]``.
         centring: Weight of (r(y_c) + r(y_r))² (arXiv 2312.09244, eq. 2), which holds the mean near zero.
@@ -32,7 +32,7 @@ def bradley_terry(
     Returns:
         One loss per pair, and what is logged of them.
     """
-    index = pair_index(tree)
+    index = pair_index(group_ids)
     chosen, rejected = rewards[index.chosen], rewards[index.rejected]
     lead = chosen - rejected
     asked = lead if margins is None else lead - margins[index.rejected]

@@ -26,29 +26,29 @@ class Groups:
 
     Args:
         rewards: Of every completion, with gradient. Shape ``[S]``.
-        tree: Group of each completion, ascending from 0; the first of a group is the chosen. Shape ``[S]``.
+        group_ids: Group of each completion, ascending from 0; the first of a group is the chosen. Shape ``[S]``.
         scores: Scores of the completions where the data has them, for rankings. Shape ``[S]``.
     """
 
     rewards: Tensor
-    tree: Tensor
+    group_ids: Tensor
     scores: Tensor | None = None
 
     @property
     def num_groups(self) -> int:
         """B."""
-        return int(self.tree[-1]) + 1
+        return int(self.group_ids[-1]) + 1
 
     @property
     def chosen(self) -> Tensor:
         """Rewards of the chosen. Shape ``[B]``."""
-        return self.rewards[firsts(self.tree)]
+        return self.rewards[firsts(self.group_ids)]
 
     @property
     def rejected(self) -> tuple[Tensor, Tensor]:
         """Rewards of the rejected ones and their groups. Shapes ``[S - B]``."""
-        others = ~firsts(self.tree)
-        return self.rewards[others], self.tree[others]
+        others = ~firsts(self.group_ids)
+        return self.rewards[others], self.group_ids[others]
 
 
 def group_rewards(
@@ -68,37 +68,37 @@ def group_rewards(
 
 
 def group_hinge(
-    groups: Groups, *, margin: Annotated[float, Field(ge=0)], sharpness: Annotated[float, Field(gt=0)] | None
+    groups: Groups, *, margin: Annotated[float, Field(ge=0)], inverse_temperature: Annotated[float, Field(gt=0)] | None
 ) -> Tensor:
     """max(0, M - r(y_c) + α).
 
     Args:
         groups: B groups.
         margin: α, by which the chosen must lead.
-        sharpness: λ of the smooth maximum; ``None`` for the exact one.
+        inverse_temperature: λ of the smooth maximum; ``None`` for the exact one.
 
     Returns:
         Shape ``[B]``.
     """
-    return relu(hardest(groups, sharpness) - groups.chosen + margin)
+    return relu(hardest(groups, inverse_temperature) - groups.chosen + margin)
 
 
-def group_logistic(groups: Groups, *, sharpness: Annotated[float, Field(gt=0)] | None) -> Tensor:
+def group_logistic(groups: Groups, *, inverse_temperature: Annotated[float, Field(gt=0)] | None) -> Tensor:
     """-log σ(r(y_c) - M): the logistic loss against the hardest. Shape ``[B]``."""
-    return softplus(hardest(groups, sharpness) - groups.chosen)
+    return softplus(hardest(groups, inverse_temperature) - groups.chosen)
 
 
 def group_softmax(groups: Groups) -> Tensor:
     """-log σ(-log Σ e^{r(y) - r(y_c)}): softmax over all (S-DPO, arXiv 2406.09215, eq. 11). Shape ``[B]``."""
-    rewards, tree = groups.rejected
-    return softplus(_logsumexp(rewards - groups.chosen[tree], tree, groups.num_groups))
+    rewards, group_ids = groups.rejected
+    return softplus(_logsumexp(rewards - groups.chosen[group_ids], group_ids, groups.num_groups))
 
 
 def all_pairs(groups: Groups, *, margin: Annotated[float, Field(ge=0)]) -> Tensor:
     """Mean over the rejected of -log σ(r(y_c) - r(y) - α). Shape ``[B]``."""
-    rewards, tree = groups.rejected
-    losses = softplus(rewards - groups.chosen[tree] + margin)
-    return _sums(losses, tree, groups.num_groups) / torch.bincount(tree, minlength=groups.num_groups)
+    rewards, group_ids = groups.rejected
+    losses = softplus(rewards - groups.chosen[group_ids] + margin)
+    return _sums(losses, group_ids, groups.num_groups) / torch.bincount(group_ids, minlength=groups.num_groups)
 
 
 def plackett_luce(groups: Groups) -> Tensor:
@@ -109,25 +109,25 @@ def plackett_luce(groups: Groups) -> Tensor:
     order = _ranking(groups)
     rewards = groups.rewards[order]
     # log Σ over a completion and those behind it: a running logsumexp from the end of each group.
-    sizes = torch.bincount(groups.tree)
-    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[groups.tree]
+    sizes = torch.bincount(groups.group_ids)
+    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[groups.group_ids]
     padded = rewards.new_full((groups.num_groups, int(sizes.max())), -torch.inf)
-    padded = padded.index_put((groups.tree, place), rewards)
-    behind = padded.flip(1).logcumsumexp(1).flip(1)[groups.tree, place]
-    return _sums(behind - rewards, groups.tree, groups.num_groups)
+    padded = padded.index_put((groups.group_ids, place), rewards)
+    behind = padded.flip(1).logcumsumexp(1).flip(1)[groups.group_ids, place]
+    return _sums(behind - rewards, groups.group_ids, groups.num_groups)
 
 
-def hardest(groups: Groups, sharpness: float | None = None) -> Tensor:
+def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
     """M: the largest reward among the rejected, exactly or as a softmax-weighted mean. Shape ``[B]``."""
-    rewards, tree = groups.rejected
-    if sharpness is None:
-        return groups.rewards[~firsts(groups.tree)][hardest_place(groups, flat=True)]
-    weights = sharpness * rewards
-    weights = (weights - _logsumexp(weights, tree, groups.num_groups)[tree]).exp()
-    return _sums(weights * rewards, tree, groups.num_groups)
+    rewards, group_ids = groups.rejected
+    if inverse_temperature is None:
+        return groups.rewards[~firsts(groups.group_ids)][hardest_index(groups, flat=True)]
+    weights = inverse_temperature * rewards
+    weights = (weights - _logsumexp(weights, group_ids, groups.num_groups)[group_ids]).exp()
+    return _sums(weights * rewards, group_ids, groups.num_groups)
 
 
-def hardest_place(groups: Groups, flat: bool = False) -> Tensor:
+def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
     """Place of the hardest among the rejected of its group, the first of equals; without gradient.
 
     Args:
@@ -137,22 +137,22 @@ def hardest_place(groups: Groups, flat: bool = False) -> Tensor:
     Returns:
         Shape ``[B]``, from 0.
     """
-    rewards, tree = (value.detach() for value in groups.rejected)
-    places = torch.arange(len(tree), device=tree.device)
-    best = rewards.new_full((groups.num_groups,), -torch.inf).scatter_reduce(0, tree, rewards, "amax")
-    candidates = torch.where(rewards == best[tree], places, len(tree))
-    found = torch.full_like(best, len(tree), dtype=torch.long).scatter_reduce(0, tree, candidates, "amin")
-    sizes = torch.bincount(tree, minlength=groups.num_groups)
+    rewards, group_ids = (value.detach() for value in groups.rejected)
+    places = torch.arange(len(group_ids), device=group_ids.device)
+    best = rewards.new_full((groups.num_groups,), -torch.inf).scatter_reduce(0, group_ids, rewards, "amax")
+    candidates = torch.where(rewards == best[group_ids], places, len(group_ids))
+    found = torch.full_like(best, len(group_ids), dtype=torch.long).scatter_reduce(0, group_ids, candidates, "amin")
+    sizes = torch.bincount(group_ids, minlength=groups.num_groups)
     return found if flat else found - (sizes.cumsum(0) - sizes)
 
 
 def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
     """Rewards, margins to the hardest and to the mean, accuracy, share of groups within the margin, and K."""
-    rewards, tree = (value.detach() for value in groups.rejected)
+    rewards, group_ids = (value.detach() for value in groups.rejected)
     chosen, worst = groups.chosen.detach(), hardest(groups).detach()
-    sizes = torch.bincount(tree, minlength=groups.num_groups)
-    mean = _sums(rewards, tree, groups.num_groups) / sizes
-    place = hardest_place(groups).to(chosen.dtype)
+    sizes = torch.bincount(group_ids, minlength=groups.num_groups)
+    mean = _sums(rewards, group_ids, groups.num_groups) / sizes
+    place = hardest_index(groups).to(chosen.dtype)
     values = {
         "rewards/chosen": chosen,
         "rewards/rejected": mean,
@@ -170,15 +170,15 @@ def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
 def _ranking(groups: Groups) -> Tensor:
     """Completions by group, the best first. Shape ``[S]``."""
     if groups.scores is None:
-        return torch.arange(len(groups.tree), device=groups.tree.device)
+        return torch.arange(len(groups.group_ids), device=groups.group_ids.device)
     best_first = groups.scores.sort(descending=True, stable=True).indices
-    return best_first[groups.tree[best_first].sort(stable=True).indices]
+    return best_first[groups.group_ids[best_first].sort(stable=True).indices]
 
 
-def _sums(values: Tensor, tree: Tensor, num_groups: int) -> Tensor:
-    return values.new_zeros(num_groups).index_add(0, tree, values)
+def _sums(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:
+    return values.new_zeros(num_groups).index_add(0, group_ids, values)
 
 
-def _logsumexp(values: Tensor, tree: Tensor, num_groups: int) -> Tensor:
-    peak = values.detach().new_full((num_groups,), -torch.inf).scatter_reduce(0, tree, values.detach(), "amax")
-    return peak + _sums((values - peak[tree]).exp(), tree, num_groups).log()
+def _logsumexp(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:
+    peak = values.detach().new_full((num_groups,), -torch.inf).scatter_reduce(0, group_ids, values.detach(), "amax")
+    return peak + _sums((values - peak[group_ids]).exp(), group_ids, num_groups).log()

@@ -20,14 +20,14 @@ MAX_LOG_RATIO = 20.0
 
 
 def log_ratios(
-    token_logps: Tensor, old_token_logps: Tensor | None, owner: Tensor, num_sequences: int, level: RatioLevel
+    token_logps: Tensor, old_token_logps: Tensor | None, sequence_ids: Tensor, num_sequences: int, level: RatioLevel
 ) -> Tensor:
     """Log of the importance ratio that belongs to each token.
 
     Args:
         token_logps: Under the policy, carries the gradient. Shape ``[N]``.
         old_token_logps: Under the policy that sampled. ``None``: it is the same, the ratio is 1, with its gradient.
-        owner: Completion of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
         level: What the ratio is taken of.
 
@@ -36,16 +36,16 @@ def log_ratios(
     """
     ratios = token_logps - (token_logps.detach() if old_token_logps is None else old_token_logps)
     if level != "token":
-        ratios = sequence_sums(ratios, owner, num_sequences)[owner]
+        ratios = sequence_sums(ratios, sequence_ids, num_sequences)[sequence_ids]
     if level == "sequence":
-        ratios = ratios / token_counts(owner, num_sequences, ratios.dtype)[owner]
+        ratios = ratios / token_counts(sequence_ids, num_sequences, ratios.dtype)[sequence_ids]
     return ratios.clamp(max=MAX_LOG_RATIO)
 
 
 def truncated_importance(
     old_token_logps: Tensor,
     sampled_token_logps: Tensor,
-    owner: Tensor,
+    sequence_ids: Tensor,
     num_sequences: int,
     *,
     cap: float,
@@ -57,7 +57,7 @@ def truncated_importance(
     Args:
         old_token_logps: What the trainer says of the tokens with the weights that sampled. Shape ``[N]``.
         sampled_token_logps: What the engine said; NaN where it said nothing, which counts as agreement. Shape ``[N]``.
-        owner: Completion of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
         cap: Largest weight, above 1.
         level: Weigh tokens by themselves or completions as wholes.
@@ -67,7 +67,7 @@ def truncated_importance(
         Factors of the policy's losses, not of its KL term, without gradient. Shape ``[N]``.
     """
     sampled = torch.where(sampled_token_logps.isnan(), old_token_logps, sampled_token_logps).detach()
-    weights = log_ratios(old_token_logps.detach(), sampled, owner, num_sequences, level).exp()
+    weights = log_ratios(old_token_logps.detach(), sampled, sequence_ids, num_sequences, level).exp()
     return weights.clamp(max=cap) if beyond == "truncate" else weights * (weights <= cap)
 
 
@@ -75,7 +75,7 @@ def off_policy_mask(
     token_logps: Tensor,
     sampled_token_logps: Tensor,
     advantages: Tensor,
-    owner: Tensor,
+    sequence_ids: Tensor,
     num_sequences: int,
     *,
     threshold: float,
@@ -86,7 +86,7 @@ def off_policy_mask(
         token_logps: Under the policy. Shape ``[N]``.
         sampled_token_logps: As sampled, by the engine where there is one; NaN counts as agreement. Shape ``[N]``.
         advantages: Shape ``[N]``.
-        owner: Completion of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
         threshold: Mean over a completion's tokens of log(sampled / policy), from which on it is left behind, in nats.
 
@@ -95,5 +95,5 @@ def off_policy_mask(
         that leaves their normaliser as it is. Shape ``[N]``, bool.
     """
     drift = torch.where(sampled_token_logps.isnan(), 0.0, sampled_token_logps - token_logps).detach()
-    drift = sequence_sums(drift, owner, num_sequences) / token_counts(owner, num_sequences, drift.dtype)
-    return (advantages >= 0) | (drift[owner] <= threshold)
+    drift = sequence_sums(drift, sequence_ids, num_sequences) / token_counts(sequence_ids, num_sequences, drift.dtype)
+    return (advantages >= 0) | (drift[sequence_ids] <= threshold)

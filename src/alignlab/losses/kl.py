@@ -81,19 +81,19 @@ def kl_losses(
     return (ratios.detach() if estimator == "k2" else ratios) * values
 
 
-def penalise_rewards(rewards: Tensor, token_kl: Tensor, owner: Tensor, *, kl_coef: float) -> Tensor:
+def penalise_rewards(rewards: Tensor, token_kl: Tensor, sequence_ids: Tensor, *, kl_coef: float) -> Tensor:
     """Take the divergence of a whole completion off its reward; ``value.token_rewards`` does so token by token.
 
     Args:
         rewards: NaN where there is none. Shape ``[S]``.
         token_kl: Estimates at each token, ``k1`` for the right gradient, without one of their own. Shape ``[N]``.
-        owner: Completion of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token. Shape ``[N]``.
         kl_coef: Reward per nat.
 
     Returns:
         Shape ``[S]``.
     """
-    return rewards - kl_coef * sequence_sums(token_kl, owner, len(rewards))
+    return rewards - kl_coef * sequence_sums(token_kl, sequence_ids, len(rewards))
 
 
 def next_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:

@@ -18,55 +18,55 @@ class PairIndex(NamedTuple):
     rejected: Tensor
 
 
-def sequence_sums(values: Tensor, owner: Tensor, num_sequences: int) -> Tensor:
+def sequence_sums(values: Tensor, sequence_ids: Tensor, num_sequences: int) -> Tensor:
     """Sum values of tokens by sequence; carries the gradient.
 
     Args:
         values: Shape ``[N]``.
-        owner: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
 
     Returns:
         Shape ``[S]``.
     """
-    return values.new_zeros(num_sequences).index_add(0, owner, values)
+    return values.new_zeros(num_sequences).index_add(0, sequence_ids, values)
 
 
-def token_counts(owner: Tensor, num_sequences: int, dtype: torch.dtype) -> Tensor:
+def token_counts(sequence_ids: Tensor, num_sequences: int, dtype: torch.dtype) -> Tensor:
     """Supervised tokens of each sequence, at least 1. Shape ``[S]``."""
-    return torch.bincount(owner, minlength=num_sequences).clamp(min=1).to(dtype)
+    return torch.bincount(sequence_ids, minlength=num_sequences).clamp(min=1).to(dtype)
 
 
-def firsts(tree: Tensor) -> Tensor:
+def firsts(group_ids: Tensor) -> Tensor:
     """Whether a sequence is the first of its tree.
 
     Args:
-        tree: Tree of each sequence, ascending. Shape ``[S]``.
+        group_ids: Tree of each sequence, ascending. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``, bool.
     """
-    return torch.cat([tree.new_ones(min(1, len(tree)), dtype=torch.bool), tree[1:] != tree[:-1]])
+    return torch.cat([group_ids.new_ones(min(1, len(group_ids)), dtype=torch.bool), group_ids[1:] != group_ids[:-1]])
 
 
-def pair_index(tree: Tensor) -> PairIndex:
+def pair_index(group_ids: Tensor) -> PairIndex:
     """Pair the first sequence of each tree with every other of the same tree; K rejected give K pairs.
 
     Args:
-        tree: Tree of each sequence, ascending. Shape ``[S]``.
+        group_ids: Tree of each sequence, ascending. Shape ``[S]``.
     """
-    first = firsts(tree)
-    places = torch.arange(len(tree), device=tree.device)
+    first = firsts(group_ids)
+    places = torch.arange(len(group_ids), device=group_ids.device)
     chosen = places[first][first.cumsum(0) - 1]  # of every sequence the first of its tree
     return PairIndex(chosen[~first], places[~first])
 
 
-def desensitised_sums(token_logps: Tensor, owner: Tensor, num_sequences: int, pairs: PairIndex, alpha: float):
+def desensitised_sums(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, pairs: PairIndex, alpha: float):
     """Sums in which tokens past the pair's shorter completion count ``alpha`` (LD-DPO, arXiv 2409.06411, eq. 11).
 
     Args:
         token_logps: In the order of the tokens of each sequence. Shape ``[N]``.
-        owner: Sequence of each token, ascending. Shape ``[N]``.
+        sequence_ids: Sequence of each token, ascending. Shape ``[N]``.
         num_sequences: S.
         pairs: P pairs; a sequence may stand in several.
         alpha: Share in 0…1; 1 changes nothing.
@@ -74,7 +74,7 @@ def desensitised_sums(token_logps: Tensor, owner: Tensor, num_sequences: int, pa
     Returns:
         Log-probabilities of the chosen and of the rejected of each pair. Shapes ``[P]``.
     """
-    counts = torch.bincount(owner, minlength=num_sequences)
+    counts = torch.bincount(sequence_ids, minlength=num_sequences)
     # Running sums with a zero in front: a stretch of tokens is the difference of two of them, hence double precision.
     running = torch.cat([token_logps.new_zeros(1), token_logps]).double().cumsum(0)
     start = counts.cumsum(0) - counts

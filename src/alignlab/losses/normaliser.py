@@ -23,19 +23,19 @@ UNITS = {"sequence": "sequences", "token": "supervised_tokens", "constant": "seq
 
 
 def normalise(
-    losses: Tensor, owner: Tensor, num_sequences: int, normaliser: Normaliser, max_completion_tokens: int = 1
+    losses: Tensor, sequence_ids: Tensor, num_sequences: int, normaliser: Normaliser, max_completion_tokens: int = 1
 ) -> LossTerm:
     """Weigh the losses of tokens, and say what their sum is divided by.
 
     Args:
         losses: With all that was added to and multiplied into them. Shape ``[N]``.
-        owner: Completion of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S, completions without a token among them.
         normaliser: See above.
         max_completion_tokens: The longest length that sampling allows, for ``constant``.
     """
     if normaliser == "sequence":
-        losses = losses / token_counts(owner, num_sequences, losses.dtype)[owner]
+        losses = losses / token_counts(sequence_ids, num_sequences, losses.dtype)[sequence_ids]
     if normaliser == "constant":
         losses = losses / max_completion_tokens
     return LossTerm(losses, UNITS[normaliser])

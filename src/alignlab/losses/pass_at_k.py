@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def pass_at_k(rewards: Tensor, tree: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """How much better than all sets of k those sets are that a completion is in.
 
     With the rewards of a group in ascending order from place 0, the best of a set stands at place p in C(p, k - 1) of
@@ -18,16 +18,16 @@ def pass_at_k(rewards: Tensor, tree: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Args:
         rewards: None missing. Shape ``[S]``.
-        tree: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
         k: Completions of a set, at least 1.
 
     Returns:
         The advantage before scaling, and the deviation over the sets of the group, in float64. Shapes ``[S]``.
     """
     by_reward = rewards.sort(stable=True).indices
-    order = by_reward[tree[by_reward].sort(stable=True).indices]
-    best, group = rewards[order].double(), tree[order]
-    sizes = torch.bincount(tree)
+    order = by_reward[group_ids[by_reward].sort(stable=True).indices]
+    best, group = rewards[order].double(), group_ids[order]
+    sizes = torch.bincount(group_ids)
     place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group]
     size = sizes[group]
     picked = size.clamp(max=k)

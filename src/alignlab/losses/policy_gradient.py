@@ -31,8 +31,8 @@ class PolicyTokens:
 
     Args:
         token_logps: Under the policy, at the temperature of the sampling; carries the gradient. Shape ``[N]``.
-        advantages: Of a completion (``advantages[owner]``) or of each token. Shape ``[N]``.
-        owner: Completion of each token, ascending. Shape ``[N]``.
+        advantages: Of a completion (``advantages[sequence_ids]``) or of each token. Shape ``[N]``.
+        sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         num_sequences: S.
         old_token_logps: Under the policy that sampled; ``None``: the same one. Shape ``[N]``.
         reference_token_logps: Under the reference, where one is asked. Shape ``[N]``.
@@ -42,7 +42,7 @@ class PolicyTokens:
 
     token_logps: Tensor
     advantages: Tensor
-    owner: Tensor
+    sequence_ids: Tensor
     num_sequences: int
     old_token_logps: Tensor | None = None
     reference_token_logps: Tensor | None = None
@@ -51,7 +51,7 @@ class PolicyTokens:
 
     def log_ratios(self, level: RatioLevel) -> Tensor:
         """Log of the ratio policy / old policy; see ``importance.log_ratios``. Shape ``[N]``."""
-        return log_ratios(self.token_logps, self.old_token_logps, self.owner, self.num_sequences, level)
+        return log_ratios(self.token_logps, self.old_token_logps, self.sequence_ids, self.num_sequences, level)
 
 
 class PolicyLoss(NamedTuple):
@@ -131,9 +131,9 @@ def gmpo(tokens: PolicyTokens, *, clip_low: Clip, clip_high: Clip) -> PolicyLoss
     """
     ratios, good = tokens.log_ratios("token"), tokens.advantages > 0
     bounded = torch.where(good, ratios.clamp(max=clip_high), ratios.clamp(min=-clip_low))
-    counts = token_counts(tokens.owner, tokens.num_sequences, ratios.dtype)
-    means = sequence_sums(bounded, tokens.owner, tokens.num_sequences) / counts
-    losses = -means.exp()[tokens.owner] * tokens.advantages
+    counts = token_counts(tokens.sequence_ids, tokens.num_sequences, ratios.dtype)
+    means = sequence_sums(bounded, tokens.sequence_ids, tokens.num_sequences) / counts
+    losses = -means.exp()[tokens.sequence_ids] * tokens.advantages
     return PolicyLoss(losses, (ratios < -clip_low) & (tokens.advantages < 0), (ratios > clip_high) & good)
 
 

@@ -161,13 +161,13 @@ def sft(pairs: Pairs, *, beta: float) -> LossTerm:
     return LossTerm(-pairs.chosen, "chosen_tokens")
 
 
-def wpo_weights(token_logps: Tensor, log_collisions: Tensor, owner: Tensor, num_sequences: int) -> Tensor:
+def wpo_weights(token_logps: Tensor, log_collisions: Tensor, sequence_ids: Tensor, num_sequences: int) -> Tensor:
     """How likely a completion is to be the policy's own, as a log-weight (WPO, arXiv 2406.11827, eq. 4 and 5).
 
     Args:
         token_logps: Shape ``[N]``.
         log_collisions: Log of the sum of squared probabilities at each token. Shape ``[N]``.
-        owner: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
 
     Returns:
@@ -175,8 +175,8 @@ def wpo_weights(token_logps: Tensor, log_collisions: Tensor, owner: Tensor, num_
         Shape ``[S]``.
     """
     excess = (token_logps - log_collisions).detach()
-    tokens = torch.bincount(owner, minlength=num_sequences).clamp(min=1)
-    return excess.new_zeros(num_sequences).index_add(0, owner, excess) / tokens
+    tokens = torch.bincount(sequence_ids, minlength=num_sequences).clamp(min=1)
+    return excess.new_zeros(num_sequences).index_add(0, sequence_ids, excess) / tokens
 
 
 def _logistic(logits: Tensor, smoothing: float) -> Tensor:

@@ -10,35 +10,35 @@ from alignlab.types.loss import LossTerm, Ratio
 Reduction = Literal["token", "sequence"]
 
 
-def nll(token_logps: Tensor, owner: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
+def nll(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
     """Negative log-likelihood of the supervised tokens.
 
     Args:
         token_logps: Log-probabilities, carry the gradient. Shape ``[N]``.
-        owner: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
         reduction: ``token`` weighs every token alike, ``sequence`` every sequence.
 
     Returns:
         Token losses per supervised token of the step, or their means over sequences per sequence.
     """
-    return normalise(-token_logps, owner, num_sequences, reduction)
+    return normalise(-token_logps, sequence_ids, num_sequences, reduction)
 
 
-def dft(token_logps: Tensor, owner: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
+def dft(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
     """Dynamic fine-tuning: each token's loss weighed by its own probability, without gradient (eq. 9).
 
     Args and returns as in ``nll``.
     """
-    return normalise(-token_logps.detach().exp() * token_logps, owner, num_sequences, reduction)
+    return normalise(-token_logps.detach().exp() * token_logps, sequence_ids, num_sequences, reduction)
 
 
-def token_metrics(token_logps: Tensor, hits: Tensor) -> dict[str, Ratio]:
+def token_metrics(token_logps: Tensor, argmax_correct: Tensor) -> dict[str, Ratio]:
     """``nll`` and ``token_accuracy`` of the supervised tokens.
 
     Args:
         token_logps: Shape ``[N]``.
-        hits: Whether each label is the most likely token. Shape ``[N]``.
+        argmax_correct: Whether each label is the most likely token. Shape ``[N]``.
     """
     count = token_logps.detach().new_tensor(token_logps.numel())
-    return {"nll": Ratio(-token_logps.detach().sum(), count), "token_accuracy": Ratio(hits.sum(), count)}
+    return {"nll": Ratio(-token_logps.detach().sum(), count), "token_accuracy": Ratio(argmax_correct.sum(), count)}

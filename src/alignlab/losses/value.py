@@ -36,54 +36,54 @@ class ValueLoss(NamedTuple):
     clipped: Tensor
 
 
-def token_rewards(scores: Tensor, token_kl: Tensor, owner: Tensor, *, kl_coef: float) -> Tensor:
+def token_rewards(scores: Tensor, token_kl: Tensor, sequence_ids: Tensor, *, kl_coef: float) -> Tensor:
     """Rewards of tokens: the completion's score at its last one, and what each pays for leaving the reference.
 
     Args:
         scores: Shape ``[S]``.
         token_kl: Estimates of the divergence; ``k1`` for the right gradient. Shape ``[N]``.
-        owner: Completion of each token, ascending. Shape ``[N]``.
+        sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         kl_coef: Reward per nat.
 
     Returns:
         Shape ``[N]``. A completion without tokens leaves its score nowhere.
     """
-    last = torch.ones_like(owner, dtype=torch.bool)
-    last[:-1] = owner[1:] != owner[:-1]
-    return torch.where(last, scores[owner], 0.0) - kl_coef * token_kl
+    last = torch.ones_like(sequence_ids, dtype=torch.bool)
+    last[:-1] = sequence_ids[1:] != sequence_ids[:-1]
+    return torch.where(last, scores[sequence_ids], 0.0) - kl_coef * token_kl
 
 
-def gae(rewards: Tensor, values: Tensor, owner: Tensor, *, gamma: float, lam: float) -> Estimate:
+def gae(rewards: Tensor, values: Tensor, sequence_ids: Tensor, *, gamma: float, lam: float) -> Estimate:
     """Generalised advantage estimation: A_t = Σ (γλ)^l δ_(t+l), δ_t = r_t + γ V_(t+1) - V_t (eq. 16).
 
     Args:
         rewards: Shape ``[N]``.
         values: What the critic expected before each token, without gradient. Shape ``[N]``.
-        owner: Completion of each token, ascending. Shape ``[N]``.
+        sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         gamma: Discount per token, in 0…1.
         lam: λ in 0…1: 0 trusts the critic, 1 the rewards.
     """
-    errors = rewards + gamma * _ahead(values, owner, 1) - values
-    advantages = discounted_sums(errors, owner, gamma * lam)
+    errors = rewards + gamma * _ahead(values, sequence_ids, 1) - values
+    advantages = discounted_sums(errors, sequence_ids, gamma * lam)
     return Estimate(advantages, advantages + values)
 
 
-def discounted_sums(values: Tensor, owner: Tensor, discount: float) -> Tensor:
+def discounted_sums(values: Tensor, sequence_ids: Tensor, discount: float) -> Tensor:
     """Σ discount^l x_(t+l) over the rest of each completion, in log2(T) passes over all tokens.
 
     Args:
         values: Shape ``[N]``.
-        owner: Completion of each token, ascending. Shape ``[N]``.
+        sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         discount: In 0…1.
 
     Returns:
         Shape ``[N]``.
     """
-    longest = int(torch.bincount(owner).max()) if len(owner) else 0
+    longest = int(torch.bincount(sequence_ids).max()) if len(sequence_ids) else 0
     reach = 1
     # Sums over `reach` tokens become sums over twice as many: S_2n(t) = S_n(t) + discount^n S_n(t + n).
     while reach < longest:
-        values = values + discount**reach * _ahead(values, owner, reach)
+        values = values + discount**reach * _ahead(values, sequence_ids, reach)
         reach *= 2
     return values
 
@@ -147,8 +147,8 @@ def value_metrics(loss: ValueLoss) -> dict[str, Ratio]:
     return {name: Ratio(part.sum(), count) for name, part in parts.items()}
 
 
-def _ahead(values: Tensor, owner: Tensor, distance: int) -> Tensor:
+def _ahead(values: Tensor, sequence_ids: Tensor, distance: int) -> Tensor:
     """The value so many tokens later in the same completion, 0 past its end. Shape ``[N]``."""
     later = torch.zeros_like(values)
-    later[:-distance] = values[distance:] * (owner[distance:] == owner[:-distance])
+    later[:-distance] = values[distance:] * (sequence_ids[distance:] == sequence_ids[:-distance])
     return later

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.distributed.comm import num_ranks
-from alignlab.distributed.strategies import Spread, full_shape, num_parameters, spread_of
+from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
 from alignlab.metrics import check_names
 from alignlab.models.adapters import zero_gradients
@@ -42,7 +42,7 @@ NARROW = (torch.bfloat16, torch.float16, torch.int8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Factories:
     """What a method is made of besides its own hyper-parameters.
 
     Args:
@@ -87,10 +87,10 @@ class Method(lightning.LightningModule):
     """Base of all methods.
 
     Args:
-        parts: Factories of the policy, its optimizer and its schedule.
+        factories: Factories of the policy, its optimizer and its schedule.
     """
 
-    eats: ClassVar[type[Row]]
+    row_kind: ClassVar[type[Row]]
     """The kind of row that ``compute_loss`` understands."""
 
     head: ClassVar[Head] = "language_model"
@@ -102,10 +102,10 @@ class Method(lightning.LightningModule):
     number_columns: ClassVar[tuple[str, ...]] = ()
     """Settings that name a numeric column of the data, which every row must then have."""
 
-    def __init__(self, *, parts: Parts):
+    def __init__(self, *, factories: Factories):
         super().__init__()
         self.automatic_optimization = False
-        self.parts = parts
+        self.factories = factories
         self.policy: nn.Module | None = None
         self.progress = Progress()
         self.validation = RunningMeans()
@@ -135,7 +135,7 @@ class Method(lightning.LightningModule):
     def configure_model(self) -> None:
         """Build the policy, in train mode; may be called again and does nothing then."""
         if self.policy is None:
-            self.policy = self.spread.shard(self.parts.make_policy().train())
+            self.policy = self.sharding.shard(self.factories.make_policy().train())
 
     def configure_optimizers(self):
         """One optimizer and its schedule; vectors (norms, biases) are spared weight decay."""
@@ -144,27 +144,27 @@ class Method(lightning.LightningModule):
             {"params": [p for p in self._trained() if len(full_shape(p)) < 2], "weight_decay": 0.0},
         ]
         try:
-            optimizer = self.parts.make_optimizer([group for group in groups if group["params"]])
+            optimizer = self.factories.make_optimizer([group for group in groups if group["params"]])
         except (TypeError, ValueError) as error:
             raise InputError("optimizer", str(error), "Choose another optimizer, such as optimizer=adamw") from error
-        return [optimizer], [self.parts.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
+        return [optimizer], [self.factories.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
         """Check that the model keeps the documents of a batch apart before it learns from them."""
-        difference = self.spread.forward(verify, self.policy, self.parts.packing)
+        difference = self.sharding.forward(verify, self.policy, self.factories.packing)
         log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
         assert self.policy.training, "the policy must be in train mode while it is trained"
         started = time.perf_counter()
-        running, optimizer, spread = RunningMeans(), self.optimizers(), self.spread
+        running, optimizer, sharding = RunningMeans(), self.optimizers(), self.sharding
         losses: list[Tensor] = []
         self.prepare_step(step)
         for index, batch in enumerate(step.micro_batches):
             last = index == len(step.micro_batches) - 1
-            with spread.micro_batch(last):
-                output = spread.forward(self.compute_loss, batch)
+            with sharding.micro_batch(last):
+                output = sharding.forward(self.compute_loss, batch)
                 loss = step_loss(output.terms, step.totals, batch.counted)
                 self.manual_backward(loss)
             losses.append(loss.detach())
@@ -177,7 +177,7 @@ class Method(lightning.LightningModule):
         means = running.means()
         lost = not math.isfinite(means.get("loss", 0.0))
         with told_of_overflow(lr):
-            norm = spread.update(optimizer, self._trained(), self.parts.gradient_clip_val, lost)
+            norm = sharding.update(optimizer, self._trained(), self.factories.gradient_clip_val, lost)
         norms, lost = self._norms(norm), lost or not bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
@@ -193,7 +193,7 @@ class Method(lightning.LightningModule):
         """Gather sums and counts; the means are taken over the whole validation set."""
         self.prepare_step(step)
         for batch in step.micro_batches:
-            output = self.spread.forward(self.compute_loss, batch)
+            output = self.sharding.forward(self.compute_loss, batch)
             self.validation.add(output, batch.counted)
         self.validation.close_step(step.totals)
 
@@ -220,9 +220,9 @@ class Method(lightning.LightningModule):
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
     @property
-    def spread(self) -> Spread:
+    def sharding(self) -> Sharding:
         """How the work is spread."""
-        return spread_of(self.trainer.strategy)
+        return sharding_of(self.trainer.strategy)
 
     @contextmanager
     def as_in_training(self) -> Iterator[None]:
@@ -238,10 +238,10 @@ class Method(lightning.LightningModule):
                 module.train()
 
     @property
-    def is_narrow(self) -> bool:
+    def is_low_precision(self) -> bool:
         """Whether anything is computed in 16 bits or less, where a result depends on what is computed beside it."""
         narrow = any(p.dtype in NARROW for p in self.policy.parameters())
-        return narrow or "16" in str(self.trainer.precision) or self.spread.is_narrow
+        return narrow or "16" in str(self.trainer.precision) or self.sharding.is_low_precision
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -253,13 +253,13 @@ class Method(lightning.LightningModule):
 
     def _norms(self, norm: Tensor) -> dict[str, Tensor]:
         """Global norm of the gradient before clipping and, where it is clipped, after."""
-        limit = self.parts.gradient_clip_val
+        limit = self.factories.gradient_clip_val
         clipped = {} if limit is None else {"train/grad_norm_clipped": norm.clamp(max=limit)}
         return {"train/grad_norm": norm, **clipped}
 
     def _refuse_dead_parameters(self) -> None:
         """After the first backward, every trainable tensor must have been reached."""
-        dead = zero_gradients(self.policy, self.spread.gradient, self.spread.value)
+        dead = zero_gradients(self.policy, self.sharding.gradient, self.sharding.value)
         if dead:
             raise InputError(
                 f"training {len(self._trained())} tensors",

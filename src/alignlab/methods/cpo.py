@@ -22,10 +22,10 @@ class CPO(Method):
         beta: Scale of the log-probabilities.
         loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair; they are summed.
         sft_weight: Weight of the chosen completions' likelihood per token.
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
-    eats = Preference
+    row_kind = Preference
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class CPO(Method):
         beta: Annotated[float, Field(gt=0)],
         loss: dict[str, Callable[..., Tensor | LossTerm]],
         sft_weight: Annotated[float, Field(ge=0)],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.beta, self.losses, self.sft_weight = beta, loss, sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:

@@ -34,10 +34,10 @@ class DPO(Referenced):
         divergence: Log-ratio → score; see ``losses.divergence``.
         length_desensitisation: What tokens past the pair's shorter completion count (LD-DPO, arXiv 2409.06411).
         weighting: ``wpo`` weighs a pair by how likely it is the policy's own (arXiv 2406.11827).
-        parts: See ``Referenced``.
+        factories: See ``Referenced``.
     """
 
-    eats = Preference
+    row_kind = Preference
 
     def __init__(
         self,
@@ -48,9 +48,9 @@ class DPO(Referenced):
         divergence: Callable[[Tensor], Tensor],
         length_desensitisation: Annotated[float, Field(ge=0, le=1)],
         weighting: Literal["none", "wpo"],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.beta, self.losses, self.divergence = beta, loss, divergence
         self.loss_weights = name_weights(loss, loss_weights)
         self.length_desensitisation, self.weighting = length_desensitisation, weighting
@@ -67,19 +67,19 @@ class DPO(Referenced):
         pairs = self._pairs(scores.logps, batch)
         terms = [pair_term(self.losses[name](pairs, beta=self.beta)) * w for name, w in self.loss_weights.items()]
         if self.weighting == "wpo":
-            index = pair_index(batch.tree)
-            likely = wpo_weights(scores.logps, scores.log_collisions, batch.owner, batch.num_sequences)
+            index = pair_index(batch.group_ids)
+            likely = wpo_weights(scores.logps, scores.log_collisions, batch.sequence_ids, batch.num_sequences)
             terms = [term * (likely[index.chosen] + likely[index.rejected]).exp() for term in terms]
         return LossOutput(terms, pair_metrics(pairs, self.beta))
 
     def _pairs(self, token_logps: Tensor, batch: MicroBatch) -> Pairs:
-        index, num_sequences = pair_index(batch.tree), batch.num_sequences
-        tokens = token_counts(batch.owner, num_sequences, token_logps.dtype)
+        index, num_sequences = pair_index(batch.group_ids), batch.num_sequences
+        tokens = token_counts(batch.sequence_ids, num_sequences, token_logps.dtype)
         if self.length_desensitisation == 1.0:
-            logps = sequence_sums(token_logps, batch.owner, num_sequences)
+            logps = sequence_sums(token_logps, batch.sequence_ids, num_sequences)
             sides = (*self._sides(logps, index), *self._sides(self.reference_logps(batch), index))
         else:
-            cut = (batch.owner, num_sequences, index, self.length_desensitisation)
+            cut = (batch.sequence_ids, num_sequences, index, self.length_desensitisation)
             reference = self.reference_token_logps(batch) if self.reference else torch.zeros_like(token_logps)
             sides = (*desensitised_sums(token_logps, *cut), *desensitised_sums(reference, *cut))
         return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], self.divergence)

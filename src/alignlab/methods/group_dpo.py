@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_place
+from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_index
 from alignlab.losses.logps import firsts, sequence_sums, token_counts
 from alignlab.methods.referenced import Referenced
 from alignlab.models.scoring import token_scores
@@ -29,10 +29,10 @@ class GroupDPO(Referenced):
         beta: Strength of the pull towards the reference.
         loss: ``(groups)`` → one loss per group; see ``losses.group``.
         length_normalised: Rewards per token.
-        parts: See ``Referenced``.
+        factories: See ``Referenced``.
     """
 
-    eats = Preference
+    row_kind = Preference
 
     def __init__(
         self,
@@ -40,20 +40,20 @@ class GroupDPO(Referenced):
         beta: Annotated[float, Field(gt=0)],
         loss: Callable[..., Tensor],
         length_normalised: bool,
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.beta, self.loss, self.length_normalised = beta, loss, length_normalised
         self.margin = getattr(loss, "keywords", {}).get("margin", 0.0)
         self.hardest_seen: dict[int, int] = {}
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of all groups."""
-        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
-        tokens = token_counts(batch.owner, batch.num_sequences, logps.dtype)
+        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
+        tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
         reference = self.reference_logps(batch)
         rewards = group_rewards(logps, reference, tokens, beta=self.beta, length_normalised=self.length_normalised)
-        groups = Groups(rewards, batch.tree, batch.numbers.get("scores"))
+        groups = Groups(rewards, batch.group_ids, batch.columns.get("scores"))
         metrics = group_metrics(groups, self.margin) | self._changes(batch, groups)
         return LossOutput([LossTerm(self.loss(groups), "groups")], metrics)
 
@@ -69,10 +69,10 @@ class GroupDPO(Referenced):
 
     def _changes(self, batch: MicroBatch, groups: Groups) -> dict[str, Ratio]:
         """Share of the rows seen before whose hardest rejected completion is another one now."""
-        if not self.training or "row" not in batch.numbers:
+        if not self.training or "row" not in batch.columns:
             return {}
-        rows = batch.numbers["row"][firsts(batch.tree)].long().tolist()
-        now = dict(zip(rows, hardest_place(groups).tolist(), strict=True))
+        rows = batch.columns["row"][firsts(batch.group_ids)].long().tolist()
+        now = dict(zip(rows, hardest_index(groups).tolist(), strict=True))
         changes = [self.hardest_seen[row] != place for row, place in now.items() if row in self.hardest_seen]
         self.hardest_seen.update(now)
         pair = torch.tensor([sum(changes), len(changes)], dtype=torch.float64, device=groups.rewards.device)

@@ -51,7 +51,7 @@ class GRPO(Online):
         off_policy_threshold: Mean log-ratio of sampled to present probability, from which on a completion's bad tokens
             are left out; ``None`` for never.
         importance_cap: Largest weight that corrects for another engine's probabilities.
-        parts: See ``Online``.
+        factories: See ``Online``.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class GRPO(Online):
         off_policy_threshold: Coefficient | None,
         importance_cap: Annotated[float, Field(gt=1)],
         reference: str,
-        **parts,
+        **factories,
     ):
-        needed = kl_coef > 0 or parts["reward_kl_coef"] > 0
-        super().__init__(reference=reference if needed else "none", **parts)
+        needed = kl_coef > 0 or factories["reward_kl_coef"] > 0
+        super().__init__(reference=reference if needed else "none", **factories)
         self.loss, self.normaliser = loss, normaliser
         self.estimate = {"estimator": estimator, "scale": scale, "aggregation": aggregation, "num_picked": num_picked}
         self.kl_coef, self.entropy_coef, self.importance_cap = kl_coef, entropy_coef, importance_cap
@@ -101,33 +101,37 @@ class GRPO(Online):
 
     def learnable(self, rollout: Rollout) -> list[TokenRow]:
         """Advantages over the whole rollout, and which of its tokens decide something."""
-        names = [name.removeprefix("reward/") for name in rollout.numbers if name.startswith("reward/")]
+        names = [name.removeprefix("reward/") for name in rollout.columns if name.startswith("reward/")]
         weights = torch.tensor([self.scorer.weights.get(name, 1.0) for name in names], dtype=torch.float64)
         rewards = _columns(rollout, "reward", names)
         greedy = _columns(rollout, "greedy", names) if self.wants_greedy else None
         if self.reward_kl_coef:
-            kl = {"token_kl": self.token_kl(rollout), "owner": rollout.owner, "kl_coef": self.reward_kl_coef}
+            kl = {
+                "token_kl": self.token_kl(rollout),
+                "sequence_ids": rollout.sequence_ids,
+                "kl_coef": self.reward_kl_coef,
+            }
             rewards = penalise_rewards(weighted_sum(rewards, weights), **kl)[:, None]
             greedy = None if greedy is None else weighted_sum(greedy, weights)[:, None]
             weights = weights.new_ones(1)
-        found = advantages(rewards, weights, rollout.tree, **self.estimate, greedy_rewards=greedy)
-        return self._with_decisive(Rollout(rollout.with_numbers(advantages=found)))
+        found = advantages(rewards, weights, rollout.group_ids, **self.estimate, greedy_rewards=greedy)
+        return self._with_decisive(Rollout(rollout.with_columns(advantages=found)))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of the tokens with the divergence added, weighed as the normaliser has it, and the entropy bonus."""
-        tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
+        tokens = self.policy_tokens(batch, batch.columns["advantages"][batch.sequence_ids])
         if self.kl_coef:
             tokens = replace(tokens, reference_token_logps=self.reference_token_logps(batch))
         policy_loss = self.loss(tokens)
         losses = policy_loss.losses
         if tokens.sampled_token_logps is not None:
-            losses = losses * self._importance(tokens, batch.token_numbers["old_logps"])
-        losses = losses * self._learned(tokens, batch.token_numbers)
+            losses = losses * self._importance(tokens, batch.token_columns["old_logps"])
+        losses = losses * self._learned(tokens, batch.token_columns)
         if self.kl_coef:
             logps = (tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps)
             losses = losses + self.kl_coef * kl_losses(*logps, **self.kl)
         longest = self.rollout.max_completion_tokens
-        terms = [normalise(losses, tokens.owner, tokens.num_sequences, self.normaliser, longest)]
+        terms = [normalise(losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest)]
         if self.entropy_coef:
             terms.append(entropy_bonus(tokens.entropies, entropy_coef=self.entropy_coef))
         return LossOutput(terms, policy_metrics(tokens, policy_loss))
@@ -136,26 +140,26 @@ class GRPO(Online):
         """The rows with which of their tokens are among those of highest entropy."""
         if self.top_entropy_quantile == 1:
             return list(rollout.rows)
-        entropies = rollout.token_numbers["entropies"]
-        decisive = top_entropy_mask(entropies, entropy_threshold(entropies, self.top_entropy_quantile))
-        return rollout.with_token_numbers(decisive=decisive.double())
+        entropies = rollout.token_columns["entropies"]
+        top_entropy = top_entropy_mask(entropies, entropy_threshold(entropies, self.top_entropy_quantile))
+        return rollout.with_token_columns(top_entropy=top_entropy.double())
 
-    def _learned(self, tokens: PolicyTokens, numbers: dict[str, Tensor]) -> Tensor | float:
+    def _learned(self, tokens: PolicyTokens, columns: dict[str, Tensor]) -> Tensor | float:
         """1 or 0 for each token: whether the policy learns from it."""
-        learned = numbers.get("decisive", 1.0)
+        learned = columns.get("top_entropy", 1.0)
         if self.off_policy_threshold is None:
             return learned
-        where = (tokens.advantages, tokens.owner, tokens.num_sequences)
-        sampled = numbers["sampled_logps"]
+        where = (tokens.advantages, tokens.sequence_ids, tokens.num_sequences)
+        sampled = columns["sampled_logps"]
         return learned * off_policy_mask(tokens.token_logps, sampled, *where, threshold=self.off_policy_threshold)
 
     def _importance(self, tokens: PolicyTokens, old_logps: Tensor) -> Tensor:
         """What corrects for an engine whose probabilities are not quite the trainer's."""
-        where = (tokens.owner, tokens.num_sequences)
+        where = (tokens.sequence_ids, tokens.num_sequences)
         settings = {"cap": self.importance_cap, "level": "token", "beyond": "truncate"}
         return truncated_importance(old_logps, tokens.sampled_token_logps, *where, **settings)
 
 
 def _columns(rollout: Rollout, kind: str, names: list[str]) -> Tensor:
     """Rewards side by side: those of the completions, or of the greedy one. Shape ``[S, R]``."""
-    return torch.stack([rollout.numbers[f"{kind}/{name}"] for name in names], 1)
+    return torch.stack([rollout.columns[f"{kind}/{name}"] for name in names], 1)

@@ -29,10 +29,10 @@ class KTO(Referenced):
         loss: ``(log_ratios, desirable, point, *, beta)`` → one loss per completion; see ``losses.kto``.
         desirable_weight: λ_D.
         undesirable_weight: λ_U; λ_D n_D / λ_U n_U between 1 and 4/3 suits unbalanced data (section 4.2).
-        parts: See ``Referenced``.
+        factories: See ``Referenced``.
     """
 
-    eats = Unpaired
+    row_kind = Unpaired
     wants_companions = True
 
     def __init__(
@@ -42,9 +42,9 @@ class KTO(Referenced):
         loss: Callable[..., Tensor],
         desirable_weight: Annotated[float, Field(ge=0)],
         undesirable_weight: Annotated[float, Field(ge=0)],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.beta, self.loss = beta, loss
         self.weights = (desirable_weight, undesirable_weight)
         self.point = torch.zeros(())
@@ -55,7 +55,7 @@ class KTO(Referenced):
         super().prepare_step(step)
         table = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, companion in zip(step.micro_batches, step.companions, strict=True):
-            ratios = self.spread.forward(self._log_ratios, companion)
+            ratios = self.sharding.forward(self._log_ratios, companion)
             table += batch.counted * torch.stack([ratios.sum().double(), ratios.new_tensor(len(ratios)).double()])
         if dist.is_initialized():
             dist.all_reduce(table)
@@ -64,13 +64,13 @@ class KTO(Referenced):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Weighted losses of all completions."""
         ratios = self._log_ratios(batch)
-        desirable = batch.numbers["desirable"].bool()
+        desirable = batch.columns["desirable"].bool()
         losses = self.loss(ratios, desirable, self.point.to(ratios), beta=self.beta)
         weighted = torch.where(desirable, *(losses * weight for weight in self.weights))
         return LossOutput([LossTerm(weighted, "sequences")], self._metrics(ratios.detach(), desirable))
 
     def _log_ratios(self, batch: MicroBatch) -> Tensor:
-        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.owner, batch.num_sequences)
+        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
         return logps - self.reference_logps(batch)
 
     def _metrics(self, ratios: Tensor, desirable: Tensor) -> dict[str, Ratio]:

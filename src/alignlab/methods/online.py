@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignlab.data.datamodule import DataModule
 from alignlab.data.tokenise.templates import choose_template, stop_tokens
-from alignlab.distributed.comm import everyone, num_ranks
+from alignlab.distributed.comm import all_gather, num_ranks
 from alignlab.errors import RunError
 from alignlab.losses.kl import next_kl_coef
 from alignlab.losses.policy_gradient import PolicyTokens
@@ -62,10 +62,10 @@ class Online(Referenced):
         truncated: What to do with completions cut at the limit: keep, leave out, or penalise.
         truncation_penalty: Taken off the reward of a cut completion, for ``penalise``.
         right_reward: Reward from which on a completion counts as right, in what is logged.
-        parts: See ``Referenced``.
+        factories: See ``Referenced``.
     """
 
-    eats = Prompt
+    row_kind = Prompt
 
     wants_greedy: ClassVar[bool] = False
     """Whether each prompt is also completed greedily, for a baseline."""
@@ -87,9 +87,9 @@ class Online(Referenced):
         truncated: Literal["keep", "mask", "penalise"],
         truncation_penalty: Coefficient,
         right_reward: float,
-        **parts,
+        **factories,
     ):
-        super().__init__(precompute_reference=False, **parts)
+        super().__init__(precompute_reference=False, **factories)
         self.rollout, self.scorer = rollout, Scorer(reward, reward_weights, reward_limits)
         self.watch = Watch(reward_limits.max_failed_rollouts)
         self.reward_kl_coef, self.reward_kl_target = reward_kl_coef, reward_kl_target
@@ -120,7 +120,7 @@ class Online(Referenced):
     @property
     def exact(self) -> bool:
         """Whether the log-probabilities taken while sampling are those of the training forward."""
-        return self.rollout.exact and not self.is_narrow
+        return self.rollout.exact and not self.is_low_precision
 
     def policy_tokens(self, batch: MicroBatch, advantages: Tensor) -> PolicyTokens:
         """The tokens of a micro-batch as losses take them.
@@ -134,14 +134,14 @@ class Online(Referenced):
     def policy_tokens_and_hidden(self, batch: MicroBatch, advantages: Tensor) -> tuple[PolicyTokens, Tensor]:
         """The same with the hidden states that predict the tokens ``[N, hidden]``, for a critic."""
         scores = token_scores(self.policy, batch, temperature=self.temperature, want=("entropies",))
-        numbers, once = batch.token_numbers, self.num_iterations * self.steps_per_rollout == 1
+        columns, once = batch.token_columns, self.num_iterations * self.steps_per_rollout == 1
         tokens = PolicyTokens(
             token_logps=scores.logps,
             advantages=advantages.to(scores.logps),
-            owner=batch.owner,
+            sequence_ids=batch.sequence_ids,
             num_sequences=batch.num_sequences,
-            old_token_logps=None if once else numbers.get("old_logps", numbers["sampled_logps"]),
-            sampled_token_logps=numbers["sampled_logps"] if "old_logps" in numbers else None,
+            old_token_logps=None if once else columns.get("old_logps", columns["sampled_logps"]),
+            sampled_token_logps=columns["sampled_logps"] if "old_logps" in columns else None,
             entropies=scores.entropies,
         )
         return tokens, scores.hidden
@@ -176,8 +176,8 @@ class Online(Referenced):
 
     def has_signal(self, step: StepBatch) -> bool:
         """Completions that are all alike good teach nothing."""
-        columns = (batch.token_numbers | batch.numbers for batch in step.micro_batches)
-        return any(everyone(any(bool(numbers["advantages"].any()) for numbers in columns)))
+        each = (batch.token_columns | batch.columns for batch in step.micro_batches)
+        return any(all_gather(any(bool(columns["advantages"].any()) for columns in each)))
 
     def validation_step(self, step: Any, batch_index: int) -> None:
         """Nothing: held-out prompts have no completions to compute a loss on."""
@@ -225,7 +225,7 @@ class Online(Referenced):
         rows = [part for index, group in enumerate(kept) for part in split(group.row(index), limit)]
         if self.scores_before:
             with self.as_in_training():
-                rows = annotate(rows, partial(self.spread.forward, self.known_before), self.data, self.device)
+                rows = annotate(rows, partial(self.sharding.forward, self.known_before), self.data, self.device)
         rollout = Rollout(rows)
         parity = parity_metrics(self, rollout)
         rows, kl = self.learnable(rollout), self._steer(rollout)
@@ -236,10 +236,10 @@ class Online(Referenced):
 
     def token_kl(self, rollout: Rollout) -> Tensor:
         """k1 estimates of the divergence from the reference at each token; zeros without one. Shape ``[N]``."""
-        numbers = rollout.token_numbers
-        if "reference_logps" not in numbers:
-            return torch.zeros(len(rollout.owner), dtype=torch.float64)
-        return numbers.get("old_logps", numbers["sampled_logps"]) - numbers["reference_logps"]
+        columns = rollout.token_columns
+        if "reference_logps" not in columns:
+            return torch.zeros(len(rollout.sequence_ids), dtype=torch.float64)
+        return columns.get("old_logps", columns["sampled_logps"]) - columns["reference_logps"]
 
     def _steer(self, rollout: Rollout) -> dict[str, float]:
         """Move the coefficient towards its target; gives what is logged."""
@@ -283,7 +283,7 @@ class Online(Referenced):
         if self.truncated == "mask":
             groups = [group.finished() for group in groups]
         groups = [group for group in groups if group.completions]
-        return groups if self.group_filter == "keep" else [group for group in groups if group.spread > 0]
+        return groups if self.group_filter == "keep" else [group for group in groups if group.sharding > 0]
 
     def _logps(self, batch: MicroBatch) -> Tensor:
         return token_scores(self.policy, batch, temperature=self.temperature).logps

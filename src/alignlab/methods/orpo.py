@@ -22,13 +22,13 @@ class ORPO(Method):
 
     Args:
         beta: Weight of the odds ratio (the paper's λ).
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
-    eats = Preference
+    row_kind = Preference
 
-    def __init__(self, *, beta: Annotated[float, Field(ge=0)], **parts):
-        super().__init__(**parts)
+    def __init__(self, *, beta: Annotated[float, Field(ge=0)], **factories):
+        super().__init__(**factories)
         self.beta = beta
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:

@@ -15,9 +15,9 @@ def free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:
         token_logps: Of the supervised tokens under the policy. Shape ``[N]``.
         batch: Trees of 1 + K completions.
     """
-    index = pair_index(batch.tree)
-    logps = sequence_sums(token_logps, batch.owner, batch.num_sequences)
-    tokens = token_counts(batch.owner, batch.num_sequences, token_logps.dtype)
+    index = pair_index(batch.group_ids)
+    logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
+    tokens = token_counts(batch.sequence_ids, batch.num_sequences, token_logps.dtype)
     chosen, rejected = logps[index.chosen], logps[index.rejected]
     none = chosen.new_zeros(len(chosen))
     return Pairs(chosen, rejected, none, none, tokens[index.chosen], tokens[index.rejected])

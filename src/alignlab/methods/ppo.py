@@ -38,7 +38,7 @@ class PPO(Online):
         whiten_rewards: Bring the rewards of tokens to variance 1 over the rollout.
         whiten_advantages: Bring advantages to mean 0 and variance 1 over the rollout.
         entropy_coef: Bonus per nat of entropy.
-        parts: See ``Online``.
+        factories: See ``Online``.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class PPO(Online):
         whiten_advantages: bool,
         entropy_coef: float,
         reference: str,
-        **parts,
+        **factories,
     ):
-        super().__init__(reference=reference if parts["reward_kl_coef"] > 0 else "none", **parts)
+        super().__init__(reference=reference if factories["reward_kl_coef"] > 0 else "none", **factories)
         self.loss, self.critic_kind, self.critic = loss, critic, None
         self.value_coef, self.clip_value, self.entropy_coef = value_coef, clip_value, entropy_coef
         self.discount = {"gamma": gamma, "lam": gae_lambda}
@@ -70,7 +70,7 @@ class PPO(Online):
     def shard_beside(self) -> None:
         """Spread the critic too."""
         super().shard_beside()
-        self.spread.shard_beside(self.critic, trained=True)
+        self.sharding.shard_beside(self.critic, trained=True)
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
@@ -88,29 +88,29 @@ class PPO(Online):
 
     def learnable(self, rollout: Rollout) -> list[TokenRow]:
         """Advantages and returns of tokens over the whole rollout."""
-        owner, values = rollout.owner, rollout.token_numbers["values"]
-        scores = rollout.numbers["reward"].nan_to_num(nan=0.0)
-        rewards = token_rewards(scores, self.token_kl(rollout), owner, kl_coef=self.reward_kl_coef)
+        sequence_ids, values = rollout.sequence_ids, rollout.token_columns["values"]
+        scores = rollout.columns["reward"].nan_to_num(nan=0.0)
+        rewards = token_rewards(scores, self.token_kl(rollout), sequence_ids, kl_coef=self.reward_kl_coef)
         rewards = whiten(rewards, shift=False) if self.whiten_rewards else rewards
-        estimate = gae(rewards, values, owner, **self.discount)
+        estimate = gae(rewards, values, sequence_ids, **self.discount)
         explained = explained_variance(values, estimate.returns)
         self.explained = {"explained_variance": float(explained.sum / explained.weight.clamp(min=1e-12))}
         advantages = whiten(estimate.advantages) if self.whiten_advantages else estimate.advantages
-        return rollout.with_token_numbers(advantages=advantages, returns=estimate.returns)
+        return rollout.with_token_columns(advantages=advantages, returns=estimate.returns)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Sums over tokens: the policy's surrogate, the critic's error, the entropy."""
-        numbers = batch.token_numbers
-        tokens, hidden = self.policy_tokens_and_hidden(batch, numbers["advantages"])
+        columns = batch.token_columns
+        tokens, hidden = self.policy_tokens_and_hidden(batch, columns["advantages"])
         policy = self.loss(tokens)
         values = self._values(batch, hidden)
-        critic = value_loss(values, numbers["values"], numbers["returns"], clip_value=self.clip_value)
+        critic = value_loss(values, columns["values"], columns["returns"], clip_value=self.clip_value)
         losses = (policy.losses, self.value_coef * critic.losses, -self.entropy_coef * tokens.entropies)
         metrics = policy_metrics(tokens, policy) | value_metrics(critic)
         return LossOutput([LossTerm(loss, "supervised_tokens") for loss in losses], metrics)
 
     def _values(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
-        return self.spread.forward_beside(self.critic, self._judge, batch, hidden)
+        return self.sharding.forward_beside(self.critic, self._judge, batch, hidden)
 
     def _judge(self, batch: MicroBatch, hidden: Tensor) -> Tensor:
         return self.critic.values(hidden if self.critic.trunk is None else self.critic.hidden(batch))

@@ -23,7 +23,7 @@ from alignlab.data.batching.steps import num_epoch_steps, table_steps
 from alignlab.data.datamodule import DataModule
 from alignlab.data.table.cache import user_cache
 from alignlab.data.table.table import TokenTable
-from alignlab.distributed.comm import everyone, num_ranks, rank
+from alignlab.distributed.comm import all_gather, num_ranks, rank
 from alignlab.losses import logps
 from alignlab.models import packed_attention, scoring
 from alignlab.system.disk import write_text
@@ -58,7 +58,7 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
             continue
         file = folder / f"{column_key(table, fingerprint)}.json"
         values = None if data.load.fresh else read_values(file)
-        if not all(everyone(values is not None)):
+        if not all(all_gather(values is not None)):
             sides = (_itself, attrgetter("companion")) if data.companions else (_itself,)
             values = [score_table(data, table, score, device, part, side) for side in sides]
             _write(file, values)
@@ -100,7 +100,7 @@ def score_table(
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()
             log.info("reference log-probabilities, %s: %d of %d batches", part, number + 1, num_steps)
-    merged = {index: values for one in everyone(found) for index, values in one.items()}
+    merged = {index: values for one in all_gather(found) for index, values in one.items()}
     return [merged[index] for index in range(len(table))]
 
 
@@ -109,7 +109,7 @@ def _itself(row: TokenRow) -> TokenRow:
 
 
 def _num_completions(row: TokenRow) -> int:
-    return sum(len(tree) - 1 for tree in row.trees)
+    return sum(len(group) - 1 for group in row.groups)
 
 
 def read_values(file: Path) -> list | None:

@@ -11,10 +11,10 @@ from alignlab.types.rows import Text
 class Pretrain(Method):
     """Minimise the negative log-likelihood of all tokens that have a predecessor in their document."""
 
-    eats = Text
+    row_kind = Text
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Token mean of the negative log-likelihood."""
         scores = token_scores(self.policy, batch)
-        term = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput([term], token_metrics(scores.logps, scores.hits))
+        term = nll(scores.logps, batch.sequence_ids, batch.num_sequences, reduction="token")
+        return LossOutput([term], token_metrics(scores.logps, scores.argmax_correct))

@@ -33,7 +33,7 @@ class Referenced(Method):
         reference_decay: ``ema``: share of the old average that a step keeps.
         reference_every_n_steps: ``synchronised``: optimizer steps between two copies of the policy.
         precompute_reference: Score all rows once before training, keep the values, and free the reference.
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Referenced(Method):
         reference_decay: Annotated[float, Field(ge=0, lt=1)],
         reference_every_n_steps: Annotated[int, Field(ge=1)],
         precompute_reference: bool,
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.reference_word = reference
         self.reference_decay, self.reference_every_n_steps = reference_decay, reference_every_n_steps
         self.precompute_reference = precompute_reference
@@ -55,28 +55,28 @@ class Referenced(Method):
         """Build the policy and, while it is whole and untrained, its reference."""
         if self.policy is not None:
             return
-        policy = self.parts.make_policy().train()
+        policy = self.factories.make_policy().train()
         self.make_beside(policy)
-        self.policy = self.spread.shard(policy)
+        self.policy = self.sharding.shard(policy)
         self.shard_beside()
 
     def make_beside(self, policy: nn.Module) -> None:
         """What stands beside the policy and begins as it does: its reference."""
         if self.reference_word != "none":
-            self.reference = make_reference(policy, self.reference_word, self.parts.open_model)
+            self.reference = make_reference(policy, self.reference_word, self.factories.open_model)
             self.fingerprint = self.reference.fingerprint
             log.info("reference: %s, fingerprint %s", self.reference_word, self.fingerprint)
 
     def shard_beside(self) -> None:
         """Spread what stands beside the policy."""
         if self.reference is not None and self.reference.model is not None:
-            self.spread.shard_beside(self.reference.model)
+            self.sharding.shard_beside(self.reference.model)
 
     def on_fit_start(self) -> None:
         """Score the rows before training where asked, after which the reference has done its work."""
         super().on_fit_start()
         if self.precompute_reference and self.reference is not None:
-            score = partial(self.spread.forward, self.reference_logps)
+            score = partial(self.sharding.forward, self.reference_logps)
             scorer = f"{self.fingerprint} {self.trainer.precision}"
             with self.as_in_training():
                 add_reference_column(self.trainer.datamodule, COLUMN, scorer, score, self.device)
@@ -93,15 +93,15 @@ class Referenced(Method):
         """Log-probabilities of the supervised tokens under the reference. Shape ``[N]``."""
         with self.reference.standing_in(self.policy) as model:
             score = partial(token_scores, temperature=self.temperature)
-            return self.spread.forward_beside(model, score, model, batch).logps
+            return self.sharding.forward_beside(model, score, model, batch).logps
 
     def reference_logps(self, batch: MicroBatch) -> Tensor:
         """Log-probabilities of the completions under the reference; zeros where there is none. Shape ``[S]``."""
         if self.reference_word == "none":
             return torch.zeros(batch.num_sequences, device=batch.labels.device)
-        if COLUMN in batch.numbers:
-            return batch.numbers[COLUMN]
-        return sequence_sums(self.reference_token_logps(batch), batch.owner, batch.num_sequences)
+        if COLUMN in batch.columns:
+            return batch.columns[COLUMN]
+        return sequence_sums(self.reference_token_logps(batch), batch.sequence_ids, batch.num_sequences)
 
     def prepare_step(self, step: StepBatch) -> None:
         """Before the first step of all, the policy must be what it is held against."""
@@ -116,7 +116,7 @@ class Referenced(Method):
             self.reference.move_towards(self.policy, 1.0)
 
     def _check_identity(self, batch: MicroBatch) -> None:
-        difference = self.spread.forward(self._mean_log_ratio, batch)
+        difference = self.sharding.forward(self._mean_log_ratio, batch)
         log.info("log-ratio of policy and reference before the first step: %.3g nats per token", difference)
         if self.reference_word in OWN and self.reference_word != "base" and not difference <= self._tolerance():
             raise InputError(
@@ -132,10 +132,10 @@ class Referenced(Method):
         """Mean over sequences of the absolute log-ratio per token, in eval mode. Shape ``[]``."""
         self.policy.eval()
         logps = token_scores(self.policy, batch, temperature=self.temperature).logps
-        logps = sequence_sums(logps, batch.owner, batch.num_sequences)
+        logps = sequence_sums(logps, batch.sequence_ids, batch.num_sequences)
         self.policy.train()
-        tokens = torch.bincount(batch.owner, minlength=batch.num_sequences).clamp(min=1)
+        tokens = torch.bincount(batch.sequence_ids, minlength=batch.num_sequences).clamp(min=1)
         return ((logps - self.reference_logps(batch)) / tokens).abs().mean()
 
     def _tolerance(self) -> float:
-        return IDENTITY_TOLERANCE[torch.bfloat16 if self.is_narrow else torch.float32]
+        return IDENTITY_TOLERANCE[torch.bfloat16 if self.is_low_precision else torch.float32]

@@ -19,10 +19,10 @@ class RewardModel(Method):
         margin_column: Numeric column: by how much the chosen must lead; ``None`` for 0.
         weight_column: Numeric column: how often a row counts; ``None`` for 1.
         centring: Weight of the squared sum of a pair's rewards, which holds their mean near zero.
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
-    eats = Preference
+    row_kind = Preference
     head = "reward"
     number_columns = ("margin_column", "weight_column")
 
@@ -32,17 +32,17 @@ class RewardModel(Method):
         margin_column: str | None,
         weight_column: str | None,
         centring: Annotated[float, Field(ge=0)],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.margin_column, self.weight_column, self.centring = margin_column, weight_column, centring
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of all pairs."""
         return bradley_terry(
             sequence_scores(self.policy, batch),
-            batch.tree,
-            margins=batch.numbers[self.margin_column] if self.margin_column else None,
-            weights=batch.numbers[self.weight_column] if self.weight_column else None,
+            batch.group_ids,
+            margins=batch.columns[self.margin_column] if self.margin_column else None,
+            weights=batch.columns[self.weight_column] if self.weight_column else None,
             centring=self.centring,
         )

@@ -24,24 +24,24 @@ class RLOO(Online):
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
         scale: What advantages are divided by: none, batch or whiten.
-        parts: See ``Online``.
+        factories: See ``Online``.
     """
 
     def __init__(
-        self, *, loss: Callable[..., PolicyLoss], scale: Literal["none", "batch", "whiten"], reference: str, **parts
+        self, *, loss: Callable[..., PolicyLoss], scale: Literal["none", "batch", "whiten"], reference: str, **factories
     ):
-        super().__init__(reference=reference if parts["reward_kl_coef"] > 0 else "none", **parts)
+        super().__init__(reference=reference if factories["reward_kl_coef"] > 0 else "none", **factories)
         self.loss, self.scale = loss, scale
 
     def learnable(self, rollout: Rollout) -> list[TokenRow]:
         """Rewards less the divergence, against the others of the group."""
         kl = self.token_kl(rollout)
-        rewards = penalise_rewards(rollout.numbers["reward"], kl, rollout.owner, kl_coef=self.reward_kl_coef)
-        return rollout.with_numbers(advantages=estimate(rewards, rollout.tree, estimator="rloo", scale=self.scale))
+        rewards = penalise_rewards(rollout.columns["reward"], kl, rollout.sequence_ids, kl_coef=self.reward_kl_coef)
+        return rollout.with_columns(advantages=estimate(rewards, rollout.group_ids, estimator="rloo", scale=self.scale))
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Mean over the completions of the step, of the means over their tokens."""
-        tokens = self.policy_tokens(batch, batch.numbers["advantages"][batch.owner])
+        tokens = self.policy_tokens(batch, batch.columns["advantages"][batch.sequence_ids])
         loss = self.loss(tokens)
-        term = normalise(loss.losses, tokens.owner, tokens.num_sequences, "sequence")
+        term = normalise(loss.losses, tokens.sequence_ids, tokens.num_sequences, "sequence")
         return LossOutput([term], policy_metrics(tokens, loss))

@@ -21,10 +21,10 @@ class SFT(Method):
         loss: ``(token_logps, owner, num_sequences, *, reduction)`` → ``LossTerm``; one of ``losses.sft``.
         reduction: ``token`` weighs every supervised token of the step alike, ``sequence`` every dialogue.
         neftune_alpha: Scale of uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); 0 for none.
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
-    eats = Demonstration
+    row_kind = Demonstration
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class SFT(Method):
         loss: Callable[..., LossTerm],
         reduction: Reduction,
         neftune_alpha: Annotated[float, Field(ge=0)],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.loss = loss
         self.reduction = reduction
         self.neftune_alpha = neftune_alpha
@@ -48,5 +48,5 @@ class SFT(Method):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Loss per supervised token, or per sequence."""
         scores = token_scores(self.policy, batch)
-        term = self.loss(scores.logps, batch.owner, batch.num_sequences, reduction=self.reduction)
-        return LossOutput([term], token_metrics(scores.logps, scores.hits))
+        term = self.loss(scores.logps, batch.sequence_ids, batch.num_sequences, reduction=self.reduction)
+        return LossOutput([term], token_metrics(scores.logps, scores.argmax_correct))

@@ -23,10 +23,10 @@ class SimPO(Method):
         alpha: Bends the rewards (AlphaPO, arXiv 2501.03884); 0: SimPO's own.
         label_smoothing: Share of labels taken for wrong.
         sft_weight: Weight of the chosen completions' likelihood per token (CPO-SimPO).
-        parts: See ``Method``.
+        factories: See ``Method``.
     """
 
-    eats = Preference
+    row_kind = Preference
 
     def __init__(
         self,
@@ -36,9 +36,9 @@ class SimPO(Method):
         alpha: float,
         label_smoothing: Annotated[float, Field(ge=0, lt=0.5)],
         sft_weight: Annotated[float, Field(ge=0)],
-        **parts,
+        **factories,
     ):
-        super().__init__(**parts)
+        super().__init__(**factories)
         self.settings = {"beta": beta, "margin": margin, "alpha": alpha, "label_smoothing": label_smoothing}
         self.sft_weight = sft_weight
 

@@ -51,4 +51,4 @@ class Critic(nn.Module):
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states of the own trunk before the supervised tokens. Shape ``[N, hidden]``."""
-        return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.predictor]
+        return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.source_positions]

@@ -1,6 +1,6 @@
-"""Attention over a flat forest, plugged into Transformers through its attention and mask registries.
+"""Attention over the packed layout, plugged into Transformers through its attention and mask registries.
 
-The forest travels as the keyword ``forest`` of the model's forward and reaches every layer unchanged. Each bucket is
+The layout travels as the keyword ``layout`` of the model's forward and reaches every layer unchanged. Each bucket is
 computed by the attention function that Transformers itself would use: ``sdpa``, or the model's own eager function,
 which honours whatever the architecture asks for beyond causality (soft-capping, sinks, position biases). Without the
 keyword (generation, the padded layout) the registered names behave exactly like their namesakes.
@@ -16,15 +16,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from alignlab.errors import InputError, nearest
-from alignlab.types.layout import Forest
+from alignlab.types.layout import PackedLayout
 
-IMPLEMENTATIONS = {"auto": "forest", "sdpa": "forest", "eager": "forest_eager"}
+IMPLEMENTATIONS = {"auto": "packed", "sdpa": "packed", "eager": "packed_eager"}
 """What is typed as ``model.attn_implementation``, and the name under which Transformers finds it."""
 
 # Keywords by which a layer asks for more than scaled dot products; sdpa cannot honour them, the model's own can.
 EAGER_ONLY = ("softcap", "s_aux", "position_bias")
 
-# A 4D mask is taken by Transformers as already prepared, so none is built over T x T; the forest replaces it.
+# A 4D mask is taken by Transformers as already prepared, so none is built over T x T; the layout replaces it.
 NO_MASK = (1, 1, 0, 0)
 
 
@@ -53,15 +53,15 @@ def fitting(registered: str, config: PreTrainedConfig) -> str:
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None or kind._supports_attention_backend:
         return registered
-    return "sdpa" if registered == "forest" and kind._supports_sdpa else "eager"
+    return "sdpa" if registered == "packed" and kind._supports_sdpa else "eager"
 
 
-def forest_attention(
+def packed_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    forest: Forest,
+    layout: PackedLayout,
     inner: Callable,
     sliding_window: int | None,
     **options,
@@ -73,7 +73,7 @@ def forest_attention(
         query: Shape ``[1, heads, T, d]``.
         key: Shape ``[1, key-value heads, T, d]``.
         value: Shape ``[1, key-value heads, T, d]``.
-        forest: Layout of the T tokens.
+        layout: Layout of the T tokens.
         inner: Attention function of Transformers, called once per bucket.
         sliding_window: Path positions each query sees, itself included; ``None`` for all.
         options: Passed on (``dropout``, ``scaling``, ``softcap``, …).
@@ -81,15 +81,15 @@ def forest_attention(
     Returns:
         Shape ``[1, T, heads, d]``.
     """
-    forest.windows.add(sliding_window)
-    window = sliding_window if sliding_window is not None and sliding_window < forest.longest_path else None
+    layout.windows.add(sliding_window)
+    window = sliding_window if sliding_window is not None and sliding_window < layout.longest_path else None
     outputs = []
-    for bucket in forest.buckets:
+    for bucket in layout.buckets:
         mask = None if bucket.causal and window is None else bucket.mask(window)
         rows = (_rows(query, bucket.queries), _rows(key, bucket.keys), _rows(value, bucket.keys))
         output, _ = inner(module, *rows, mask, **options)
         outputs.append(output.flatten(0, 1))
-    return torch.cat(outputs)[forest.restore][None]
+    return torch.cat(outputs)[layout.restore][None]
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:
@@ -114,18 +114,18 @@ def _fastest(module, *states, **options):
     return (_eager if asks_more else sdpa_attention_forward)(module, *states, **options)
 
 
-def _with_forest(inner: Callable) -> Callable:
-    """An attention function of Transformers that also understands the keyword ``forest``."""
+def _with_layout(inner: Callable) -> Callable:
+    """An attention function of Transformers that also understands the keyword ``layout``."""
 
-    def attend(module, query, key, value, attention_mask, *, forest=None, sliding_window=None, **options):
-        if forest is None:
+    def attend(module, query, key, value, attention_mask, *, layout=None, sliding_window=None, **options):
+        if layout is None:
             return inner(module, query, key, value, attention_mask, **options)
-        return forest_attention(module, query, key, value, forest, inner, sliding_window, **options), None
+        return packed_attention(module, query, key, value, layout, inner, sliding_window, **options), None
 
     return attend
 
 
-AttentionInterface.register("forest", _with_forest(_fastest))
-AttentionInterface.register("forest_eager", _with_forest(_eager))
-AttentionMaskInterface.register("forest", sdpa_mask)
-AttentionMaskInterface.register("forest_eager", eager_mask)
+AttentionInterface.register("packed", _with_layout(_fastest))
+AttentionInterface.register("packed_eager", _with_layout(_eager))
+AttentionMaskInterface.register("packed", sdpa_mask)
+AttentionMaskInterface.register("packed_eager", eager_mask)

@@ -43,7 +43,7 @@ def open_reward_model(path: str, dtype: Dtype, asked: str) -> tuple[nn.Module, P
 def _open_adapter(place: Place, dtype: Dtype, asked: str) -> nn.Module:
     if adapter_head(place.adapter) != "reward":
         raise InputError(asked, "its adapter is that of a language model, which scores no sequences", INSTEAD)
-    return adapters.reattach(open_weights(place, dtype, "forest", head="reward"), place.adapter)
+    return adapters.reattach(open_weights(place, dtype, "packed", head="reward"), place.adapter)
 
 
 def _open_whole(place: Place, dtype: Dtype, asked: str) -> nn.Module:

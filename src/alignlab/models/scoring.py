@@ -18,7 +18,7 @@ from alignlab.models.heads import head_of
 from alignlab.models.packed_attention import NO_MASK
 from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
-from alignlab.types.layout import plant, positions
+from alignlab.types.layout import packed_layout, positions
 
 # Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
 MAX_LOGITS = 2**26
@@ -32,14 +32,14 @@ class TokenScores(NamedTuple):
 
     Args:
         logps: Log-probability of each label, float32 at least, carries the gradient. Shape ``[N]``.
-        hits: Whether the label is the most likely token. Shape ``[N]``, bool.
+        argmax_correct: Whether the label is the most likely token. Shape ``[N]``, bool.
         entropies: Entropy of each prediction in nats, carries the gradient. Shape ``[N]``, or ``[0]`` if not wanted.
         log_collisions: Log of the sum of squared probabilities. Shape ``[N]``, or ``[0]`` if not wanted.
         hidden: Hidden states that predict the labels, for further heads. Shape ``[N, hidden]``.
     """
 
     logps: Tensor
-    hits: Tensor
+    argmax_correct: Tensor
     entropies: Tensor
     log_collisions: Tensor
     hidden: Tensor
@@ -65,7 +65,7 @@ def token_scores(
     Returns:
         Scores in the order of ``batch.labels``.
     """
-    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.predictor]
+    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.source_positions]
     score = partial(_score, vocabulary_head(model), temperature, frozenset(want))
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
@@ -101,7 +101,7 @@ def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
     Returns:
         Rewards, float32 at least, carry the gradient. Shape ``[S]``.
     """
-    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.ends]
+    hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.last_positions]
     head = base_model(model).score
     # One number of 16 bits could not tell apart what differs by less than a hundredth of its size.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -112,7 +112,7 @@ def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
 def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     """Run the decoder without its vocabulary head. Shape ``[B, T, hidden]``."""
     decoder = base_model(model).get_decoder()
-    if "forest" in inputs:
+    if "layout" in inputs:
         no_mask = inputs["input_ids"].new_empty(NO_MASK, dtype=torch.bool)
         return decoder(**inputs, attention_mask=no_mask, use_cache=False).last_hidden_state
     if is_adapted(model) and model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
@@ -166,23 +166,23 @@ def verify(model: nn.Module, packing: bool) -> float:
     Raises:
         InputError: The difference is beyond what the dtype explains.
     """
-    trees = [[0, 5], [2, 4], [4, 3, 5]] if packing else [[0, 8]]
+    groups = [[0, 5], [2, 4], [4, 3, 5]] if packing else [[0, 8]]
     config, was_training = base_model(model).config.get_text_config(), model.training
     device = next(model.parameters()).device
-    tokens = torch.arange(7, 7 + 13 * sum(map(sum, trees)), 13, device=device)[None] % config.vocab_size
+    tokens = torch.arange(7, 7 + 13 * sum(map(sum, groups)), 13, device=device)[None] % config.vocab_size
     tokens[tokens == config.pad_token_id] += 1  # Transformers would look for the last token before it
     score, plain = VIEWS[head_of(model)]
     model.eval()
     try:
-        probe = _probe(tokens, trees, packing)
+        probe = _probe(tokens, groups, packing)
         ours = score(model, probe)
-        theirs = torch.cat([plain(model, path, skip) for path, skip in _paths(tokens[0], trees)])
+        theirs = torch.cat([plain(model, path, skip) for path, skip in _paths(tokens[0], groups)])
         difference = (ours - theirs).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(model, packing, f"it does not run there ({error})") from error
     finally:
         model.train(was_training)
-    windows = probe.inputs["forest"].windows if packing else set()
+    windows = probe.inputs["layout"].windows if packing else set()
     if packing and any(getattr(config, key, None) for key in WINDOWS) and not any(windows):
         # The probe is shorter than any window, so it cannot show that the flat mask leaves it out.
         raise _unfit(model, packing, "it narrows its attention by a mask alone, which the flat layout replaces")
@@ -208,38 +208,38 @@ def _tolerance(model: nn.Module) -> float:
     return 0.5 if narrow or getattr(config, "quantization_config", None) else 2e-3
 
 
-def _probe(tokens: Tensor, trees: list[list[int]], packing: bool) -> MicroBatch:
-    device, predictor, labels, ends, start = tokens.device, [], [], [], 0
-    for prompt, *completions in trees:
+def _probe(tokens: Tensor, groups: list[list[int]], packing: bool) -> MicroBatch:
+    device, source_positions, labels, last_positions, start = tokens.device, [], [], [], 0
+    for prompt, *completions in groups:
         before = start + prompt
         for length in completions:
             for place in range(before, before + length):
                 source = start + prompt - 1 if place == before else place - 1
                 if source >= start:
-                    predictor.append(source)
+                    source_positions.append(source)
                     labels.append(place)
             before += length
-            ends.append(before - 1)
+            last_positions.append(before - 1)
         start = before
-    layout = {"forest": plant(trees).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
-    inputs = {"input_ids": tokens, "position_ids": positions(trees).to(device)[None], **layout}
+    layout = {"layout": packed_layout(groups).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
+    inputs = {"input_ids": tokens, "position_ids": positions(groups).to(device)[None], **layout}
     places, nothing = torch.tensor(labels, device=device), torch.zeros(0, dtype=torch.long, device=device)
     return MicroBatch(
         inputs=inputs,
-        predictor=torch.tensor(predictor, device=device),
+        source_positions=torch.tensor(source_positions, device=device),
         labels=tokens[0][places],
-        owner=torch.zeros_like(places),
-        tree=nothing,
-        numbers={},
+        sequence_ids=torch.zeros_like(places),
+        group_ids=nothing,
+        columns={},
         num_tokens=tokens.numel(),
-        ends=torch.tensor(ends, device=device),
+        last_positions=torch.tensor(last_positions, device=device),
     )
 
 
-def _paths(tokens: Tensor, trees: list[list[int]]):
+def _paths(tokens: Tensor, groups: list[list[int]]):
     """Each prompt + completion as a sequence of its own, with the tokens that are not supervised in it."""
     start = 0
-    for prompt, *completions in trees:
+    for prompt, *completions in groups:
         before = start + prompt
         for length in completions:
             yield torch.cat([tokens[start : start + prompt], tokens[before : before + length]]), max(prompt, 1)

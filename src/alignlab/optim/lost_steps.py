@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from alignlab.distributed.comm import everyone
+from alignlab.distributed.comm import all_gather
 from alignlab.errors import RunError
 from alignlab.types.batch import StepBatch
 
@@ -81,4 +81,4 @@ def blame(step: StepBatch, sums: list[Tensor]) -> str:
 
 def _distinct(rows: list[str]) -> list[str]:
     """The rows of all ranks, each once."""
-    return list(dict.fromkeys(row for share in everyone(rows) for row in share))
+    return list(dict.fromkeys(row for share in all_gather(rows) for row in share))

@@ -33,7 +33,7 @@ class Group:
     greedy: dict[str, float] = field(default_factory=dict)
 
     @property
-    def spread(self) -> float:
+    def reward_range(self) -> float:
         """Largest reward above the smallest; 0 where fewer than two are known."""
         known = [total for total in self.totals if total == total]
         return max(known) - min(known) if len(known) > 1 else 0.0
@@ -63,10 +63,10 @@ class Group:
         return TokenRow(
             tokens=prompt + written,
             supervised=[False] * len(prompt) + [True] * len(written),
-            trees=[[len(prompt), *(len(completion.tokens) for completion in self.completions)]],
+            groups=[[len(prompt), *(len(completion.tokens) for completion in self.completions)]],
             origin=self.prompt.origin,
-            numbers={"reward": self.totals, "group": [number] * len(self.totals), **rewards},
-            token_numbers={"sampled_logps": [value for one in self.completions for value in one.logps]},
+            columns={"reward": self.totals, "group": [number] * len(self.totals), **rewards},
+            token_columns={"sampled_logps": [value for one in self.completions for value in one.logps]},
         )
 
 
@@ -77,7 +77,7 @@ def split(row: TokenRow, max_tokens: int | None) -> list[TokenRow]:
         row: As ``Group.row`` makes it.
         max_tokens: Most tokens of a part; a single completion is never cut. ``None`` leaves the row whole.
     """
-    ((prompt, *lengths),) = row.trees
+    ((prompt, *lengths),) = row.groups
     parts, start = [], 0
     while start < len(lengths):
         end = start + 1
@@ -88,10 +88,10 @@ def split(row: TokenRow, max_tokens: int | None) -> list[TokenRow]:
             TokenRow(
                 tokens=row.tokens[:prompt] + row.tokens[prompt + before : prompt + before + size],
                 supervised=[False] * prompt + [True] * size,
-                trees=[[prompt, *lengths[start:end]]],
+                groups=[[prompt, *lengths[start:end]]],
                 origin=row.origin,
-                numbers={name: values[start:end] for name, values in row.numbers.items()},
-                token_numbers={name: values[before : before + size] for name, values in row.token_numbers.items()},
+                columns={name: values[start:end] for name, values in row.columns.items()},
+                token_columns={name: values[before : before + size] for name, values in row.token_columns.items()},
             )
         )
         start = end
@@ -107,24 +107,24 @@ class Rollout:
 
     def __init__(self, rows: Sequence[TokenRow]):
         self.rows = rows
-        self.lengths = [length for row in rows for _, *lengths in row.trees for length in lengths]
-        self.numbers = {name: self._flat("numbers", name) for name in rows[0].numbers}
-        self.token_numbers = {name: self._flat("token_numbers", name) for name in rows[0].token_numbers}
-        self.owner = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
+        self.lengths = [length for row in rows for _, *lengths in row.groups for length in lengths]
+        self.columns = {name: self._flat("columns", name) for name in rows[0].columns}
+        self.token_columns = {name: self._flat("token_columns", name) for name in rows[0].token_columns}
+        self.sequence_ids = torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
         # Groups count from 0 without gaps, whatever was left out.
-        self.tree = torch.unique_consecutive(self.numbers["group"], return_inverse=True)[1]
+        self.group_ids = torch.unique_consecutive(self.columns["group"], return_inverse=True)[1]
 
     def _flat(self, field_name: str, name: str) -> Tensor:
         values = [value for row in self.rows for value in getattr(row, field_name)[name]]
         return torch.tensor(values, dtype=torch.float64)
 
-    def with_numbers(self, **columns: Tensor) -> list[TokenRow]:
+    def with_columns(self, **columns: Tensor) -> list[TokenRow]:
         """The rows with more numbers per completion, each ``[S]``."""
-        return self._with("numbers", [len(row.trees[0]) - 1 for row in self.rows], columns)
+        return self._with("columns", [len(row.groups[0]) - 1 for row in self.rows], columns)
 
-    def with_token_numbers(self, **columns: Tensor) -> list[TokenRow]:
+    def with_token_columns(self, **columns: Tensor) -> list[TokenRow]:
         """The rows with more numbers per token of the completions, each ``[N]``."""
-        return self._with("token_numbers", [sum(row.supervised) for row in self.rows], columns)
+        return self._with("token_columns", [sum(row.supervised) for row in self.rows], columns)
 
     def _with(self, field_name: str, sizes: list[int], columns: dict[str, Tensor]) -> list[TokenRow]:
         parts = {name: values.split(sizes) for name, values in columns.items()}

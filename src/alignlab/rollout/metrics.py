@@ -18,7 +18,7 @@ def rollout_metrics(groups: Sequence[Group], right_reward: float) -> dict[str, f
         right_reward: Reward from which on a completion counts as right.
     """
     totals = torch.tensor([total for group in groups for total in group.totals], dtype=torch.float64)
-    tree = torch.tensor([index for index, group in enumerate(groups) for _ in group.totals])
+    group_ids = torch.tensor([index for index, group in enumerate(groups) for _ in group.totals])
     completions = [completion for group in groups for completion in group.completions]
     lengths = torch.tensor([len(completion.tokens) for completion in completions], dtype=torch.float64)
     by_name = {
@@ -34,7 +34,7 @@ def rollout_metrics(groups: Sequence[Group], right_reward: float) -> dict[str, f
         "truncated_fraction": 1 - sum(completion.finished for completion in completions) / len(completions),
         **{
             key: ratio.sum / ratio.weight
-            for key, ratio in group_metrics(totals, tree, right_reward=right_reward).items()
+            for key, ratio in group_metrics(totals, group_ids, right_reward=right_reward).items()
         },
     }
     return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from alignlab.distributed.comm import everyone, num_ranks
+from alignlab.distributed.comm import all_gather, num_ranks
 from alignlab.rewards.tallies import Tally, together
 from alignlab.rollout.groups import Group
 from alignlab.rollout.weight_sync import holds_copy
@@ -37,7 +37,7 @@ def sample_groups(
         tallies = together([tallies, more])
         for group, alone in zip(groups, best, strict=True):
             group.greedy = {name: value for name, (value,) in alone.rewards.items()}
-    shares, tallies_of_ranks = zip(*everyone((groups, tallies)), strict=True)
+    shares, tallies_of_ranks = zip(*all_gather((groups, tallies)), strict=True)
     ordered = [shares[index % ranks][index // ranks] for index in range(len(prompts))]
     return ordered, together(tallies_of_ranks)
 
@@ -70,7 +70,7 @@ def _draw(
 
 def _weights_at_hand(method: "Online") -> AbstractContextManager:
     """Whole on every rank, unless it is a copy elsewhere that samples."""
-    return nullcontext() if holds_copy(method.rollout) else method.spread.whole(method.policy)
+    return nullcontext() if holds_copy(method.rollout) else method.sharding.whole(method.policy)
 
 
 def _reward(method: "Online", groups: list[Group]) -> tuple[list[Group], dict[str, Tally]]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from alignlab.data.batching.collate import collate, count_targets
 from alignlab.data.batching.plan import plan_step
 from alignlab.data.datamodule import DataModule
-from alignlab.distributed.comm import everyone, num_ranks, rank
+from alignlab.distributed.comm import all_gather, num_ranks, rank
 from alignlab.types.batch import MicroBatch, move
 from alignlab.types.rows import TokenRow
 
@@ -19,7 +19,7 @@ Score = Callable[[MicroBatch], dict[str, Tensor]]
 
 @torch.no_grad()
 def annotate(rows: Sequence[TokenRow], score: Score, data: DataModule, device: torch.device) -> list[TokenRow]:
-    """The same rows with more token numbers.
+    """The same rows with more token columns.
 
     Args:
         rows: The same on all ranks.
@@ -35,5 +35,5 @@ def annotate(rows: Sequence[TokenRow], score: Score, data: DataModule, device: t
         by_name = {name: values.float().cpu().split(sizes) for name, values in score(batch).items()}
         for place, index in enumerate(planned.rows):
             found[index] = {name: parts[place].tolist() for name, parts in by_name.items()}
-    found = {index: values for one in everyone(found) for index, values in one.items()}
-    return [replace(row, token_numbers=row.token_numbers | found[index]) for index, row in enumerate(rows)]
+    found = {index: values for one in all_gather(found) for index, values in one.items()}
+    return [replace(row, token_columns=row.token_columns | found[index]) for index, row in enumerate(rows)]

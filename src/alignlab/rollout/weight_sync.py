@@ -41,13 +41,13 @@ def refresh(method: "Online") -> dict[str, float]:
     """
     if not holds_copy(method.rollout):
         return {}
-    clock, policy, spread = time.perf_counter(), method.policy, method.spread
+    clock, policy, sharding = time.perf_counter(), method.policy, method.sharding
     if not method.rollout.is_open:
-        first = first_weights(policy, spread, method.data.tokenizer)
+        first = first_weights(policy, sharding, method.data.tokenizer)
         probe = {"prompt": method.data.train[0].tokens, "stop_tokens": method.stop_tokens}
         where = {"lora_rank": _rank_of_adapter(policy), "log_dir": _run_folder(method.trainer)}
         method.rollout.open(first, **probe, **where)
-    difference = method.rollout.update(current_weights(policy, spread), partial(_logps, method))
+    difference = method.rollout.update(current_weights(policy, sharding), partial(_logps, method))
     return {"time/weights": time.perf_counter() - clock, "rollout/arrival_difference": difference}
 
 
@@ -60,10 +60,10 @@ def parity_metrics(method: "Online", rollout: Rollout) -> dict[str, float]:
     Raises:
         ParityError: Farther than the sampler may be.
     """
-    numbers = rollout.token_numbers
-    if "old_logps" not in numbers:
+    columns = rollout.token_columns
+    if "old_logps" not in columns:
         return {}
-    parity = measure(numbers["sampled_logps"], numbers["old_logps"])
+    parity = measure(columns["sampled_logps"], columns["old_logps"])
     if holds_copy(method.rollout):
         method.rollout.judge(parity)
     return {f"rollout/parity_{name}": value for name, value in vars(parity).items()}
@@ -99,7 +99,7 @@ def _logps(method: "Online", prompt: list[int], completion: list[int]) -> list[f
         return token_scores(method.policy, batch).logps
 
     with method.as_in_training():
-        return method.spread.forward(score, batch).tolist()
+        return method.sharding.forward(score, batch).tolist()
 
 
 def _rank_of_adapter(policy: nn.Module) -> int | None:

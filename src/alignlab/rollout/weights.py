@@ -14,43 +14,43 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.distributed.strategies import Spread
+from alignlab.distributed.strategies import Sharding
 from alignlab.types.adapted import base_model, is_adapted
 
 Write = Callable[[Path], None]
 """Writes weights into a folder."""
 
 
-def current_weights(policy: nn.Module, spread: Spread) -> Write:
+def current_weights(policy: nn.Module, sharding: Sharding) -> Write:
     """The policy as it is now, or only its adapter; every rank asks, one writes.
 
     Args:
         policy: With or without an adapter.
-        spread: How it is spread.
+        sharding: How it is spread.
     """
     if not is_adapted(policy):
-        weights = spread.full_state_dict(policy)
+        weights = sharding.full_state_dict(policy)
         return lambda folder: policy.save_pretrained(folder, state_dict=weights)
-    adapter = {name: spread.value(tensor).cpu() for name, tensor in policy.named_parameters() if tensor.requires_grad}
+    adapter = {name: sharding.value(tensor).cpu() for name, tensor in policy.named_parameters() if tensor.requires_grad}
     options = {"save_embedding_layers": False, "selected_adapters": [policy.active_adapter]}
     return lambda folder: policy.save_pretrained(folder, state_dict=adapter, **options)
 
 
-def first_weights(policy: nn.Module, spread: Spread, tokenizer: PreTrainedTokenizerBase) -> str | Write:
+def first_weights(policy: nn.Module, sharding: Sharding, tokenizer: PreTrainedTokenizerBase) -> str | Write:
     """What an engine starts with, the weights under an adapter where there is one: a folder, or what writes it.
 
     Every rank asks, one writes.
 
     Args:
         policy: With or without an adapter.
-        spread: How it is spread.
+        sharding: How it is spread.
         tokenizer: Written beside weights.
     """
     base = base_model(policy)
     is_quantised = getattr(base.config, "quantization_config", None) is not None
     if base.name_or_path and not is_quantised:
         return _folder(base)
-    weights = plain_weights(policy, spread) if is_quantised else spread.full_state_dict(policy) or base.state_dict()
+    weights = plain_weights(policy, sharding) if is_quantised else sharding.full_state_dict(policy) or base.state_dict()
 
     def write(folder: Path) -> None:
         _empty_like(base).save_pretrained(folder, state_dict=weights)
@@ -66,14 +66,14 @@ def _folder(model: nn.Module) -> str:
     return snapshot_download(name, revision=commit, local_files_only=True) if commit else name
 
 
-def plain_weights(policy: nn.Module, spread: Spread) -> dict[str, Tensor]:
+def plain_weights(policy: nn.Module, sharding: Sharding) -> dict[str, Tensor]:
     """The weights under an adapter by their names without it, quantised ones as the numbers they stand for."""
     base, weights = base_model(policy), {}
     for name, tensor in base.named_parameters(remove_duplicate=False):
         if tensor.requires_grad or ".lora_" in name:
             continue
         owner = base.get_submodule(name.rpartition(".")[0])
-        weights[name.replace(".base_layer.", ".")] = _plain(spread.value(tensor), owner, tensor).cpu()
+        weights[name.replace(".base_layer.", ".")] = _plain(sharding.value(tensor), owner, tensor).cpu()
     return weights
 
 

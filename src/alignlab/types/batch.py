@@ -26,35 +26,35 @@ class MicroBatch:
 
     Args:
         inputs: Keyword arguments of the decoder's forward: ``input_ids [B, T]`` (flat: B = 1), ``position_ids``, and
-            either ``forest`` (flat) or ``attention_mask`` (padded).
-        predictor: Position, in ``input_ids`` flattened, whose hidden state predicts the label. Shape ``[N]``.
+            either ``layout`` (flat) or ``attention_mask`` (padded).
+        source_positions: Position, in ``input_ids`` flattened, whose hidden state predicts the label. Shape ``[N]``.
         labels: Supervised token ids. Shape ``[N]``.
-        owner: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
-        tree: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
-        numbers: Numeric columns per sequence, each of shape ``[S]``.
-        token_numbers: Numeric columns per supervised token, each of shape ``[N]``.
+        sequence_ids: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
+        group_ids: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
+        columns: Numeric columns per sequence, each of shape ``[S]``.
+        token_columns: Numeric columns per supervised token, each of shape ``[N]``.
         num_tokens: Real tokens, prompts counted once, padding not counted.
-        ends: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
+        last_positions: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
         counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
         origins: Where its rows came from, for what is told of them.
     """
 
     inputs: dict[str, Any]
-    predictor: Tensor
+    source_positions: Tensor
     labels: Tensor
-    owner: Tensor
-    tree: Tensor
-    numbers: dict[str, Tensor]
+    sequence_ids: Tensor
+    group_ids: Tensor
+    columns: dict[str, Tensor]
     num_tokens: int
-    ends: Tensor
-    token_numbers: dict[str, Tensor] = field(default_factory=dict)
+    last_positions: Tensor
+    token_columns: dict[str, Tensor] = field(default_factory=dict)
     counted: int = 1
     origins: Sequence[str] = ()
 
     @property
     def num_sequences(self) -> int:
         """S, the number of completions."""
-        return self.tree.numel()
+        return self.group_ids.numel()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,7 +49,7 @@ class Bucket:
 
 
 @dataclass(frozen=True)
-class Forest:
+class PackedLayout:
     """How a flat sequence attends.
 
     Args:
@@ -64,26 +64,26 @@ class Forest:
     longest_path: int
     windows: set[int | None] = field(default_factory=set, compare=False)
 
-    def to(self, device, non_blocking: bool = False) -> "Forest":
-        """The same forest with its indices on another device."""
+    def to(self, device, non_blocking: bool = False) -> "PackedLayout":
+        """The same layout with its indices on another device."""
         options = {"device": device, "non_blocking": non_blocking}
         buckets = (
             Bucket(b.queries.to(**options), b.keys.to(**options), b.offset.to(**options), b.causal)
             for b in self.buckets
         )
-        return Forest(tuple(buckets), self.restore.to(**options), self.longest_path)
+        return PackedLayout(tuple(buckets), self.restore.to(**options), self.longest_path)
 
 
-def plant(trees: Iterable[Sequence[int]]) -> Forest:
+def packed_layout(groups: Iterable[Sequence[int]]) -> PackedLayout:
     """Lay out the attention of trees that stand end to end.
 
     Args:
-        trees: Per tree its lengths ``(prompt, completion, …)`` in tokens; 0 is allowed for any of them.
+        groups: Per tree its lengths ``(prompt, completion, …)`` in tokens; 0 is allowed for any of them.
 
     Returns:
-        The forest over ``T = sum of all lengths`` tokens.
+        The layout of ``T = sum of all lengths`` tokens.
     """
-    segments = [segment for segment in _segments(trees) if segment[1] > 0]
+    segments = [segment for segment in _segments(groups) if segment[1] > 0]
     # Plain causal segments apart from those that look back at a prompt; then the longest first.
     segments.sort(key=lambda segment: (segment[2] > 0, -segment[1] - segment[2], -segment[1], segment[0]))
     buckets, places, base = [], {}, 0
@@ -95,22 +95,22 @@ def plant(trees: Iterable[Sequence[int]]) -> Forest:
         buckets.append(_bucket(group, width, depth))
     restore = [torch.arange(place, place + length) for _, (place, length) in sorted(places.items())]
     longest = max((s[1] + s[2] for s in segments), default=0)
-    return Forest(tuple(buckets), torch.cat(restore) if restore else torch.empty(0, dtype=torch.long), longest)
+    return PackedLayout(tuple(buckets), torch.cat(restore) if restore else torch.empty(0, dtype=torch.long), longest)
 
 
-def positions(trees: Iterable[Sequence[int]]) -> Tensor:
+def positions(groups: Iterable[Sequence[int]]) -> Tensor:
     """Position ids of trees laid end to end: each completion continues from its prompt. Shape ``[T]``."""
-    parts = [torch.arange(before, before + length) for _, length, before, _ in _segments(trees)]
+    parts = [torch.arange(before, before + length) for _, length, before, _ in _segments(groups)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
 
-def _segments(trees: Iterable[Sequence[int]]) -> list[tuple[int, int, int, int]]:
+def _segments(groups: Iterable[Sequence[int]]) -> list[tuple[int, int, int, int]]:
     """Per query segment ``(start, length, tokens before it on its path, start of those)``.
 
     A tree with a single completion is one causal segment: prompt and completion together.
     """
     segments, start = [], 0
-    for prompt, *completions in trees:
+    for prompt, *completions in groups:
         if len(completions) == 1:
             segments.append((start, prompt + completions[0], 0, start))
         else:

@@ -79,21 +79,21 @@ class TokenRow:
     Args:
         tokens: Token ids of all trees, each a prompt followed by its completions.
         supervised: Per token, whether it is a target of the loss.
-        trees: Per tree the lengths ``(prompt, completion, completion, …)``; the prompt may be 0. The lengths of all
+        groups: Per tree the lengths ``(prompt, completion, completion, …)``; the prompt may be 0. The lengths of all
             trees sum to ``len(tokens)``.
         origin: Where the row came from.
-        numbers: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses: one for the row, or one
+        columns: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses: one for the row, or one
             per completion.
-        token_numbers: Quantities by name with one value per target of the loss (``old_logps``), for losses.
+        token_columns: Quantities by name with one value per target of the loss (``old_logps``), for losses.
         record: Of a prompt, what rewards are told: ``prompt``, its messages, and ``columns``.
         companion: A second row that goes with this one, without a gradient, for methods that want one.
     """
 
     tokens: list[int]
     supervised: list[bool]
-    trees: list[list[int]]
+    groups: list[list[int]]
     origin: str
-    numbers: dict[str, Any] = field(default_factory=dict)
-    token_numbers: dict[str, list[float]] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
+    token_columns: dict[str, list[float]] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     companion: "TokenRow | None" = None

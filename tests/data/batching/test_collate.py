@@ -7,23 +7,23 @@ from alignlab.types.rows import TokenRow
 PAIR = TokenRow(
     tokens=[10, 11, 20, 21, 30],
     supervised=[False, False, True, True, True],
-    trees=[[2, 2, 1]],
+    groups=[[2, 2, 1]],
     origin="pair",
-    numbers={"margin": 0.5, "scores": [2.0, 1.0]},
+    columns={"margin": 0.5, "scores": [2.0, 1.0]},
 )
 BLOCK = TokenRow(
     tokens=[1, 2, 3, 4, 5],
     supervised=[True] * 5,
-    trees=[[0, 3], [0, 2]],
+    groups=[[0, 3], [0, 2]],
     origin="block",
-    numbers={"margin": 0.1, "scores": [1.0, 0.0]},
+    columns={"margin": 0.1, "scores": [1.0, 0.0]},
 )
 
 
 def predictions(batch):
     """(sequence, token that predicts, label) of every target, whatever the layout."""
-    predictor = batch.inputs["input_ids"].flatten()[batch.predictor]
-    return list(zip(batch.owner.tolist(), predictor.tolist(), batch.labels.tolist(), strict=True))
+    source_positions = batch.inputs["input_ids"].flatten()[batch.source_positions]
+    return list(zip(batch.sequence_ids.tolist(), source_positions.tolist(), batch.labels.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("packing", [True, False], ids=["flat", "padded"])
@@ -32,9 +32,9 @@ def test_targets_worked_by_hand(packing):
     batch = collate([PAIR, BLOCK], packing=packing)
     expected = [(0, 11, 20), (0, 20, 21), (1, 11, 30), (2, 1, 2), (2, 2, 3), (3, 4, 5)]
     assert predictions(batch) == expected
-    assert batch.tree.tolist() == [0, 0, 1, 2]
-    assert batch.numbers["margin"].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
-    assert batch.numbers["scores"].tolist() == [2.0, 1.0, 1.0, 0.0]
+    assert batch.group.tolist() == [0, 0, 1, 2]
+    assert batch.columns["margin"].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
+    assert batch.columns["scores"].tolist() == [2.0, 1.0, 1.0, 0.0]
     assert batch.num_tokens == 10
 
 
@@ -45,7 +45,7 @@ def test_padded_rows_hold_one_path_each():
 
 
 def test_masks_go_by_position_so_the_pad_id_may_be_a_real_token():
-    row = TokenRow(tokens=[5, 7, 2], supervised=[False, True, True], trees=[[1, 2]], origin="", numbers={})
+    row = TokenRow(tokens=[5, 7, 2], supervised=[False, True, True], groups=[[1, 2]], origin="", columns={})
     batch = collate([row], packing=False, pad_token_id=2)
     assert batch.labels.tolist() == [7, 2]
 
@@ -57,6 +57,6 @@ def test_totals_count_what_collate_makes():
 
 
 def test_prompt_tokens_are_never_targets():
-    row = TokenRow(tokens=[1, 2, 3], supervised=[True, True, True], trees=[[2, 1]], origin="", numbers={})
+    row = TokenRow(tokens=[1, 2, 3], supervised=[True, True, True], groups=[[2, 1]], origin="", columns={})
     assert torch.equal(collate([row], packing=True).labels, torch.tensor([3]))
     assert count_targets(row) == 1

@@ -24,20 +24,20 @@ class Table(list):
 def test_each_prompt_meets_the_completion_of_the_next_row_and_the_last_that_of_the_first():
     companions = [one.companion for one in WithCompanions(Table(ROWS), max_tokens=20)]
     assert [one.tokens for one in companions] == [[1, 2, 14], [3, 15, 16, 17, 18], [5, 6, 7, 11, 12, 13]]
-    assert [one.trees for one in companions] == [[[2, 1]], [[1, 4]], [[3, 3]]]
+    assert [one.groups for one in companions] == [[[2, 1]], [[1, 4]], [[3, 3]]]
     assert [one.supervised.count(True) for one in companions] == [1, 4, 3]
 
 
 def test_a_companion_leaves_the_row_as_it_is():
     for given, one in zip(ROWS, WithCompanions(Table(ROWS), max_tokens=20), strict=True):
-        assert (one.tokens, one.trees, one.numbers) == (given.tokens, given.trees, given.numbers)
-        assert one.companion.numbers == given.numbers
+        assert (one.tokens, one.groups, one.columns) == (given.tokens, given.groups, given.columns)
+        assert one.companion.columns == given.columns
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(6, [5, 6, 7, 11, 12, 13]), (5, [5, 6, 7, 11, 12]), (2, [5, 6, 7, 11])])
 def test_what_is_too_long_there_is_cut_and_one_token_stays(limit, tokens):
     found = mismatch(ROWS[2], ROWS[0], limit)
-    assert found.tokens == tokens and found.trees == [[3, len(tokens) - 3]]
+    assert found.tokens == tokens and found.groups == [[3, len(tokens) - 3]]
     assert len(found.supervised) == len(tokens)
 
 

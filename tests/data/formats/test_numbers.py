@@ -56,12 +56,12 @@ def test_or_left_out_and_counted(value, why):
 
 @pytest.mark.parametrize("value", [0, -1.5, 10**300])
 def test_finite_numbers_are_kept(value):
-    assert token_row(value).numbers["margin"] == value
+    assert token_row(value).columns["margin"] == value
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 10**400, "x", None, MISSING])
 def test_a_column_that_nothing_computes_with_may_hold_anything(value):
-    assert "margin" not in token_row(value, columns=()).numbers
+    assert "margin" not in token_row(value, columns=()).columns
 
 
 @pytest.mark.parametrize("scores", [[10**400, 1], [1.0, -(10**400)]])

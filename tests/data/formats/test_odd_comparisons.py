@@ -133,7 +133,7 @@ def test_bad_rows_drop_keeps_the_other_lines_and_counts_by_reason(shared, name):
 @pytest.mark.parametrize("line", [line for line, expected in PAIRS.items() if isinstance(expected, list)])
 def test_accepted_pairs_differ_in_tokens(record, line):
     tokens = tokenize(to_row(record("pairs_bad", line), "auto", {}), byte_tokenizer(template=CHATML), token_settings())
-    prompt, chosen, _ = tokens.trees[0]
+    prompt, chosen, _ = tokens.groups[0]
     assert tokens.tokens[prompt : prompt + chosen] != tokens.tokens[prompt + chosen :]
 
 
@@ -150,7 +150,7 @@ def test_a_pair_that_a_template_makes_equal_is_refused_by_line(record):
 
 def test_equal_rejected_completions_are_no_fault_of_the_tokens():
     row = Preference(prompt=(user("q"),), chosen=(assistant("a"),), rejected=((assistant("b"),),) * 2, origin="f:1")
-    assert len(tokenize(row, byte_tokenizer(template=CHATML), token_settings()).trees[0]) == 4
+    assert len(tokenize(row, byte_tokenizer(template=CHATML), token_settings()).groups[0]) == 4
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def never():
 
 def numbered(rows):
     """The rows as a table gives them: each knows its number."""
-    return [dataclasses.replace(row, numbers={"row": number, **row.numbers}) for number, row in enumerate(rows)]
+    return [dataclasses.replace(row, columns={"row": number, **row.columns}) for number, row in enumerate(rows)]
 
 
 def test_table_gives_back_the_token_rows(tokenizer, tmp_path):

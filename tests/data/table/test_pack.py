@@ -16,14 +16,14 @@ DOCUMENTS = [document(1, 2, 9, origin="a"), document(3, 4, 5, 6, 9, origin="b"),
 def test_blocks_are_cut_exactly_and_keep_documents_apart():
     blocks = list(pack(DOCUMENTS, 4, cross_document_attention=False))
     assert [block.tokens for block in blocks] == [[1, 2, 9, 3], [4, 5, 6, 9], [7, 9]]
-    assert [block.trees for block in blocks] == [[[0, 3], [0, 1]], [[0, 4]], [[0, 2]]]
+    assert [block.groups for block in blocks] == [[[0, 3], [0, 1]], [[0, 4]], [[0, 2]]]
     assert blocks[0].supervised == [False, True, True, False]
     assert [block.origin for block in blocks] == ["a", "b", "c"]
 
 
 def test_cross_document_attention_makes_one_tree_of_a_block():
     blocks = list(pack(DOCUMENTS, 4, cross_document_attention=True))
-    assert [block.trees for block in blocks] == [[[0, 4]], [[0, 4]], [[0, 2]]]
+    assert [block.groups for block in blocks] == [[[0, 4]], [[0, 4]], [[0, 2]]]
     assert blocks[0].supervised == [False, True, True, True]
 
 
@@ -35,7 +35,7 @@ def test_no_token_is_lost_or_moved(length, cross):
     assert tokens == [1, 2, 9, 3, 4, 5, 6, 9, 7, 9][: len(tokens)]
     assert len(tokens) == 10 - (10 % length == 1)
     assert all(len(block.tokens) == length for block in blocks[:-1])
-    assert all(sum(sum(tree) for tree in block.trees) == len(block.tokens) for block in blocks)
+    assert all(sum(sum(group) for group in block.groups) == len(block.tokens) for block in blocks)
 
 
 def test_a_long_document_fills_several_blocks():
@@ -49,7 +49,7 @@ def test_documents_are_joined_by_eos():
     documents = (tokenize(text, tokenizer, token_settings()) for text in texts)
     (block,) = pack(documents, 100, cross_document_attention=False)
     assert tokenizer.decode(block.tokens) == "<s>one</s><s>two</s>"
-    assert block.trees == [[0, 5], [0, 5]]
+    assert block.groups == [[0, 5], [0, 5]]
 
 
 def test_nothing_gives_nothing():

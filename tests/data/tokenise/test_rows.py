@@ -83,7 +83,7 @@ def test_train_prefix_equals_generation_prefix(tokenizer, messages, loss_on):
     assert len(spans(row)) == len(turns)
     for (start, _), turn in zip(spans(row), turns, strict=True):
         assert row.tokens[:start] == generation_prefix(tokenizer, messages[:turn])
-    assert row.trees == [[spans(row)[0][0], len(row.tokens) - spans(row)[0][0]]]
+    assert row.groups == [[spans(row)[0][0], len(row.tokens) - spans(row)[0][0]]]
 
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
@@ -111,7 +111,7 @@ def test_preference_shares_the_prompt_that_generation_sees(tokenizer):
     rejected = ((assistant("Bye."),), (assistant("\nNo"),))
     row = Preference(origin="p:1", prompt=(user("Hi"),), chosen=(assistant("Hello."),), rejected=rejected)
     tokens = tokenize(row, tokenizer, token_settings())
-    prompt, *completions = tokens.trees[0]
+    prompt, *completions = tokens.groups[0]
     assert tokens.tokens[:prompt] == generation_prefix(tokenizer, row.prompt)
     assert len(completions) == 3
     assert all(tokens.supervised[prompt:]) and not any(tokens.supervised[:prompt])
@@ -121,7 +121,7 @@ def test_preference_shares_the_prompt_that_generation_sees(tokenizer):
 def test_prompt_is_what_generation_sees(tokenizer):
     row = tokenize(Prompt(origin="p:1", prompt=(SYSTEM, user("Hi"))), tokenizer, token_settings())
     assert row.tokens == generation_prefix(tokenizer, (SYSTEM, user("Hi")))
-    assert row.trees == [[len(row.tokens)]] and not any(row.supervised)
+    assert row.groups == [[len(row.tokens)]] and not any(row.supervised)
 
 
 def test_contents_cannot_forge_turns(tokenizer, shared):
@@ -223,7 +223,7 @@ def test_masks_go_by_position_not_by_pad_id(same):
 def test_an_answer_that_would_merge_with_its_opening_is_split_as_in_generation():
     tokenizer = byte_tokenizer(template=CHATML, merges=[("Ċ", "Ċ")])
     row = tokenize(demonstration(user("Q"), assistant("\nA")), tokenizer, token_settings())
-    assert row.tokens[: row.trees[0][0]] == generation_prefix(tokenizer, (user("Q"),))
+    assert row.tokens[: row.groups[0][0]] == generation_prefix(tokenizer, (user("Q"),))
     assert supervised_text(row, tokenizer) == ["\nA<|im_end|>"]
 
 
@@ -233,7 +233,7 @@ def test_an_earlier_answer_that_merges_is_refused_and_last_is_not():
     with pytest.raises(InputError, match=r"a token reaches.*data\.loss_on=last"):
         tokenize(row, tokenizer, token_settings())
     last = tokenize(row, tokenizer, token_settings(loss_on="last"))
-    assert last.tokens[: last.trees[0][0]] == generation_prefix(tokenizer, row.messages[:3])
+    assert last.tokens[: last.groups[0][0]] == generation_prefix(tokenizer, row.messages[:3])
 
 
 def test_template_that_rewrites_earlier_turns():
@@ -292,7 +292,7 @@ def test_with_template_none_markers_in_contents_count(tiny):
 
 def test_without_a_prompt_the_first_token_is_not_supervised(tiny):
     row = tokenize(demonstration(assistant("AB")), tiny, token_settings(chat_template="none"))
-    assert row.trees == [[1, 2]]
+    assert row.groups == [[1, 2]]
     assert row.supervised == [False, True, True]
 
 
@@ -306,8 +306,8 @@ def test_preference_layout_and_numbers(tiny):
         columns={"margin": 0.5, "note": "x"},
     )
     tokens = tokenize(row, tiny, token_settings())
-    assert tokens.trees == [[len(generation_prefix(tiny, row.prompt)), 2, 3, 4]]
-    assert tokens.numbers == {"margin": 0.5, "scores": [3.0, 2.0, 1.0]}
+    assert tokens.groups == [[len(generation_prefix(tiny, row.prompt)), 2, 3, 4]]
+    assert tokens.columns == {"margin": 0.5, "scores": [3.0, 2.0, 1.0]}
     assert tiny.decode([t for t, s in zip(tokens.tokens, tokens.supervised, strict=True) if s]) == (
         "A<|im_end|>BB<|im_end|>CCC<|im_end|>"
     )
@@ -317,9 +317,9 @@ def test_completion_of_several_turns_keeps_the_given_prompt(tiny):
     completion = (assistant("A"), user("more"), assistant("B"))
     row = Unpaired(origin="u:1", prompt=(user("Q"),), completion=completion, desirable=True)
     tokens = tokenize(row, tiny, token_settings(loss_on="last"))
-    assert tokens.trees[0][0] == len(generation_prefix(tiny, row.prompt))
+    assert tokens.groups[0][0] == len(generation_prefix(tiny, row.prompt))
     assert supervised_text(tokens, tiny) == ["B<|im_end|>"]
-    assert tokens.numbers == {"desirable": True}
+    assert tokens.columns == {"desirable": True}
 
 
 @pytest.mark.parametrize("adds_bos", [True, False])

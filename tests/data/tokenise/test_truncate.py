@@ -26,7 +26,7 @@ def test_drop_counts_all_tokens():
 
 
 @pytest.mark.parametrize(
-    ("limit", "policy", "tokens", "trees"),
+    ("limit", "policy", "tokens", "groups"),
     [
         (6, "left_prompt", [2, 3, 4, 5, 6, 7, 8, 9], [[3, 3, 2]]),
         (4, "left_prompt", [4, 5, 6, 7, 8, 9], [[1, 3, 2]]),
@@ -34,11 +34,11 @@ def test_drop_counts_all_tokens():
         (5, "right_completion", [1, 2, 3, 4, 5, 8], [[4, 1, 1]]),
     ],
 )
-def test_all_completions_are_cut_alike(limit, policy, tokens, trees):
+def test_all_completions_are_cut_alike(limit, policy, tokens, groups):
     cut = truncate(ROW, limit, policy)
-    assert (cut.tokens, cut.trees) == (tokens, trees)
+    assert (cut.tokens, cut.groups) == (tokens, groups)
     assert cut.supervised == [token > 4 for token in tokens]
-    assert cut.numbers == ROW.numbers and longest_sequence(cut) <= limit
+    assert cut.columns == ROW.columns and longest_sequence(cut) <= limit
 
 
 @pytest.mark.parametrize(("limit", "policy"), [(3, "left_prompt"), (2, "left_prompt"), (4, "right_completion")])
@@ -60,7 +60,7 @@ def test_left_prompt_keeps_bos():
 def test_each_tree_of_a_row_is_cut_by_itself():
     row = TokenRow([1, 2, 3, 1, 2], [False, False, True, False, True], [[2, 1], [1, 1]], "f:1")
     cut = truncate(row, 2, "left_prompt")
-    assert (cut.tokens, cut.trees) == ([2, 3, 1, 2], [[1, 1], [1, 1]])
+    assert (cut.tokens, cut.groups) == ([2, 3, 1, 2], [[1, 1], [1, 1]])
 
 
 @pytest.mark.parametrize(("policy", "expected"), [("left_prompt", [3, 4]), ("right_completion", None)])
@@ -71,7 +71,7 @@ def test_a_prompt_alone_can_be_cut_from_the_left_only(policy, expected):
 
 def test_a_completion_without_prompt_is_cut_from_the_right():
     row = TokenRow([1, 2, 3], [False, True, True], [[0, 3]], "f:1")
-    assert truncate(row, 2, "right_completion").trees == [[0, 2]]
+    assert truncate(row, 2, "right_completion").groups == [[0, 2]]
 
 
 def test_no_kept_row_is_without_loss():

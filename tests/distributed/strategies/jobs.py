@@ -52,7 +52,7 @@ def make_adapted(base, peft, head):
     torch.manual_seed(7)
     node = dict(peft or {})
     quantization = build("peft.quantization", node.pop("quantization", None))
-    policy = open_weights(locate(base), torch.float32, "forest", quantization=quantization, head=head)
+    policy = open_weights(locate(base), torch.float32, "packed", quantization=quantization, head=head)
     return attach(policy, build("peft", node)) if node else policy
 
 
@@ -60,7 +60,7 @@ def reopen(folder, peft, method):
     """What a process that never saw the training reads."""
     place, node = locate(str(folder)), choices(peft, "single")[0] or {}
     options = {"quantization": build("peft.quantization", node.get("quantization")), "head": class_of(method).head}
-    model = open_weights(place, torch.float32, "forest", **options)
+    model = open_weights(place, torch.float32, "packed", **options)
     return reattach(model, place.adapter) if place.adapter else model
 
 
@@ -84,11 +84,11 @@ def train(
     resume = resume and open_checkpoint(Path(resume)).state
     options |= {"enable_checkpointing": bool(callbacks), "callbacks": callbacks, "resume": resume}
     _, steps = fit(made, loader, strategy=chosen, devices=num_ranks, weights=False, **options)
-    spread = made.spread
-    answers = spread.forward(logits, made.policy, EXAMPLE)
-    with spread.whole(made.policy):
+    sharding = made.sharding
+    answers = sharding.forward(logits, made.policy, EXAMPLE)
+    with sharding.whole(made.policy):
         completions = complete(made.policy, prompts)
-    whole = spread.full_state_dict(made.policy)
+    whole = sharding.full_state_dict(made.policy)
     whole = made.policy.state_dict() if whole is None else whole
     if rank == 0 and to:
         save(made.policy, NoTokenizer(), Path(to), whole)

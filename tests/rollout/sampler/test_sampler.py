@@ -41,7 +41,7 @@ def make(name):
     """A random model whose completions differ from prompt to prompt."""
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**LLAMA, **MODELS[name])
-    attention = fitting("forest", config)
+    attention = fitting("packed", config)
     return _loud(transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)).eval()
 
 
@@ -119,7 +119,7 @@ ADAPTERS = {
 def test_greedy_equals_the_forward_with_an_adapter(name):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**LLAMA)
-    base = transformers.LlamaForCausalLM._from_config(config, attn_implementation="forest")
+    base = transformers.LlamaForCausalLM._from_config(config, attn_implementation="packed")
     model = get_peft_model(_loud(base), ADAPTERS[name]).eval()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -138,7 +138,7 @@ def test_greedy_equals_the_forward_with_an_adapter(name):
 def pocket():
     folder = REPOSITORY / "src/alignlab/assets/pocket"
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="forest").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="packed").eval()
     asked = ["What is 7+5?", "Eva has 83 cards. She gets 24 more. How many cards does Eva have?", "What is 9*8?"]
     rows = [[{"role": "user", "content": text}] for text in asked]
     prompts = [tokenizer.apply_chat_template(row, add_generation_prompt=True, return_dict=False) for row in rows]
@@ -228,13 +228,13 @@ def micro_batch(tokens, start, length):
     one = torch.zeros(1, dtype=torch.long)
     return MicroBatch(
         inputs=inputs,
-        predictor=whole[start - 1 : start - 1 + length],
+        source_positions=whole[start - 1 : start - 1 + length],
         labels=tokens[0, start:],
-        owner=one.expand(length),
-        tree=one,
-        numbers={},
+        sequence_ids=one.expand(length),
+        group_ids=one,
+        columns={},
         num_tokens=len(whole),
-        ends=one,
+        last_positions=one,
     )
 
 
@@ -324,13 +324,13 @@ def test_rows_that_have_ended_leave_and_others_take_their_place(monkeypatch):
 def test_dropout_is_off_and_every_module_keeps_its_mode(training):
     torch.manual_seed(0)
     config = transformers.LlamaConfig(**LLAMA, attention_dropout=0.9)
-    model = _loud(transformers.LlamaForCausalLM._from_config(config, attn_implementation="forest"))
+    model = _loud(transformers.LlamaForCausalLM._from_config(config, attn_implementation="packed"))
     model.train(training).model.norm.eval()
     modes = [module.training for module in model.modules()]
     first, second = (run(model, temperature=0.0) for _ in range(2))
     assert tokens_of(first) == tokens_of(second)
     assert [module.training for module in model.modules()] == modes
-    assert model.config._attn_implementation == "forest"
+    assert model.config._attn_implementation == "packed"
 
 
 def test_no_prompts_give_nothing_and_empty_ones_are_refused():

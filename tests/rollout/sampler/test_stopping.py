@@ -15,7 +15,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(REPOSITORY / "src/alignlab/assets/pocket")
 
 
-def ends(tokenizer, tokens, **changes):
+def last_positions(tokenizer, tokens, **changes):
     """Number of tokens at which the completion ends, or None."""
     stopping = Stopping(settings(**changes), tokenizer, vocab_size=384, device=torch.device("cpu"))
     for length in range(1, len(tokens) + 1):
@@ -25,15 +25,15 @@ def ends(tokenizer, tokens, **changes):
 
 
 def test_a_stop_token_ends(tokenizer):
-    assert ends(tokenizer, [9, 8, 7, 8], stop_tokens=[7, 5, 10**6]) == 3
-    assert ends(tokenizer, [9, 8, 7, 8], stop_tokens=[]) is None
+    assert last_positions(tokenizer, [9, 8, 7, 8], stop_tokens=[7, 5, 10**6]) == 3
+    assert last_positions(tokenizer, [9, 8, 7, 8], stop_tokens=[]) is None
 
 
 @pytest.mark.parametrize("string", ["r>4", "answer>42</", "2", " is", "é!", "!"])
 def test_a_stop_string_ends_at_the_first_token_that_completes_it(tokenizer, string):
     tokens = tokenizer.encode("So it is <answer>42</answer> é!", add_special_tokens=False)
     expected = next(n for n in range(1, len(tokens) + 1) if string in tokenizer.decode(tokens[:n]))
-    assert ends(tokenizer, tokens, stop_strings=["never", string]) == expected
+    assert last_positions(tokenizer, tokens, stop_strings=["never", string]) == expected
 
 
 def test_only_tokens_that_can_end_a_stop_string_are_decoded(tokenizer):

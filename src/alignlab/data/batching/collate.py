@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from alignlab.types.batch import MicroBatch, StepTotals
-from alignlab.types.layout import plant, positions
+from alignlab.types.layout import packed_layout, positions
 from alignlab.types.rows import TokenRow
 
 
@@ -25,29 +25,29 @@ def collate(
         pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
         counted: 0 for a filler that only keeps the ranks in step.
     """
-    trees = [tree for row in rows for tree in row.trees]
+    groups = [group for row in rows for group in row.groups]
     tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
     supervised = torch.tensor([flag for row in rows for flag in row.supervised], dtype=torch.bool)
-    paths = _paths(trees)
-    target, owner, source = _targets(paths, supervised)
-    per_token = sorted(set.intersection(*(set(row.token_numbers) for row in rows)))
+    paths = _paths(groups)
+    target, sequence_ids, source = _targets(paths, supervised)
+    per_token = sorted(set.intersection(*(set(row.token_columns) for row in rows)))
     if packing:
-        inputs = {"input_ids": tokens[None], "position_ids": positions(trees)[None], "forest": plant(trees)}
-        ends = [before + length - 1 for *_, before, length in paths]
+        inputs = {"input_ids": tokens[None], "position_ids": positions(groups)[None], "layout": packed_layout(groups)}
+        last_positions = [before + length - 1 for *_, before, length in paths]
     else:
-        inputs, source = _padded(tokens, paths, source, owner, target, pad_token_id)
+        inputs, source = _padded(tokens, paths, source, sequence_ids, target, pad_token_id)
         width = inputs["input_ids"].shape[1]
-        ends = [row * width + prompt + length - 1 for row, (_, _, prompt, _, length) in enumerate(paths)]
+        last_positions = [row * width + prompt + length - 1 for row, (_, _, prompt, _, length) in enumerate(paths)]
     return MicroBatch(
         inputs=inputs,
-        predictor=source,
+        source_positions=source,
         labels=tokens[target],
-        owner=owner,
-        tree=torch.tensor([tree for tree, *_ in paths], dtype=torch.long),
-        numbers=_numbers(rows),
+        sequence_ids=sequence_ids,
+        group=torch.tensor([group for group, *_ in paths], dtype=torch.long),
+        columns=_columns(rows),
         num_tokens=len(tokens),
-        ends=torch.tensor(ends, dtype=torch.long),
-        token_numbers={name: torch.tensor([v for row in rows for v in row.token_numbers[name]]) for name in per_token},
+        last_positions=torch.tensor(last_positions, dtype=torch.long),
+        token_columns={name: torch.tensor([v for row in rows for v in row.token_columns[name]]) for name in per_token},
         counted=counted,
         origins=tuple(row.origin for row in rows),
     )
@@ -55,11 +55,11 @@ def collate(
 
 def totals(rows: Sequence[TokenRow]) -> StepTotals:
     """Sizes of a step, by the same counting as ``collate``."""
-    trees = [tree for row in rows for tree in row.trees]
+    groups = [group for row in rows for group in row.groups]
     return StepTotals(
         supervised_tokens=sum(count_targets(row) for row in rows),
-        sequences=sum(len(tree) - 1 for tree in trees),
-        groups=len(trees),
+        sequences=sum(len(group) - 1 for group in groups),
+        groups=len(groups),
         tokens=sum(len(row.tokens) for row in rows),
         rows=len(rows),
         chosen_tokens=sum(_count_chosen(row) for row in rows),
@@ -69,21 +69,21 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
 
 def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
     """Sums of the numeric columns that every row has, with one value per row."""
-    names = set.intersection(*(set(row.numbers) for row in rows))
-    single = [name for name in sorted(names) if not any(isinstance(row.numbers[name], (list, tuple)) for row in rows)]
-    return {name: math.fsum(float(row.numbers[name]) for row in rows) for name in single}
+    names = set.intersection(*(set(row.columns) for row in rows))
+    single = [name for name in sorted(names) if not any(isinstance(row.columns[name], (list, tuple)) for row in rows)]
+    return {name: math.fsum(float(row.columns[name]) for row in rows) for name in single}
 
 
 def count_targets(row: TokenRow) -> int:
     """Supervised completion tokens of a row that something predicts (a path's first token has no predecessor)."""
-    return sum(_count(row, path) for path in _paths(row.trees))
+    return sum(_count(row, path) for path in _paths(row.groups))
 
 
 def _count_chosen(row: TokenRow) -> int:
     """Targets of each tree's first completion, once per completion that follows it."""
-    others = [len(tree) - 2 for tree in row.trees]
-    firsts = {path[0]: path for path in reversed(_paths(row.trees))}
-    return sum(others[tree] * _count(row, path) for tree, path in firsts.items() if others[tree])
+    others = [len(group) - 2 for group in row.groups]
+    firsts = {path[0]: path for path in reversed(_paths(row.groups))}
+    return sum(others[group] * _count(row, path) for group, path in firsts.items() if others[group])
 
 
 def _count(row: TokenRow, path: "Path") -> int:
@@ -96,9 +96,9 @@ Path = tuple[int, int, int, int, int]
 """``(tree, prompt start, prompt length, completion start, completion length)``, in flat positions."""
 
 
-def _paths(trees: Sequence[Sequence[int]]) -> list[Path]:
+def _paths(groups: Sequence[Sequence[int]]) -> list[Path]:
     paths, start = [], 0
-    for number, (prompt, *completions) in enumerate(trees):
+    for number, (prompt, *completions) in enumerate(groups):
         before = start + prompt
         for length in completions:
             paths.append((number, start, prompt, before, length))
@@ -109,7 +109,7 @@ def _paths(trees: Sequence[Sequence[int]]) -> list[Path]:
 
 def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Flat position of each supervised completion token, its sequence, and the position that predicts it."""
-    target, owner, source = [], [], []
+    target, sequence_ids, source = [], [], []
     for sequence, (_, start, prompt, before, length) in enumerate(paths):
         places = before + torch.nonzero(supervised[before : before + length])[:, 0]
         sources = places - 1
@@ -117,11 +117,13 @@ def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor,
         kept = sources >= 0
         target.append(places[kept])
         source.append(sources[kept])
-        owner.append(torch.full_like(places[kept], sequence))
-    return torch.cat(target), torch.cat(owner), torch.cat(source)
+        sequence_ids.append(torch.full_like(places[kept], sequence))
+    return torch.cat(target), torch.cat(sequence_ids), torch.cat(source)
 
 
-def _padded(tokens: Tensor, paths: Sequence[Path], source: Tensor, owner: Tensor, target: Tensor, pad_token_id: int):
+def _padded(
+    tokens: Tensor, paths: Sequence[Path], source: Tensor, sequence_ids: Tensor, target: Tensor, pad_token_id: int
+):
     """One right-padded row per path, and the predictors as positions in it."""
     width = max(prompt + length for *_, prompt, _, length in paths)
     input_ids = tokens.new_full((len(paths), width), pad_token_id)
@@ -132,18 +134,18 @@ def _padded(tokens: Tensor, paths: Sequence[Path], source: Tensor, owner: Tensor
         mask[row, : len(path)] = 1
     # The predictor of a completion's token stands right before it on the path.
     first = torch.tensor([prompt - before for _, _, prompt, before, _ in paths])
-    predictor = owner * width + target + first[owner] - 1
+    source_positions = sequence_ids * width + target + first[sequence_ids] - 1
     position_ids = torch.arange(width).expand(len(paths), width)
-    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}, predictor
+    return {"input_ids": input_ids, "attention_mask": mask, "position_ids": position_ids}, source_positions
 
 
-def _numbers(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+def _columns(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     """Numeric columns that every row has, one value per sequence."""
-    names = set.intersection(*(set(row.numbers) for row in rows))
+    names = set.intersection(*(set(row.columns) for row in rows))
     return {name: torch.tensor([v for row in rows for v in _per_sequence(row, name)]) for name in sorted(names)}
 
 
 def _per_sequence(row: TokenRow, name: str) -> list[float]:
-    value = row.numbers[name]
-    count = sum(len(tree) - 1 for tree in row.trees)
+    value = row.columns[name]
+    count = sum(len(group) - 1 for group in row.groups)
     return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * count

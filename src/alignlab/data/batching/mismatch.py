@@ -33,7 +33,7 @@ def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:
         other: Likewise.
         max_tokens: Most tokens of the result; at least one of the completion is kept.
     """
-    ((prompt, _),), ((other_prompt, _),) = row.trees, other.trees
+    ((prompt, _),), ((other_prompt, _),) = row.groups, other.groups
     kept = slice(other_prompt, other_prompt + max(1, max_tokens - prompt))
     completion, supervised = other.tokens[kept], other.supervised[kept]
     if not any(supervised):
@@ -42,5 +42,5 @@ def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:
         row,
         tokens=row.tokens[:prompt] + completion,
         supervised=[False] * prompt + supervised,
-        trees=[[prompt, len(completion)]],
+        groups=[[prompt, len(completion)]],
     )

@@ -51,7 +51,7 @@ def table_steps(
         table: Token rows with known lengths.
         settings: How rows become steps.
         rank: This process.
-        num_ranks: Processes among which each step is spread.
+        num_ranks: Processes among which each step is sharding.
         first: Step to begin with, from 0.
     """
     keys = _curriculum(table, settings.order_column) if settings.order == "curriculum" else None
@@ -84,7 +84,7 @@ def stream_steps(
         stream: Begins anew with each epoch.
         settings: How rows become steps; ``shuffled`` shuffles within a buffer.
         rank: This process.
-        num_ranks: Processes among which each step is spread.
+        num_ranks: Processes among which each step is sharding.
         first: Step to begin with, from 0.
     """
     number = 0

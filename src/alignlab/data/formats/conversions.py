@@ -60,7 +60,7 @@ def converts(row: Row, kind: type[Row]) -> bool:
 
 
 def convert(row: Row, kind: type[Row]) -> Row:
-    """Make a row of the kind that a method eats.
+    """Make a row of the kind that a method row_kind.
 
     Args:
         row: Any row.

@@ -49,8 +49,8 @@ class Counts:
     reasons: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Counts") -> "Counts":
-        numbers = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "reasons"}
-        return Counts(**numbers, reasons=dict(Counter(self.reasons) + Counter(other.reasons)))
+        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "reasons"}
+        return Counts(**sums, reasons=dict(Counter(self.reasons) + Counter(other.reasons)))
 
     def __str__(self) -> str:
         """One line to print."""

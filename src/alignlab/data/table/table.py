@@ -21,9 +21,9 @@ _SCHEMA = pa.schema(
     {
         "tokens": pa.list_(pa.int32()),
         "supervised": pa.list_(pa.bool_()),
-        "trees": pa.list_(pa.list_(pa.int32())),
+        "groups": pa.list_(pa.list_(pa.int32())),
         "origin": pa.string(),
-        "numbers": pa.string(),
+        "columns": pa.string(),
         "record": pa.string(),
         "num_supervised": pa.int32(),
     }
@@ -52,9 +52,9 @@ class TokenTable:
         return TokenRow(
             tokens=row["tokens"].values.to_numpy().tolist(),
             supervised=row["supervised"].values.to_numpy(zero_copy_only=False).tolist(),
-            trees=row["trees"].as_py(),
+            groups=row["groups"].as_py(),
             origin=row["origin"].as_py(),
-            numbers={"row": index} | json.loads(row["numbers"].as_py()),
+            columns={"row": index} | json.loads(row["columns"].as_py()),
             record=json.loads(row["record"].as_py()),
         )
 
@@ -74,8 +74,8 @@ class TokenTable:
     @cached_property
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt with one completion; 0 for an empty table."""
-        trees = (tree for row in self._table["trees"].to_pylist() for tree in row)
-        return max((prompt + max(completions, default=0) for prompt, *completions in trees), default=0)
+        groups = (group for row in self._table["groups"].to_pylist() for group in row)
+        return max((prompt + max(completions, default=0) for prompt, *completions in groups), default=0)
 
     @cached_property
     def num_supervised(self) -> np.ndarray:
@@ -136,7 +136,7 @@ class WithNumbers(View):
         return replace(row, companion=self._with(row.companion, self.companion_values[index]))
 
     def _with(self, row: TokenRow, value: Any) -> TokenRow:
-        return replace(row, numbers=row.numbers | {self.name: value})
+        return replace(row, columns=row.columns | {self.name: value})
 
 
 def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Counts]) -> None:
@@ -156,5 +156,5 @@ def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Cou
 
 
 def _record(row: TokenRow) -> dict:
-    texts = {"numbers": json.dumps(row.numbers), "record": json.dumps(row.record)}
+    texts = {"columns": json.dumps(row.columns), "record": json.dumps(row.record)}
     return vars(row) | texts | {"num_supervised": sum(row.supervised)}

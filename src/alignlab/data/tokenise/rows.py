@@ -99,20 +99,20 @@ def _demonstration(row: Demonstration, context: Context) -> TokenRow:
 def _preference(row: Preference, context: Context) -> TokenRow:
     """A group whose chosen completion is still another one than each rejected, once rendered."""
     scores = {} if row.scores is None else {"scores": list(row.scores)}
-    tree = _tree(row, (row.chosen, *row.rejected), scores, context)
-    starts = list(accumulate(tree.trees[0]))
-    chosen, *rejected = (tree.tokens[start:end] for start, end in pairwise(starts))
+    group = _group(row, (row.chosen, *row.rejected), scores, context)
+    starts = list(accumulate(group.groups[0]))
+    chosen, *rejected = (group.tokens[start:end] for start, end in pairwise(starts))
     if chosen in rejected:
         why = f"the chosen completion and rejected[{rejected.index(chosen)}] become the same tokens"
         raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT)
-    return tree
+    return group
 
 
 def _unpaired(row: Unpaired, context: Context) -> TokenRow:
-    return _tree(row, (row.completion,), {"desirable": row.desirable}, context)
+    return _group(row, (row.completion,), {"desirable": row.desirable}, context)
 
 
-def _tree(row: Preference | Unpaired, completions: Sequence, numbers: dict[str, Any], context: Context) -> TokenRow:
+def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str, Any], context: Context) -> TokenRow:
     """A prompt and its completions, each rendered behind the prompt; the prompt's tokens are kept once."""
     dialogues = [render_dialogue(row, (*row.prompt, *turns), row.tools, context) for turns in completions]
     masked = [supervise(dialogue, len(row.prompt)) for dialogue in dialogues]
@@ -122,7 +122,7 @@ def _tree(row: Preference | Unpaired, completions: Sequence, numbers: dict[str, 
             raise refusal(row, context, "its completions do not share one rendered prompt", ANOTHER_TEMPLATE, LEAVE_OUT)
         tokens, supervised = tokens + others[start:], supervised + mask[start:]
     lengths = [prompt, *(len(ids) - prompt for ids, _, _ in masked)]
-    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numbers(row), **numbers})
+    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numbers(row), **columns})
 
 
 def _prompt(row: Prompt, context: Context) -> TokenRow:

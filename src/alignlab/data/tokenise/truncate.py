@@ -21,12 +21,12 @@ from alignlab.types.rows import TokenRow
 Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
 
 _Piece = tuple[list[int], list[bool]]
-_Tree = list[_Piece]
+_Group = list[_Piece]
 
 
 def longest_sequence(row: TokenRow) -> int:
     """Tokens of the row's longest sequence: a prompt and its longest completion."""
-    return max(prompt + max(completions, default=0) for prompt, *completions in row.trees)
+    return max(prompt + max(completions, default=0) for prompt, *completions in row.groups)
 
 
 def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = None) -> TokenRow | Dropped:
@@ -53,33 +53,33 @@ def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = No
         )
     if policy == "drop":
         return Dropped("longer than data.max_tokens_per_sequence", row.origin, len(row.tokens))
-    trees = [_CUTS[policy](tree, limit, bos) for tree in _trees(row)]
-    if not all(_fits(before, after, limit) for before, after in zip(_trees(row), trees, strict=True)):
+    groups = [_CUTS[policy](group, limit, bos) for group in _groups(row)]
+    if not all(_fits(before, after, limit) for before, after in zip(_groups(row), groups, strict=True)):
         return Dropped(f"no room for the loss after data.truncation={policy}", row.origin, len(row.tokens))
-    return _row(row, trees)
+    return _row(row, groups)
 
 
-def _cut_prompt(tree: _Tree, limit: int, bos: int | None) -> _Tree:
-    (tokens, supervised), *completions = tree
+def _cut_prompt(group: _Group, limit: int, bos: int | None) -> _Group:
+    (tokens, supervised), *completions = group
     room = limit - max((len(tokens) for tokens, _ in completions), default=0)
     head = int(tokens[:1] == [bos] and room > 1)
     start = max(head, len(tokens) - max(room, 0) + head)
     return [(tokens[:head] + tokens[start:], supervised[:head] + supervised[start:]), *completions]
 
 
-def _cut_completions(tree: _Tree, limit: int, bos: int | None) -> _Tree:
-    prompt, *completions = tree
+def _cut_completions(group: _Group, limit: int, bos: int | None) -> _Group:
+    prompt, *completions = group
     room = max(limit - len(prompt[0]), 0)
     return [prompt, *((tokens[:room], supervised[:room]) for tokens, supervised in completions)]
 
 
-_CUTS: dict[str, Callable[[_Tree, int, int | None], _Tree]] = {
+_CUTS: dict[str, Callable[[_Group, int, int | None], _Group]] = {
     "left_prompt": _cut_prompt,
     "right_completion": _cut_completions,
 }
 
 
-def _fits(before: _Tree, after: _Tree, limit: int) -> bool:
+def _fits(before: _Group, after: _Group, limit: int) -> bool:
     """Whether a cut tree is short enough and kept its prompt, each completion's loss and their differences."""
     (prompt, _), *completions = after
     contents = {tuple(tokens) for tokens, _ in completions}
@@ -91,22 +91,22 @@ def _fits(before: _Tree, after: _Tree, limit: int) -> bool:
     )
 
 
-def _trees(row: TokenRow) -> Iterator[_Tree]:
+def _groups(row: TokenRow) -> Iterator[_Group]:
     """The pieces of each tree: prompt first, then its completions."""
     start = 0
-    for lengths in row.trees:
-        tree = []
+    for lengths in row.groups:
+        group = []
         for length in lengths:
-            tree.append((row.tokens[start : start + length], row.supervised[start : start + length]))
+            group.append((row.tokens[start : start + length], row.supervised[start : start + length]))
             start += length
-        yield tree
+        yield group
 
 
-def _row(row: TokenRow, trees: list[_Tree]) -> TokenRow:
-    pieces = [piece for tree in trees for piece in tree]
+def _row(row: TokenRow, groups: list[_Group]) -> TokenRow:
+    pieces = [piece for group in groups for piece in group]
     return replace(
         row,
         tokens=[token for tokens, _ in pieces for token in tokens],
         supervised=[flag for _, supervised in pieces for flag in supervised],
-        trees=[[len(tokens) for tokens, _ in tree] for tree in trees],
+        groups=[[len(tokens) for tokens, _ in group] for group in groups],
     )

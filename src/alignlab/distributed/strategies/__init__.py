@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning.pytorch.strategies import Strategy
 
-from alignlab.distributed.strategies.base import Spread, full_shape, num_parameters, spread_of
+from alignlab.distributed.strategies.base import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.distributed.strategies.ddp import ddp, single
 from alignlab.distributed.strategies.fsdp import fsdp
 from alignlab.distributed.strategies.zero import (
@@ -46,4 +46,4 @@ def make_strategy(name: str, **options: Any) -> Strategy | str:
     return STRATEGIES[name](**options)
 
 
-__all__ = ["STRATEGIES", "Spread", "full_shape", "make_strategy", "num_parameters", "spread_of"]
+__all__ = ["STRATEGIES", "Sharding", "full_shape", "make_strategy", "num_parameters", "sharding_of"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 Result = TypeVar("Result")
 
 
-class Spread:
+class Sharding:
     """The answers where every rank holds all weights: one process, or a copy per process (DDP).
 
     Args:
@@ -24,7 +24,7 @@ class Spread:
         self.strategy = strategy
 
     @property
-    def is_narrow(self) -> bool:
+    def is_low_precision(self) -> bool:
         """Whether weights are narrowed to 16 bits to compute with."""
         return False
 
@@ -120,9 +120,9 @@ class Spread:
         return None
 
 
-def spread_of(strategy: Strategy) -> Spread:
+def sharding_of(strategy: Strategy) -> Sharding:
     """How a strategy spreads the work; one that is not ours holds all weights on every rank."""
-    return getattr(strategy, "spread", Spread)(strategy)
+    return getattr(strategy, "sharding", Sharding)(strategy)
 
 
 def moves_weights(norm: Tensor) -> bool:

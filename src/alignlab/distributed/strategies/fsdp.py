@@ -25,20 +25,20 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from alignlab.distributed.strategies.base import Result, Spread, tensors_of
+from alignlab.distributed.strategies.base import Result, Sharding, tensors_of
 from alignlab.distributed.strategies.state import NamedState, Stored, carried_names, flat, names_of
 from alignlab.types.adapted import base_model
 
 Dtype = Literal["bfloat16", "float16", "float32"] | None
 
 
-class Sharded(Spread):
+class Sharded(Sharding):
     """What a method asks, answered by FSDP2."""
 
     strategy: "FSDP"
 
     @property
-    def is_narrow(self) -> bool:
+    def is_low_precision(self) -> bool:
         """Gathered weights have a number format of their own."""
         return self.strategy.mixed_precision.param_dtype in (torch.bfloat16, torch.float16)
 
@@ -151,7 +151,7 @@ class FSDP(NamedState, ModelParallelStrategy):
         timeout: After which a rank that does not answer ends the job.
     """
 
-    spread = Sharded
+    sharding = Sharded
 
     def __init__(
         self, *, mixed_precision: MixedPrecisionPolicy, offload: OffloadPolicy, prefetch_blocks: int, timeout: timedelta

@@ -19,12 +19,12 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.distributed.strategies.base import Result, Spread, moves_weights, tensors_of
+from alignlab.distributed.strategies.base import Result, Sharding, moves_weights, tensors_of
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
 from alignlab.distributed.strategies.zero_state import EngineState
 
 
-class Partitioned(Spread):
+class Partitioned(Sharding):
     """What a method asks, answered by DeepSpeed's engine."""
 
     strategy: "DeepSpeed"
@@ -111,7 +111,7 @@ class Partitioned(Spread):
 class DeepSpeed(NamedState, DeepSpeedStrategy):
     """Lightning's side: the engine on any device, the model partitioned by us, steps called without a detour."""
 
-    spread = Partitioned
+    sharding = Partitioned
 
     lost = False
     """Whether nothing may be learned from the step at hand."""

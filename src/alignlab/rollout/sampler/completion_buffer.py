@@ -59,7 +59,7 @@ class Rows:
         return Rows(**{name: None if pair[0] is None else torch.cat(pair) for name, pair in pairs.items()})
 
 
-class Ledger:
+class CompletionBuffer:
     """Tokens and log-probabilities of all completions, side by side.
 
     Args:

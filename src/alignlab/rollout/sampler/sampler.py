@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
-from alignlab.rollout.sampler.completion_buffer import Completion, Ledger
+from alignlab.rollout.sampler.completion_buffer import Completion, CompletionBuffer
 from alignlab.rollout.sampler.decoder import Decoder, device_of
 from alignlab.rollout.sampler.probe import decoder_for
 from alignlab.rollout.sampler.sampling import SamplingSettings
@@ -141,11 +141,11 @@ def sample(
     stopping = Stopping(
         settings, tokenizer, vocab_size=model.config.get_text_config().vocab_size, device=device_of(model)
     )
-    ledger = Ledger(prompts, limits, num_completions, settings, stopping, generator)
+    buffer = CompletionBuffer(prompts, limits, num_completions, settings, stopping, generator)
     with _in_eval_mode(model):
         decoder = decoder_for(model)(model, prompts, pad_token_id)
-        _fill(ledger, decoder, batch_size)
-    return ledger.completions()
+        _fill(buffer, decoder, batch_size)
+    return buffer.completions()
 
 
 def room(model: nn.Module, num_prompt_tokens: int, max_completion_tokens: int) -> int:
@@ -173,17 +173,17 @@ def narrowed(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             parameter.data = values
 
 
-def _fill(ledger: Ledger, decoder: Decoder, batch_size: int) -> None:
+def _fill(buffer: CompletionBuffer, decoder: Decoder, batch_size: int) -> None:
     """Write every completion of the ledger, at most ``batch_size`` at once."""
-    rows, opened, total = None, 0, len(ledger)
+    rows, opened, total = None, 0, len(buffer)
     while rows or opened < total:
         fresh = range(opened, min(total, opened + batch_size - len(rows or ())))
         if fresh and (not rows or decoder.joins):
-            new = ledger.open(fresh, decoder.admit([ledger.prompt_of(number) for number in fresh]))
+            new = buffer.open(fresh, decoder.admit([buffer.prompt_of(number) for number in fresh]))
             rows, opened = rows.and_(new) if rows else new, fresh.stop
-        tokens = ledger.write(rows)
+        tokens = buffer.write(rows)
         if int(rows.alive.sum()) <= (1 - ENDED_SHARE) * len(rows):
-            ledger.close(rows)
+            buffer.close(rows)
             going = rows.alive.nonzero()[:, 0]
             decoder.keep(going)
             rows, tokens = rows.at(going), tokens[going]

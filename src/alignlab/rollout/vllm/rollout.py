@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.distributed.comm import everyone, on_first, rank
+from alignlab.distributed.comm import all_gather, on_rank_zero, rank
 from alignlab.rollout.sampler.completion_buffer import Completion
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.engine import Engine, open_engine
@@ -86,7 +86,7 @@ class VLLMRollout(VLLMSettings):
             ServerError, InputError: As ``open_engine``.
         """
         settings, options = self._settings(stop_tokens), {"lora_rank": lora_rank, "log_dir": log_dir}
-        self.probe = on_first(lambda: self._open(list(prompt), settings, model=model, **options))
+        self.probe = on_rank_zero(lambda: self._open(list(prompt), settings, model=model, **options))
 
     def update(self, write: Write, logps: Callable[[list[int], list[int]], list[float]]) -> float:
         """Send the policy's weights, and have it proved that they arrived.
@@ -104,7 +104,7 @@ class VLLMRollout(VLLMSettings):
         """
         prompt, completion = self.probe
         probe = Probe([*prompt, *completion], logps(prompt, completion))
-        return on_first(lambda: self.engine.update(write, probe))
+        return on_rank_zero(lambda: self.engine.update(write, probe))
 
     def __call__(
         self,
@@ -135,10 +135,10 @@ class VLLMRollout(VLLMSettings):
             ServerError, InputError: As ``Engine.sample``.
         """
         seeds = [one.initial_seed() >> 2 for one in generator]
-        shares = everyone((list(prompts), seeds))
+        shares = all_gather((list(prompts), seeds))
         settings = self._settings(stop_tokens)
         settings = replace(settings, temperature=0.0) if greedy else settings
-        drawn = on_first(
+        drawn = on_rank_zero(
             lambda: self.engine.sample(
                 [prompt for share, _ in shares for prompt in share],
                 num_completions=num_completions,

@@ -28,7 +28,7 @@ class Arithmetic:
 
     Args:
         level: 1 one digit, 2 two digits, 3 products too, 4 three digits, 5 two operations.
-        kind: Kind of row; ``auto``: what the method eats.
+        kind: Kind of row; ``auto``: what the method row_kind.
         num_train: Training rows.
         num_validation: Held-out rows.
         num_rejected: Wrong solutions per preference row, each with another wrong answer.
