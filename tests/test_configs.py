@@ -90,7 +90,7 @@ def test_weights_of_one_s_own_get_no_rates_of_another_model(method):
 
 def test_contracted_keys_are_there():
     plain = schema.check(compose(["peft=lora"]))
-    keys = """method model.path model.dtype model.attn_implementation peft.r strategy.name data.path data.format
+    keys = """method model.path model.dtype model.attn_implementation peft.r strategy._target_ data.path data.format
         data.columns data.max_tokens_per_sequence data.batch_size_per_device data.global_batch_size data.packing
         data.truncation data.streaming optimizer.lr scheduler.warmup_steps trainer.max_steps trainer.max_epochs
         trainer.devices trainer.num_nodes trainer.precision trainer.gradient_clip_val checkpoint.every_n_steps

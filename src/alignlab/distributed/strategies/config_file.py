@@ -188,7 +188,7 @@ def _stage_faults(strategy: Mapping[str, Any], file: Mapping[str, Any]) -> Itera
     ours = strategy["config"]["zero_optimization"]["stage"]
     theirs = file.get("zero_optimization", {}).get("stage", ours)
     if theirs != ours:
-        asked = f"strategy={strategy['name']}"
+        asked = f"strategy={strategy['_target_'].rpartition('.')[2]}"
         why = f"it is ZeRO stage {ours}, {strategy['config_file']} says zero_optimization.stage={theirs}"
         yield InputError(asked, why, f"Type strategy=deepspeed_z{theirs}")
 

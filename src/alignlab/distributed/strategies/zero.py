@@ -242,6 +242,6 @@ def deepspeed_z1(
     return DeepSpeed(config=copy.deepcopy(config), timeout=timedelta(seconds=timeout_seconds))
 
 
-# The stages differ in their config alone.
+# The stages differ in their config alone; each has a name, by which summaries and refusals call it.
 deepspeed_z2 = deepspeed_z3 = deepspeed_z1
 deepspeed_z2_offload = deepspeed_z3_offload = deepspeed_z3_nvme = deepspeed_z1
