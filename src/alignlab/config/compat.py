@@ -106,6 +106,11 @@ def _has_asynchronous_io() -> bool:
     return has_asynchronous_io()
 
 
+def _is_offloaded(config: Config) -> bool:
+    """Whether the optimizer's master weights rest on the host."""
+    return config["strategy.config.zero_optimization.offload_optimizer.device"] in ("cpu", "nvme")
+
+
 def _engine_precision(config: Config) -> str | None:
     """The number format that DeepSpeed's own config asks for, as the trainer's precision begins."""
     formats = {"fp16": "16", "bf16": "bf16"}
@@ -198,6 +203,18 @@ ROWS: tuple[Row, ...] = (
         lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
         "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
         "Type strategy=ddp, or optimizer=adamw",
+    ),
+    Row(
+        ("optimizer",),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
+        "DeepSpeed, whose optimizer it is, is not installed",
+        "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
+    ),
+    Row(
+        ("optimizer", "strategy", "trainer.accelerator"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and not (_on_cpu(c) or _is_offloaded(c)),
+        "it steps on weights in host memory, and these are on the accelerator",
+        "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
     ),
     Row(
         ("strategy",),
