@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alignlab.config.sources import source_node
 from alignlab.distributed.launch import num_local_processes
 from alignlab.errors import InputError, raise_all
 
@@ -94,7 +95,7 @@ def _unread(key: str) -> Row:
     """A key of ``data`` that was given, but that the chosen source does not take over."""
     return Row(
         (f"data.{key}", "data.source"),
-        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and key not in (c["data.source"] or {}),
+        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and c["data.source"] and key not in source_node(c["data"]),
         "this source does not read it",
         "Type data=jsonl for files, or leave it out",
     )

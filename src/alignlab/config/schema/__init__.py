@@ -9,6 +9,7 @@ from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.config.schema.targets import check_nodes
 from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value
+from alignlab.config.sources import source_node
 from alignlab.errors import InputError, raise_all
 from alignlab.system.credentials import hide_all
 
@@ -35,9 +36,20 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
         if isinstance(values, dict):
             _check_section(path, values, hints, findings)
     for key, tree in plain.items():
-        check_nodes(key, tree, findings)
+        check_nodes(key, tree | {"source": _source(tree)} if key == "data" and _source(tree) else tree, findings)
     raise_all(findings.all())
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
+
+
+def _source(data: Any) -> dict[str, Any]:
+    """The node of the source with what it takes from the section around it; empty where there is no such node."""
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(source, dict) or "_target_" not in source:
+        return {}
+    try:
+        return source_node(data)
+    except InputError:  # which the check of the node tells
+        return source
 
 
 def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
@@ -62,8 +74,7 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
-    source = values.get("source") if path == "data" else None
-    source = source if isinstance(source, dict) else {}
+    source = _source(values) if path == "data" else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
     for key, hint in hints.items():
