@@ -218,6 +218,12 @@ ROWS: tuple[Row, ...] = (
         "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
     ),
     Row(
+        ("optimizer", "strategy"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
+        "it reads weights at their address in memory, which FSDP2's shards do not tell: the process ends by SIGSEGV",
+        "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
+    ),
+    Row(
         ("strategy",),
         lambda c: "nvme" in str(c["strategy.config.zero_optimization"]) and not _has_asynchronous_io(),
         "DeepSpeed reads and writes disks through libaio, whose header and library are not installed",

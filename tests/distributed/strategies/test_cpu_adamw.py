@@ -63,6 +63,12 @@ def test_it_is_refused_where_it_cannot_be_made(monkeypatch):
         compat.check(schema.check(compose(words)))
 
 
+def test_it_is_refused_with_fsdp():
+    words = ["strategy=fsdp", "optimizer=cpu_adamw", "trainer.accelerator=cpu"]
+    with pytest.raises(InputError, match="SIGSEGV"):
+        compat.check(schema.check(compose(words)))
+
+
 def test_the_compilers_failure_is_told(monkeypatch):
     def load(self):
         raise RuntimeError("Ninja is required to load C++ extensions")
