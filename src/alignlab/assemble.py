@@ -229,12 +229,11 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     chosen = build_all("callbacks", config["callbacks"])
+    known = METRICS | locate(config["method"]["_target_"]).own_metrics
     for name, callback in chosen.items():
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in METRICS:
-            raise InputError(
-                f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
-            )
+        if monitor is not None and monitor not in known:
+            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, known))
     if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
         chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)

@@ -96,6 +96,7 @@ ONLINE = {
         RLOO,
         **{**SAMPLED, "reward_kl_coef": 0.1, "num_iterations": 2},
         loss=functools.partial(LOSS, ratio_level="sequence_sum"),
+        normaliser="sequence",
         scale="none",
     ),
     "ppo": functools.partial(
@@ -103,6 +104,7 @@ ONLINE = {
         PPO,
         **{**SAMPLED, "reward_kl_coef": 0.1, "reward_kl_target": 0.5, "num_iterations": 2},
         loss=LOSS,
+        normaliser="token",
         critic="shared",
         value_coef=0.1,
         clip_value=0.2,

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from alignlab.distributed.comm import num_ranks
 from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
-from alignlab.metrics import check_names
+from alignlab.metrics import METRICS, Metric, check_names
 from alignlab.models.adapters import zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
@@ -100,6 +100,9 @@ class Method(lightning.LightningModule):
 
     head: ClassVar[Head] = "language_model"
     """What the policy ends in."""
+
+    own_metrics: ClassVar[Mapping[str, Metric]] = {}
+    """Metrics that ``alignlab.metrics`` does not have, by name, each with its unit and meaning."""
 
     rollout: RolloutData | None = None
     """Where training rows come from, for a method that samples them."""
@@ -289,7 +292,7 @@ class Method(lightning.LightningModule):
 
     def _log(self, values: Mapping[str, Tensor | float]) -> None:
         """Log under known names only, with the progress beside them as their axis."""
-        check_names(values)
+        check_names(values, METRICS | self.own_metrics)
         progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
         self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})
 

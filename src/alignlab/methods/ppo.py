@@ -3,7 +3,8 @@
 Each token is an action; its advantage comes from a critic by generalised advantage estimation (arXiv 1506.02438).
 
 1. The score stands at a completion's last token, and each token pays for leaving the reference (``reward_kl_coef``).
-2. Means are over all tokens of the optimizer step; advantages are whitened over the whole rollout.
+2. Means are over all tokens of the optimizer step (``normaliser: token``), and advantages are whitened over the whole
+   rollout.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor
 
+from alignlab.losses.entropy import entropy_bonus
+from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.losses.value import explained_variance, gae, token_rewards, value_loss, value_metrics, whiten
 from alignlab.methods.base import Factories, Method
@@ -69,6 +72,7 @@ class PPO(Method):
 
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
+        normaliser: What a token weighs: token, sequence, constant or sum.
         critic: The critic and its loss.
         advantage: How rewards and values become advantages.
         entropy_coef: Bonus per nat of entropy.
@@ -85,6 +89,7 @@ class PPO(Method):
         self,
         *,
         loss: Callable[[PolicyTokens], PolicyLoss],
+        normaliser: Normaliser,
         critic: CriticSettings,
         advantage: GAESettings,
         entropy_coef: float,
@@ -94,7 +99,7 @@ class PPO(Method):
         factories: Factories,
     ):
         super().__init__(factories=factories)
-        self.loss, self.entropy_coef = loss, entropy_coef
+        self.loss, self.normaliser, self.entropy_coef = loss, normaliser, entropy_coef
         self.value, self.advantage = critic, advantage
         self.rollout, self.reference = RolloutData(rollout, sampler), None
         if rollout.reward_kl_coef:
@@ -129,15 +134,19 @@ class PPO(Method):
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses per token: the policy's surrogate, the critic's error, the entropy."""
+        """The policy's surrogate, and per token the critic's error and the entropy."""
         scores, columns, once = self._scores(batch), batch.token_columns, self.rollout.is_learned_from_once
         tokens = policy_tokens(scores, batch, columns["advantages"], is_learned_from_once=once)
         policy = self.loss(tokens)
         values = self.critic.values(batch, scores.hidden)
         critic = value_loss(values, columns["values"], columns["returns"], clip_value=self.value.clip_value)
-        losses = (policy.losses, self.value.value_coef * critic.losses, -self.entropy_coef * tokens.entropies)
-        metrics = policy_metrics(tokens, policy) | value_metrics(critic)
-        return LossOutput([LossTerm(loss, "supervised_tokens") for loss in losses], metrics)
+        longest = self.rollout.max_completion_tokens
+        terms = [
+            normalise(policy.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest),
+            LossTerm(self.value.value_coef * critic.losses, "supervised_tokens"),
+            entropy_bonus(tokens.entropies, entropy_coef=self.entropy_coef),
+        ]
+        return LossOutput(terms, policy_metrics(tokens, policy) | value_metrics(critic))
 
     def _scores(self, batch: MicroBatch) -> TokenScores:
         return token_scores(self.policy, batch, temperature=self.rollout.temperature, want=("entropies",))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from alignlab.losses.advantages import estimate
 from alignlab.losses.kl import penalise_rewards
-from alignlab.losses.normaliser import normalise
+from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.policy_gradient import policy_tokens, scores_before
@@ -31,6 +31,7 @@ class RLOO(Method):
 
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
+        normaliser: What a token weighs: sequence, token, constant or sum.
         scale: What advantages are divided by: none, batch or whiten.
         reference: What divergence is measured from; not loaded without ``reward_kl_coef``.
         rollout: What is sampled and how it is rewarded.
@@ -45,6 +46,7 @@ class RLOO(Method):
         self,
         *,
         loss: Callable[[PolicyTokens], PolicyLoss],
+        normaliser: Normaliser,
         scale: Literal["none", "batch", "whiten"],
         reference: MovingReferenceSettings,
         rollout: RolloutSettings,
@@ -52,7 +54,7 @@ class RLOO(Method):
         factories: Factories,
     ):
         super().__init__(factories=factories)
-        self.loss, self.scale = loss, scale
+        self.loss, self.normaliser, self.scale = loss, normaliser, scale
         self.rollout, self.reference = RolloutData(rollout, sampler), None
         if rollout.reward_kl_coef:
             self.reference = ReferencePolicy(reference, factories.open_model, self.rollout.temperature)
@@ -75,11 +77,12 @@ class RLOO(Method):
         return rollout.with_columns(advantages=found)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Mean over the completions of the step, of the means over their tokens."""
+        """Losses of the tokens, weighed as the normaliser has it."""
         advantages, once = batch.columns["advantages"][batch.sequence_ids], self.rollout.is_learned_from_once
         tokens = policy_tokens(self._scores(batch), batch, advantages, is_learned_from_once=once)
         loss = self.loss(tokens)
-        term = normalise(loss.losses, tokens.sequence_ids, tokens.num_sequences, "sequence")
+        longest = self.rollout.max_completion_tokens
+        term = normalise(loss.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest)
         return LossOutput([term], policy_metrics(tokens, loss))
 
     def _scores(self, batch: MicroBatch) -> TokenScores:
