@@ -83,9 +83,7 @@ def test_a_loss_that_is_not_finite_is_named_at_once_with_its_rows(caplog):
 def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is_finite():
     method = make_method("sft", lr=0.1)
     compute = method.compute_loss
-    method.compute_loss = lambda batch: LossOutput(
-        [LossTerm(t.losses + math.inf, t.unit) for t in compute(batch).terms]
-    )
+    method.compute_loss = lambda batch: LossOutput([LossTerm(t.sum + math.inf, t.unit) for t in compute(batch).terms])
     weights, (step,) = fit(method, make_loader(make_rows(), 4, num_steps=1, order="as_is"))
     assert 0 < step["train/grad_norm"] < math.inf
     assert torch.equal(weights, initial())
