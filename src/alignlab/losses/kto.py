@@ -1,7 +1,7 @@
-"""Losses of completions that come alone, each desirable or not: KTO (arXiv 2402.01306).
+"""Losses of unpaired completions, each desirable or not: KTO (arXiv 2402.01306).
 
-1. The reference point is the mean log-ratio of prompts with completions of other rows, over the whole optimizer step,
-   never below 0 and without gradient; the paper takes it from a micro-batch.
+1. The reference point is the mean log-ratio of prompts with completions of other rows over the whole optimizer step,
+   clamped at 0 and without gradient; the paper uses the mean of a micro-batch.
 """
 
 import torch
@@ -13,19 +13,22 @@ def reference_point(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 
     Args:
         log_ratio_sum: Sum of the log-ratios of mismatched completions over the step. Shape ``[]``.
-        count: Their number. Shape ``[]``.
+        count: Number of these completions. Shape ``[]``.
+
+    Returns:
+        Without gradient. Shape ``[]``.
     """
     return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
 
 def kto(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
-    """1 - v(x, y): 1 - σ(β(r - z_0)) of a desirable completion, 1 - σ(β(z_0 - r)) of another (eq. 8).
+    """1 - v(x, y): 1 - σ(β(r - z_0)) for a desirable completion, 1 - σ(β(z_0 - r)) for an undesirable one (eq. 8).
 
     Args:
-        log_ratios: r, with gradient. Shape ``[S]``.
-        desirable: Whether the completion is one to imitate. Shape ``[S]``, bool.
+        log_ratios: r, the log-ratio of policy and reference, with gradient. Shape ``[S]``.
+        desirable: Label of each completion. Shape ``[S]``, bool.
         point: z_0. Shape ``[]``.
-        beta: Strength of the pull towards the reference.
+        beta: Scale of the log-ratio; a larger one keeps the policy closer to the reference.
 
     Returns:
         Shape ``[S]``.
@@ -35,8 +38,8 @@ def kto(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) ->
 
 
 def apo_zero_unpaired(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
-    """The same against 0 instead of z_0 (APO-zero, arXiv 2408.06266, without pairs).
+    """``kto`` with 0 in place of z_0 (APO-zero, arXiv 2408.06266, without pairs).
 
-    Args and returns as in ``kto``; the reference point is not looked at.
+    Args and returns as in ``kto``; the reference point is ignored.
     """
     return kto(log_ratios, desirable, torch.zeros_like(point), beta=beta)
