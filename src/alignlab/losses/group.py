@@ -152,17 +152,12 @@ def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
 
 
 def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
-    """Metrics of groups, as means over groups.
-
-    Args:
-        groups: B groups.
-        margin: α of the loss; a group is active if its chosen does not exceed the hardest rejected by it.
-    """
+    """Rewards, margins to the hardest and to the mean, accuracy, share of groups within the margin, and K."""
     rewards, group_ids = (value.detach() for value in groups.rejected)
     chosen, worst = groups.chosen.detach(), hardest(groups).detach()
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
     mean = _sums(rewards, group_ids, groups.num_groups) / sizes
-    index = hardest_index(groups).to(chosen.dtype)
+    place = hardest_index(groups).to(chosen.dtype)
     values = {
         "rewards/chosen": chosen,
         "rewards/rejected": mean,
@@ -170,7 +165,7 @@ def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
         "rewards/margins_hardest": chosen - worst,
         "rewards/accuracies": (chosen > worst).to(chosen.dtype),
         "group/active_fraction": (worst - chosen + margin > 0).to(chosen.dtype),
-        "group/hardest_place": index / (sizes - 1).clamp(min=1),
+        "group/hardest_place": place / (sizes - 1).clamp(min=1),
         "group/num_rejected": sizes.to(chosen.dtype),
     }
     count = chosen.new_tensor(groups.num_groups)

@@ -22,13 +22,13 @@ def reference_point(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 
 
 def kto(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
-    """1 - v(x, y): 1 - σ(β(r - z_0)) for a desirable completion, 1 - σ(β(z_0 - r)) for an undesirable one (eq. 8).
+    """1 - v(x, y): 1 - σ(β(r - z_0)) of a desirable completion, 1 - σ(β(z_0 - r)) of another (eq. 8).
 
     Args:
-        log_ratios: r, the log-ratio of policy and reference, with gradient. Shape ``[S]``.
-        desirable: Label of each completion. Shape ``[S]``, bool.
+        log_ratios: r, with gradient. Shape ``[S]``.
+        desirable: Whether the completion is one to imitate. Shape ``[S]``, bool.
         point: z_0. Shape ``[]``.
-        beta: Scale of the log-ratio; a larger one keeps the policy closer to the reference.
+        beta: Strength of the pull towards the reference.
 
     Returns:
         Shape ``[S]``.
@@ -38,8 +38,8 @@ def kto(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) ->
 
 
 def apo_zero_unpaired(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
-    """``kto`` with 0 in place of z_0 (APO-zero, arXiv 2408.06266, without pairs).
+    """The same against 0 instead of z_0 (APO-zero, arXiv 2408.06266, without pairs).
 
-    Args and returns as in ``kto``; the reference point is ignored.
+    Args and returns as in ``kto``; the reference point is not looked at.
     """
     return kto(log_ratios, desirable, torch.zeros_like(point), beta=beta)

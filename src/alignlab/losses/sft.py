@@ -17,16 +17,16 @@ def nll(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduct
         token_logps: Log-probabilities, carry the gradient. Shape ``[N]``.
         sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
-        reduction: ``token`` gives every token the same weight, ``sequence`` every sequence.
+        reduction: ``token`` weighs every token alike, ``sequence`` every sequence.
 
     Returns:
-        Losses per supervised token, or losses divided by the tokens of their sequence, per sequence.
+        Token losses per supervised token of the step, or their means over sequences per sequence.
     """
     return normalise(-token_logps, sequence_ids, num_sequences, reduction)
 
 
 def dft(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
-    """Dynamic fine-tuning: the loss of each token is weighted by its probability, without gradient (eq. 9).
+    """Dynamic fine-tuning: each token's loss weighed by its own probability, without gradient (eq. 9).
 
     Args and returns as in ``nll``.
     """

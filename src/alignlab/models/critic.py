@@ -1,4 +1,4 @@
-"""Critics: predict the return of a policy from each token on."""
+"""Critics: what a policy may expect from each token on."""
 
 import copy
 
@@ -11,11 +11,11 @@ from alignlab.types.batch import MicroBatch
 
 
 class Critic(nn.Module):
-    """A linear head on hidden states, those of the policy or of a separate trunk.
+    """A linear head on hidden states: those of the policy, or of a trunk of its own.
 
     Args:
-        policy: Not sharded, and not yet trained in this run.
-        separate: Train a copy of the policy as trunk instead of using the policy's hidden states.
+        policy: Whole and untrained in this run.
+        separate: Take a trained copy of the policy as trunk, else the policy's own hidden states.
     """
 
     def __init__(self, policy: nn.Module, *, separate: bool):
@@ -23,32 +23,32 @@ class Critic(nn.Module):
         config = base_model(policy).config.get_text_config()
         self.trunk = copy.deepcopy(policy) if separate else None
         self.head = nn.Linear(config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)  # a random head would add noise to the first advantages
+        nn.init.zeros_(self.head.weight)  # nothing is expected before anything is known
         nn.init.zeros_(self.head.bias)
         self.head.to(next(policy.parameters()).device)
         if separate:
             self._freeze_beyond_decoder()
 
     def _freeze_beyond_decoder(self) -> None:
-        """The trunk's vocabulary head is unused, and DDP waits for a gradient of every trainable tensor."""
+        """Nothing asks the trunk's vocabulary head, and DDP waits for a gradient of every tensor that trains."""
         base = base_model(self.trunk)
-        used = {id(parameter) for parameter in base.get_decoder().parameters()}
-        for parameter in (p for p in base.parameters() if id(p) not in used):
+        asked = {id(parameter) for parameter in base.get_decoder().parameters()}
+        for parameter in (p for p in base.parameters() if id(p) not in asked):
             parameter.requires_grad_(False)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values before the tokens that the hidden states predict.
 
         Args:
-            hidden: Hidden states at the source positions. Shape ``[N, hidden]``.
+            hidden: Shape ``[N, hidden]``.
 
         Returns:
             float32, carries the gradient. Shape ``[N]``.
         """
-        # As for a reward model's score, 16 bits cannot represent relative differences below about a hundredth.
+        # As for a reward model's score, 16 bits could not tell apart what differs by less than a hundredth of its size.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden.to(self.head.weight.dtype))[:, 0].float()
 
     def hidden(self, batch: MicroBatch) -> Tensor:
-        """Hidden states of the separate trunk at the source positions of the batch. Shape ``[N, hidden]``."""
+        """Hidden states of the own trunk before the supervised tokens. Shape ``[N, hidden]``."""
         return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.source_positions]
