@@ -112,7 +112,7 @@ class StepBatch:
         micro_batches: They go through the model one after the other.
         totals: Sizes of the step over all ranks.
         epoch: Passes over the training rows after this step.
-        companions: For each micro-batch, the companions of its rows; empty unless the method asks for them.
+        companions: Of each micro-batch the companions of its rows, where the method wants them.
     """
 
     def __init__(
