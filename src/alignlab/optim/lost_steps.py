@@ -46,7 +46,7 @@ class LostSteps:
             log.warning("step %d changed nothing: %s", number, blame(step, sums))
         if self.in_a_row == MAX_LOST_STEPS:
             why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
-            instead = "Look at these rows; or lower optimizer.lr, raise scheduler.warmup_steps, and start anew"
+            instead = "Look at these rows; or lower optimizer.lr or raise scheduler.warmup_steps, and start again"
             raise RunError("training on", why, instead)
 
 

@@ -72,18 +72,18 @@ def hide(path: str, text: str) -> str:
     return QUERY.sub(lambda match: _hidden_parameter(name, match), text)
 
 
-def hide_all(path: str, tree: Any) -> Any:
+def hide_all(path: str, config: Any) -> Any:
     """Replace the secrets of a plain, unresolved config with references, as ``hide`` does.
 
     Args:
         path: Dotted key of the config; empty for the root.
-        tree: A nesting of mappings, lists and values.
+        config: A nesting of mappings, lists and values.
     """
-    if isinstance(tree, Mapping):
-        return {key: hide_all(f"{path}.{key}" if path else str(key), value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return _hide_list(path, tree)
-    return hide(path, tree) if isinstance(tree, str) else tree
+    if isinstance(config, Mapping):
+        return {key: hide_all(f"{path}.{key}" if path else str(key), value) for key, value in config.items()}
+    if isinstance(config, list):
+        return _hide_list(path, config)
+    return hide(path, config) if isinstance(config, str) else config
 
 
 def revealed(path: str, text: str) -> str:
@@ -114,13 +114,13 @@ def not_set(path: str, name: str) -> InputError:
     return InputError(f"{path}=${{oc.env:{name}}}", why, f"Type export {name}=VALUE first, or {path}=VALUE")
 
 
-def blanked(tree: Any) -> Any:
+def blanked(config: Any) -> Any:
     """Mask every reference to a secret in a config, so that runs compare equal however the secret is given."""
-    if isinstance(tree, Mapping):
-        return {key: blanked(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [blanked(value) for value in tree]
-    return REFERENCE.sub(MASK, tree) if isinstance(tree, str) else tree
+    if isinstance(config, Mapping):
+        return {key: blanked(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [blanked(value) for value in config]
+    return REFERENCE.sub(MASK, config) if isinstance(config, str) else config
 
 
 def masked(text: str) -> str:
