@@ -40,10 +40,10 @@ LAUNCHERS = {
 """Launchers and their environment variables: rank, number of ranks, local rank, number of local ranks, and index of the
 machine. ``launch`` sets those of torchrun."""
 
-PATIENCE = timedelta(minutes=30)
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 """How long to wait for ranks that have not started yet."""
 
-SECONDS_BETWEEN_LOOKS = 0.1
+POLL_SECONDS = 0.1
 """Interval at which a waiting rank checks the store."""
 
 
@@ -162,7 +162,7 @@ def without_rank_flag(words: Sequence[str]) -> list[str]:
 @cache
 def _store() -> dist.Store:
     """The store at the job's address. Cached: rank 0 may run its server, which the process group uses too."""
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"alignlab/{attempt}", store)
 
@@ -200,7 +200,7 @@ def agree(decide: Callable[[], Decision]) -> Decision:
 def _wait_for(key: str) -> None:
     """Wait until another rank has set a key. This polls, because signals are delayed during the store's own wait."""
     while not _store().check([key]):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
