@@ -1,4 +1,4 @@
-"""How the work is spread: the names of ``strategy=`` and what Lightning knows them as."""
+"""Training strategies: the names of ``strategy=`` and the functions that make Lightning's strategies."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,11 +32,11 @@ STRATEGIES: dict[str, Callable[..., Strategy | str]] = {
 
 
 def make_strategy(name: str, **options: Any) -> Strategy | str:
-    """The strategy of a name.
+    """Make a strategy by name.
 
     Args:
-        name: As in ``strategy=``.
-        options: Keyword arguments of its function above.
+        name: A name of ``STRATEGIES``, as in ``strategy=``.
+        options: Keyword arguments of its function.
 
     Raises:
         InputError: There is no such strategy.
