@@ -43,7 +43,7 @@ def collate(
         source_positions=source,
         labels=tokens[target],
         sequence_ids=sequence_ids,
-        group=torch.tensor([group for group, *_ in paths], dtype=torch.long),
+        group_ids=torch.tensor([group for group, *_ in paths], dtype=torch.long),
         columns=_columns(rows),
         num_tokens=len(tokens),
         last_positions=torch.tensor(last_positions, dtype=torch.long),
