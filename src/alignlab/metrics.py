@@ -1,5 +1,6 @@
 """Every logged name, with its unit and its meaning in one line. A name that is not here is refused when logged."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -90,17 +91,19 @@ FAMILIES: dict[str, Metric] = {
 """Names that a run makes up itself, by their beginning."""
 
 
-def check_names(names) -> None:
+def check_names(names: Iterable[str], known: Mapping[str, Metric] = METRICS) -> None:
     """Raise ``KeyError`` for a metric name that has no entry.
 
     Args:
         names: Logged names; ``<group>/<name>`` as in ``METRICS``, training's own also with ``train/`` or ``val/``.
+        known: Metrics with their meanings.
     """
-    unknown = sorted(name for name in set(names) if not _known(name))
+    unknown = sorted(name for name in set(names) if not _is_known(name, known))
     if unknown:
-        raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; add them to alignlab/metrics.py")
+        instead = "declare them in the method's own_metrics, each a Metric(unit, meaning)"
+        raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; {instead}")
 
 
-def _known(name: str) -> bool:
+def _is_known(name: str, known: Mapping[str, Metric]) -> bool:
     plain = name.removeprefix("val/").removeprefix("train/")
-    return name in METRICS or plain in METRICS or plain.startswith(tuple(FAMILIES))
+    return name in known or plain in known or plain.startswith(tuple(FAMILIES))

@@ -136,7 +136,12 @@ def test_huge_rewards_stay_finite(name):
 def test_metrics_by_hand():
     """Groups (1 | 0.5, 0) and (0 | 2): leads over the hardest 0.5 and -2, over the mean 0.75 and -2."""
     groups = Groups(torch.tensor([1.0, 0.5, 0.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 1, 1]))
-    means = {name: (ratio.sum / ratio.weight).item() for name, ratio in group_metrics(groups, margin=0.4).items()}
+    means = {
+        name: (ratio.sum / ratio.weight).item()
+        for name, ratio in group_metrics(
+            groups, group.group_hinge(groups, margin=0.4, inverse_temperature=None)
+        ).items()
+    }
     assert means == pytest.approx(
         {
             "rewards/chosen": 0.5,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 Result = TypeVar("Result")
 
@@ -23,6 +24,17 @@ def all_gather(value: Result) -> list[Result]:
     values = [value] * num_ranks()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
+    return values
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of the values of all ranks, on each of them.
+
+    Args:
+        values: On this rank's device, of the same shape on all ranks. Any shape; added to in place.
+    """
+    if dist.is_initialized():
+        dist.all_reduce(values)
     return values
 
 

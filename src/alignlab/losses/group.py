@@ -146,8 +146,13 @@ def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
     return found if flat else found - (sizes.cumsum(0) - sizes)
 
 
-def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
-    """Rewards, margins to the hardest and to the mean, accuracy, share of groups within the margin, and K."""
+def group_metrics(groups: Groups, losses: Tensor) -> dict[str, Ratio]:
+    """Rewards, margins to the hardest and to the mean, accuracy, share of groups with a loss above 0, and K.
+
+    Args:
+        groups: B groups.
+        losses: Of each. Shape ``[B]``.
+    """
     rewards, group_ids = (value.detach() for value in groups.rejected)
     chosen, worst = groups.chosen.detach(), hardest(groups).detach()
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
@@ -159,7 +164,7 @@ def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
         "rewards/margins": chosen - mean,
         "rewards/margins_hardest": chosen - worst,
         "rewards/accuracies": (chosen > worst).to(chosen.dtype),
-        "group/active_fraction": (worst - chosen + margin > 0).to(chosen.dtype),
+        "group/active_fraction": (losses.detach() > 0).to(chosen.dtype),
         "group/hardest_place": place / (sizes - 1).clamp(min=1),
         "group/num_rejected": sizes.to(chosen.dtype),
     }

@@ -112,19 +112,28 @@ class StepBatch:
         totals: Sizes of the step over all ranks.
         epoch: Passes over the training rows once this step is done.
         companions: Of each micro-batch the companions of its rows, where the method wants them.
+        metrics: What is logged with the step beside what the method says of it.
+        has_signal: Whether the step must give every trained tensor a gradient; the same on all ranks.
     """
 
     def __init__(
-        self, micro_batches: list[MicroBatch], totals: StepTotals, epoch: float, companions: Sequence[MicroBatch] = ()
+        self,
+        micro_batches: list[MicroBatch],
+        totals: StepTotals,
+        epoch: float,
+        companions: Sequence[MicroBatch] = (),
+        metrics: Mapping[str, float] | None = None,
+        has_signal: bool = True,
     ):
         self.micro_batches, self.totals, self.epoch, self.companions = micro_batches, totals, epoch, companions
+        self.metrics, self.has_signal = metrics or {}, has_signal
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
         """The same step with its tensors on another device."""
         batches, companions = (
             [move(batch, device, non_blocking) for batch in some] for some in (self.micro_batches, self.companions)
         )
-        return StepBatch(batches, self.totals, self.epoch, companions)
+        return StepBatch(batches, self.totals, self.epoch, companions, self.metrics, self.has_signal)
 
 
 def move(value: Any, device, non_blocking: bool = False) -> Any:

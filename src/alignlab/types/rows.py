@@ -1,8 +1,10 @@
 """Rows of data: what a format makes of a record, and what the tokenizer makes of a row."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 Message = Mapping[str, Any]
 """A chat message: ``role`` and ``content``, and what the template knows beside them (``tool_calls``,
@@ -89,11 +91,11 @@ class TokenRow:
         companion: A second row that goes with this one, without a gradient, for methods that want one.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int] | Tensor
     supervised: list[bool]
     groups: list[list[int]]
     origin: str
     columns: dict[str, Any] = field(default_factory=dict)
-    token_columns: dict[str, list[float]] = field(default_factory=dict)
+    token_columns: dict[str, Sequence[float] | Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     companion: "TokenRow | None" = None
