@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -7,6 +5,7 @@ from alignlab.losses.sft import SupervisedTokens, dft, nll, token_metrics
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.types.batch import StepTotals
 from alignlab.types.loss import LossOutput
+from tests.losses.golden import cases, golden
 from tests.losses.reduce import step_mean
 
 # Two sequences: log-probabilities -1, -2, -3 and -4.
@@ -74,16 +73,12 @@ LOSSES = {"nll": nll, "dft": dft}
 REDUCTION = {"reduction": "token"}
 
 
-def test_golden_values(shared):
+@pytest.mark.parametrize("case", cases("sft_real"), ids=lambda case: case["id"])
+def test_golden_values(case):
     """The peer's fused head keeps float32 statistics, so its values agree to about 5e-6 only."""
-    golden = json.loads((shared / "golden" / "trl.json").read_text())
-    cases = [case for case in golden["cases"] if case["family"] == "sft_real"]
-    assert len(cases) == 12
-    for case in cases:
-        inputs = golden["inputs"][case["inputs"]]
-        labels = torch.tensor(inputs["labels"])[:, 1:]
-        logps = torch.tensor(case["expected"]["per_token_logps"], dtype=torch.float64)[labels != -100]
-        sequence_ids = torch.nonzero(labels != -100)[:, 0]
-        term = LOSSES[case["config"]["loss_type"]](SupervisedTokens(logps, sequence_ids, len(labels)), **REDUCTION)
-        loss = step_mean(term, tokens=case["config"]["num_items_in_batch"] or len(logps))
-        assert loss.item() == pytest.approx(case["expected"]["loss"], rel=case["tol"]), case["id"]
+    labels = torch.tensor(golden()["inputs"][case["inputs"]]["labels"])[:, 1:]
+    logps = torch.tensor(case["expected"]["per_token_logps"], dtype=torch.float64)[labels != -100]
+    sequence_ids = torch.nonzero(labels != -100)[:, 0]
+    term = LOSSES[case["config"]["loss_type"]](SupervisedTokens(logps, sequence_ids, len(labels)), **REDUCTION)
+    loss = step_mean(term, tokens=case["config"]["num_items_in_batch"] or len(logps))
+    assert loss.item() == pytest.approx(case["expected"]["loss"], rel=case["tol"])

@@ -119,10 +119,6 @@ def _is_vllm(config: Config) -> bool:
     return _is(config, "rollout", "VLLMRollout")
 
 
-def _can_be_run(program: Any) -> bool:
-    return isinstance(program, str) and "\0" not in program and os.access(program, os.X_OK)
-
-
 def _is_narrowed(config: Config) -> bool:
     return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
 

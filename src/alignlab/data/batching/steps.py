@@ -68,10 +68,10 @@ def _curriculum(table: TokenTable, column: str | None) -> np.ndarray:
     """The column's value of every row."""
     values = []
     for row in table:
-        if column not in row.numbers:
+        if column not in row.columns:
             why = f"{row.origin} has no number of that name"
-            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.numbers))
-        values.append(row.numbers[column])
+            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.columns))
+        values.append(row.columns[column])
     return np.array(values)
 
 
