@@ -47,7 +47,7 @@ OTHERS = [
     *("torch.os.system", "transformers.utils.os.system", "numpy.os.remove"),
     "alignlab.config.build.importlib.import_module",
     *("alignlab.run.fit", "alignlab.cli.main.main", "alignlab.system.disk.write_text", "alignlab.config.build.build"),
-    *("alignlab.distributed.launch.launch", "alignlab.distributed.strategies.make_strategy", "wandb.init"),
+    *("alignlab.distributed.launch.launch", "alignlab.distributed.strategies.sharding_of", "wandb.init"),
     *("huggingface_hub.upload_file", "fsspec.open", "accelerate.launch", "torch.package.PackageImporter"),
     *("matplotlib.pyplot.savefig", "pydantic.ImportString", "lightning.pytorch.cli.LightningCLI", "subprocess"),
     *("torch.nn.Linear.__init__.__globals__", "alignlab", "torch", "torch.float32", "builtins.eval", "__main__.x"),

@@ -188,8 +188,8 @@ def _stage_faults(strategy: Mapping[str, Any], file: Mapping[str, Any]) -> Itera
     ours = strategy["config"]["zero_optimization"]["stage"]
     theirs = file.get("zero_optimization", {}).get("stage", ours)
     if theirs != ours:
-        asked = f"strategy={strategy['name']}"
-        why = f"it is ZeRO stage {ours}, but {strategy['config_file']} has zero_optimization.stage={theirs}"
+        asked = f"strategy={strategy['_target_'].rpartition('.')[2]}"
+        why = f"it is ZeRO stage {ours}, {strategy['config_file']} has zero_optimization.stage={theirs}"
         yield InputError(asked, why, f"Type strategy=deepspeed_z{theirs}")
 
 

@@ -231,6 +231,6 @@ def deepspeed_z1(
     return DeepSpeed(config=copy.deepcopy(config), timeout=timedelta(seconds=timeout_seconds))
 
 
-# The stages differ only in their config.
+# The stages differ only in their config; each has the name by which summaries and refusals call it.
 deepspeed_z2 = deepspeed_z3 = deepspeed_z1
 deepspeed_z2_offload = deepspeed_z3_offload = deepspeed_z3_nvme = deepspeed_z1
