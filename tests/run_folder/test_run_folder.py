@@ -194,7 +194,7 @@ def home(tmp_path, monkeypatch):
         ("{home}/repository", "it is a repository"),
         ("{home}/papers", "the folder holds files that are not of a run: draft.tex"),
         ("{home}/mine", "the folder holds files that are not of a run: notes.txt"),
-        ("{home}/mine/notes.txt", "it is no folder"),
+        ("{home}/mine/notes.txt", "it is not a folder"),
         ("x" * 300, "cannot be a folder"),
         ("nul\0", "cannot be a folder"),
     ],

@@ -52,7 +52,7 @@ class MetricsFile(Logger):
             raise InputError(str(self.path), "it is not a file, so nothing can be logged to it", "Move it away")
         rows = list(_parsed(self.path))
         if unread := rows.count(None):
-            log.warning("%s: dropped %d rows that cannot be read", self.path, unread)
+            log.warning("%s: left out %d rows that cannot be read", self.path, unread)
         self._rows = [row for row in rows if row is not None and row[AXIS] <= first_step]
         self._columns = list(dict.fromkeys([AXIS, *(name for row in self._rows for name in row)]))
         self._last_row = 0  # offset in the file of the row of the newest step
