@@ -13,7 +13,7 @@ import pytest
 from alignlab.errors import InputError
 from alignlab.rewards import execution
 from alignlab.rewards.exact_answer import ExactAnswer
-from alignlab.rewards.execution import InProcess, InThread, place_for
+from alignlab.rewards.execution import InProcess, InThread, make_executor
 from alignlab.rewards.external import PythonReward
 from alignlab.rewards.math_equal import MathEqual
 from alignlab.rewards.scorer import Limits, Scorer
@@ -181,7 +181,7 @@ def test_a_pattern_that_takes_too_long_for_one_text_is_told_for_that_text_alone(
 
 def test_math_runs_apart_too(scorer):
     made = scorer(math=MathEqual(column="answer"))
-    assert isinstance(made.places["math"], InProcess)
+    assert isinstance(made.executors["math"], InProcess)
     assert call(made, ["<answer>1/2</answer>", "2"], answer=["0.5", "3"]).by_name["math"] == [1.0, 0.0]
 
 
@@ -190,12 +190,12 @@ def test_who_moves_and_who_stays(mine, monkeypatch):
     monkeypatch.setattr(InProcess, "make_ready", lambda self: "")
     stays = [ExactAnswer(column="a"), mine.Stays(1), mine.Moves(1), lambda completions, prompts: [], os.times().__add__]
     moves = [Pattern(pattern="a", whole=False), mine.Factor(1), mine.count, functools.partial(mine.where)]
-    assert [type(place_for("mine", reward)) for reward in stays[:4]] == [InThread] * 4
-    assert [type(place_for("mine", reward)) for reward in moves] == [InProcess] * 4
+    assert [type(make_executor("mine", reward)) for reward in stays[:4]] == [InThread] * 4
+    assert [type(make_executor("mine", reward)) for reward in moves] == [InProcess] * 4
 
 
 def test_what_cannot_be_unpickled_there_stays_and_says_so(mine, caplog):
-    assert isinstance(place_for("mine", mine.Fragile(1)), InThread)
+    assert isinstance(make_executor("mine", mine.Fragile(1)), InThread)
     assert "RuntimeError: not here" in caplog.text
 
 
@@ -206,13 +206,13 @@ def test_what_cannot_be_unpickled_there_stays_and_says_so(mine, caplog):
 def test_a_file_that_cannot_be_loaded_is_refused_before_training(tmp_path, source, why):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(InputError, match=why):
-        place_for("python", PythonReward(path=f"{tmp_path}/mine.py:score"))
+        make_executor("python", PythonReward(path=f"{tmp_path}/mine.py:score"))
 
 
 def test_a_process_that_cannot_start_is_told(monkeypatch):
     monkeypatch.setattr(execution, "_start", functools.partial(_raise, OSError("no memory")))
     with pytest.raises(InputError, match=r"cannot be started \(no memory\)"):
-        place_for("pattern", Pattern(pattern="a", whole=False))
+        make_executor("pattern", Pattern(pattern="a", whole=False))
 
 
 def _raise(error, *_):

@@ -204,9 +204,9 @@ def home(tmp_path, monkeypatch):
         ("..", "it is the working folder, or contains it"),
         ("/", "it is the working folder, or contains it"),
         ("{home}/repository", "it is a repository"),
-        ("{home}/papers", "the folder holds what no run has made: draft.tex"),
-        ("{home}/mine", "the folder holds what no run has made: notes.txt"),
-        ("{home}/mine/notes.txt", "it is no folder"),
+        ("{home}/papers", "the folder holds files that are not of a run: draft.tex"),
+        ("{home}/mine", "the folder holds files that are not of a run: notes.txt"),
+        ("{home}/mine/notes.txt", "it is not a folder"),
         ("x" * 300, "cannot be a folder"),
         ("nul\0", "cannot be a folder"),
     ],
@@ -308,7 +308,7 @@ def _try_to_lock(path, answers):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_lies_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} there is no file"):
+    with pytest.raises(InputError, match=f"{name} in it is not a file"):
         RunFolder(tmp_path).lock()
 
 
