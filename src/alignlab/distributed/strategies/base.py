@@ -71,11 +71,11 @@ class Sharding:
             yield
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The full gradient of a parameter after the last backward of a step. All ranks must call this."""
+        """The gradient of a parameter in its full shape, after the last backward of a step. All ranks call this."""
         return parameter.grad
 
     def value(self, parameter: nn.Parameter) -> Tensor:
-        """The full value of a parameter. All ranks must call this."""
+        """The value of a parameter in its full shape. All ranks must call this."""
         return parameter.detach()
 
     def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
