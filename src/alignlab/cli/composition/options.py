@@ -1,0 +1,50 @@
+"""Which options of a group fit a method that another one does not fit."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alignlab.cli.composition.compose import ROOT
+from alignlab.config.build import locate
+from alignlab.config.kinds import kinds_at
+from alignlab.errors import InputError, InputErrors
+
+LOSS = re.compile(r"method\.loss(\.\w+)?\._target_=")
+"""How a refused loss begins."""
+
+FOLDER = ROOT / "conf" / "method"
+
+
+def with_losses(error: InputError, method: Any) -> InputError:
+    """Add to the refusal of a loss which losses the method takes.
+
+    Args:
+        error: Of a check of the config.
+        method: ``_target_`` of the method.
+    """
+    errors = error.errors if isinstance(error, InputErrors) else (error,)
+    if not any(LOSS.match(one.asked) for one in errors):
+        return error
+    instead = f"Type method/loss= with one of: {', '.join(losses_of(locate(method)))}; or name a function of your own"
+    told = [InputError(one.asked, one.why, instead) if LOSS.match(one.asked) else one for one in errors]
+    return InputErrors(told) if isinstance(error, InputErrors) else told[0]
+
+
+def losses_of(method: type) -> Iterator[str]:
+    """Options of ``method/loss`` that a method takes."""
+    kinds = kinds_at("method.loss", method, "loss")
+    for file in sorted((FOLDER / "loss").glob("*.yaml")):
+        target = locate(_target(file))
+        if any(kind.fits(target) for kind in kinds):
+            yield file.stem
+
+
+def _target(file: Path) -> str:
+    """``_target_`` of an option, or of the part that it is made of."""
+    text = file.read_text(encoding="utf-8")
+    found = re.search(r"_target_: (\S+)", text)
+    if found:
+        return found[1]
+    part = re.search(r"/method/(part/\w+)@loss", text)
+    return _target(FOLDER / f"{part[1]}.yaml")
