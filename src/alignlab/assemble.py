@@ -25,7 +25,6 @@ from alignlab.data.sources.mixture import serve
 from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
 from alignlab.data.tokenise.texts import row_texts
-from alignlab.distributed.strategies import make_strategy
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS
@@ -220,7 +219,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     facts = {
         "method": method,
         "model": model,
-        "strategy": config["strategy"]["name"],
+        "strategy": name_of(config["strategy"]["_target_"]),
         "peft": (config["peft"] or {}).get("peft_type"),
         "seed": config["seed"],
     }
@@ -241,7 +240,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     trainer = build(
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
-        strategy=make_strategy(**config["strategy"]),
+        strategy=build("strategy", config["strategy"]),
         callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
@@ -260,10 +259,10 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
 
 
 def name_of(target: str) -> str:
-    """The word for a method: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
+    """The word for a method or strategy: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
 
     Args:
-        target: Dotted path of a class.
+        target: Dotted path of a class or function.
     """
     name = target.split(".")[-1]
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

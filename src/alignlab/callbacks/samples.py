@@ -1,4 +1,4 @@
-"""Completions with their rewards, in a file and in the trackers."""
+"""Log of completions with their rewards, to a file and to the trackers."""
 
 import json
 import math
@@ -15,45 +15,45 @@ from alignlab.system.disk import write_text
 from alignlab.types.rows import Message
 
 STEPS_BETWEEN = 20
-"""Optimizer steps between two rollouts that are shown."""
+"""Optimizer steps between two rollouts that are logged."""
 
 MAX_PROMPTS = 4
-"""Prompts of a rollout whose completions are written."""
+"""Number of prompts of a rollout whose completions are written."""
 
 MAX_TABLE_ROWS = 16
-"""Completions of a rollout that go to the trackers."""
+"""Number of completions of a rollout that are logged to the trackers."""
 
 
 class SampleLog(lightning.Callback):
     """Writes completions with their rewards to ``samples.jsonl`` and, as tables, to the trackers.
 
     Args:
-        path: Of ``samples.jsonl``.
-        first_step: Records after this optimizer step are cut before the run begins: those of a run that is resumed from
-            its checkpoint. 0 begins anew.
+        path: Path of ``samples.jsonl``.
+        first_step: Optimizer step of the checkpoint that the run resumes from; records after it are removed before the
+            run begins. 0 removes all records.
     """
 
     def __init__(self, *, path: Path, first_step: int):
         self.path, self.first_step, self.next_step = Path(path), first_step, 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The step from which on the next rollout is written."""
+        """The first step whose rollout is logged next."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Restore the state."""
         self.next_step = state["next_step"]
 
     @rank_zero_only
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Cut what will be sampled again."""
+        """Remove records that will be sampled again."""
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(self.path, "".join(line for line in lines if _step_of(line) <= self.first_step))
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
-        """Write a new rollout where one is due."""
+        """Log a new rollout if one is due."""
         rollout, method.rollout.latest = method.rollout.latest, None
         if rollout is None or method.progress.step < self.next_step:
             return
@@ -67,7 +67,7 @@ class SampleLog(lightning.Callback):
 
 
 def _step_of(line: str) -> float:
-    """Optimizer step of a record; infinite where a crash left it half written, or somebody else damaged it."""
+    """Optimizer step of a record; infinite if the record is incomplete or damaged."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -75,7 +75,7 @@ def _step_of(line: str) -> float:
 
 
 def sample_records(rollout: Rollout, tokenizer: Any, step: int) -> list[dict[str, Any]]:
-    """One plain record per completion."""
+    """Make one record of plain values per completion."""
     names = ["reward", *(name for name in rollout.columns if name.startswith("reward/"))]
     rewards = {name: rollout.columns[name].tolist() for name in names}
     completions, prompts = rollout.completions, rollout.prompt_index.tolist()
@@ -93,7 +93,7 @@ def sample_records(rollout: Rollout, tokenizer: Any, step: int) -> list[dict[str
 
 
 def written(prompt: Sequence[Message]) -> str:
-    """A prompt as text; turns are told apart where there are several."""
+    """Format a prompt as text; several messages are prefixed with their roles."""
     if len(prompt) == 1:
         return str(prompt[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

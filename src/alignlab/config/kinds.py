@@ -118,6 +118,7 @@ PLACES: dict[str, Kind] = {
     "rollout": of_class("alignlab.rollout.sampler.base.Sampler", functions=False),
     "optimizer": of_class("torch.optim.Optimizer", waits=True),
     "scheduler": of_class("torch.optim.lr_scheduler.LRScheduler", waits=True),
+    "strategy": of_class("lightning.pytorch.strategies.Strategy"),
     "trainer": of_class("lightning.Trainer"),
     "logger.*": of_class("lightning.pytorch.loggers.Logger"),
     "callbacks.*": of_class("lightning.Callback"),

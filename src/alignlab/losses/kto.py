@@ -1,7 +1,7 @@
-"""Losses of completions that come alone, each desirable or not: KTO (arXiv 2402.01306).
+"""Losses of unpaired completions, each desirable or not: KTO (arXiv 2402.01306).
 
-1. The reference point is the mean log-ratio of prompts with completions of other rows, over the whole optimizer step,
-   never below 0 and without gradient; the paper takes it from a micro-batch.
+1. The reference point is the mean log-ratio of prompts with completions of other rows over the whole optimizer step,
+   clamped at 0 and without gradient; the paper uses the mean of a micro-batch.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,10 @@ def reference_point(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 
     Args:
         log_ratio_sum: Sum of the log-ratios of mismatched completions over the step. Shape ``[]``.
-        count: Their number. Shape ``[]``.
+        count: Number of these completions. Shape ``[]``.
+
+    Returns:
+        Without gradient. Shape ``[]``.
     """
     return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 

@@ -50,8 +50,8 @@ def token_metrics(token_logps: Tensor, argmax_correct: Tensor) -> dict[str, Rati
     """``nll`` and ``token_accuracy`` of the supervised tokens.
 
     Args:
-        token_logps: Shape ``[N]``.
-        argmax_correct: Whether each label is the most likely token. Shape ``[N]``.
+        token_logps: Log-probabilities. Shape ``[N]``.
+        argmax_correct: Whether each label is the most likely token. Shape ``[N]``, bool.
     """
     count = token_logps.detach().new_tensor(token_logps.numel())
     return {"nll": Ratio(-token_logps.detach().sum(), count), "token_accuracy": Ratio(argmax_correct.sum(), count)}

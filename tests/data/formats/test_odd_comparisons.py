@@ -34,7 +34,7 @@ PAIRS = {
     10: f"field 'chosen[0]' is {NO_MESSAGE}",
     11: ["rejected"],  # from/value messages
     12: ["rejected"],  # dialogues that begin with the prompt
-    13: "field 'rejected' answers another prompt than 'chosen'",
+    13: "field 'rejected' has another prompt than 'chosen'",
     14: ["rejected"],  # lists of one assistant message
     15: ["chosen and a blank"],
     16: ["half of chosen"],
@@ -230,8 +230,8 @@ RANKING = {"prompt": "q", "completions": ["a", "b"]}
         (PAIR, [1, 2], "field 'scores' gives a rejected completion more than the chosen one, which comes first"),
         (RANKING, [2, 1], (2.0, 1.0)),
         (RANKING, [2, 2], "field 'scores' has a tie for the best completion"),
-        (PAIR, [float("nan"), 1], "field 'scores' holds a number that is not finite, which ranks nothing"),
-        (RANKING, [1, float("inf")], "field 'scores' holds a number that is not finite, which ranks nothing"),
+        (PAIR, [float("nan"), 1], "field 'scores' holds a number that is not finite"),
+        (RANKING, [1, float("inf")], "field 'scores' holds a number that is not finite"),
         (PAIR, ["2", "1"], "field 'scores[0]' is a text where a number is needed"),
         (PAIR, 2, "field 'scores' is a number where a list of numbers is needed"),
         (PAIR, [2], "field 'scores' has 1 numbers for 2 completions"),

@@ -64,7 +64,7 @@ ODD = {
     "odd/derived/bad_line_in_the_middle.jsonl": (7, ["9 of 16 rows", "jsonl:4: not JSON", "jsonl:7: ", "jsonl:9: "]),
     "odd/derived/zh_gbk.json": "zh_gbk.json:3: byte 0xB1 in column 20 is not UTF-8. Save it as UTF-8: iconv -f GB18030",
     "odd/derived/lone_surrogates.jsonl": (1, ["jsonl:1: field 'question' holds half", "jsonl:2: field 'answer'"]),
-    "odd/derived/duplicate_keys_in_row.jsonl": (1, ["duplicate_keys_in_row.jsonl:1: field 'output' stands twice"]),
+    "odd/derived/duplicate_keys_in_row.jsonl": (1, ["duplicate_keys_in_row.jsonl:1: field 'output' appears twice"]),
     # The row whose output is a list of two is a preference, as in LLaMA-Factory's older sets.
     "odd/derived/sft_missing_and_non_string_fields.jsonl": (7, ["13 of 20 rows", "jsonl:4: field 'output' is missing"]),
     "odd/derived/sft_missing_and_non_string_fields.json": (
@@ -89,7 +89,7 @@ ODD = {
     "odd/duckdb/array_of_empty_arrays.json": (0, ["array_of_empty_arrays.json:2[0]: the row is a list"]),
     "odd/duckdb/different_schemas.ndjson": (0, ["ndjson:1: no format fits its columns ('id', 'name')"]),
     "odd/duckdb/duplicate_column_names.json": (0, ["json:1: no format fits its columns ('id', 'Id', 'iD', 'ID')"]),
-    "odd/duckdb/duplicate_key.ndjson": (0, ["ndjson:1: no format fits", "ndjson:3: field 'id' stands twice"]),
+    "odd/duckdb/duplicate_key.ndjson": (0, ["ndjson:1: no format fits", "ndjson:3: field 'id' appears twice"]),
     "odd/duckdb/empty.ndjson": "empty.ndjson: the file is empty",
     "odd/duckdb/empty_array.json": "there are no rows in it",
     "odd/duckdb/empty_array_malformed.json": "empty_array_malformed.json:2: not JSON",

@@ -76,7 +76,7 @@ def supervised_text(row, tokenizer) -> list[str]:
 def test_train_prefix_equals_generation_prefix(tokenizer, messages, loss_on):
     if "enable_thinking" in tokenizer.chat_template and messages is MULTI and loss_on == "assistant":
         # Such a template strips the thinking of earlier turns, so these have no prefix: refused with the remedy.
-        with pytest.raises(InputError, match=r"rendered otherwise.*data\.loss_on=last"):
+        with pytest.raises(InputError, match=r"rendered differently.*data\.loss_on=last"):
             tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
         return
     row = tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
@@ -205,8 +205,8 @@ def test_unsupervised_end_token_is_refused_with_three_remedies():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ bos_token ~ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "bos_token stands twice"),
-        ("{% for m in messages %}{{ m.content ~ eos_token ~ eos_token }}{% endfor %}", "eos_token stands twice"),
+        ("{{ bos_token ~ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "bos_token appears twice"),
+        ("{% for m in messages %}{{ m.content ~ eos_token ~ eos_token }}{% endfor %}", "eos_token appears twice"),
     ],
 )
 def test_doubled_bos_or_eos_is_refused(template, message):
@@ -242,7 +242,7 @@ def test_template_that_rewrites_earlier_turns():
     tokenizer = byte_tokenizer(template=FORGETFUL)
     row = demonstration(user("Q"), assistant("A"), user("R"), assistant("B"))
     with pytest.raises(
-        InputError, match=r"rendered otherwise.*data\.loss_on=last.*data\.chat_template=.*data\.bad_rows"
+        InputError, match=r"rendered differently.*data\.loss_on=last.*data\.chat_template=.*data\.bad_rows"
     ):
         tokenize(row, tokenizer, token_settings())
     last = tokenize(row, tokenizer, token_settings(loss_on="last"))

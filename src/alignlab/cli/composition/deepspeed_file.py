@@ -1,4 +1,4 @@
-"""``strategy.config_file=``: a DeepSpeed JSON file taken over into the composed config."""
+"""``strategy.config_file=``: apply a DeepSpeed JSON file to the composed config."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,25 @@ from alignlab.system.paths import typed_path
 
 TYPED = {"optimizer", "scheduler"}
 SECTIONS = {"zero_optimization", "fp16", "bf16"} | TYPED
-"""Sections that are looked into; the others are passed on to DeepSpeed."""
+"""Sections that are checked here; the others are passed to DeepSpeed."""
 
 CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
 """Sections that a file can change."""
 
 
 def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Put what the file says into the config, in place; nothing where no file is named.
+    """Apply the file to the config in place, if one is named.
 
     Args:
         cfg: Composed config.
         words: Overrides as typed.
 
     Raises:
-        InputError: The file cannot be read, or contradicts what was typed.
+        InputError: The file cannot be read, or contradicts typed settings.
     """
     path = OmegaConf.select(cfg, "strategy.config_file")
     if path is None or "config" not in cfg.strategy:
-        return  # which the schema refuses, where the strategy is not DeepSpeed
+        return  # a file for another strategy than DeepSpeed is refused by the schema
     if not isinstance(path, str):
         raise InputError(f"strategy.config_file={path}", "it should be a path", "Name a DeepSpeed JSON file")
     plain: dict[str, Any] = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in CHANGED}
@@ -44,16 +44,16 @@ def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
 
 
 def typed_keys(words: Sequence[str]) -> set[str]:
-    """Dotted keys and groups that were given on the command line."""
+    """Dotted keys and groups that were typed on the command line."""
     overrides = [override for word in words if (override := parse(word)) is not None]
     return {override.key_or_group.replace("/", ".") for override in overrides}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Content of the file.
+    """Read the file.
 
     Raises:
-        InputError: It is not there, or no JSON object.
+        InputError: The file does not exist, or it is not a JSON object.
     """
     asked = f"strategy.config_file={path}"
     try:
@@ -61,17 +61,16 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(asked, f"it cannot be read ({error.strerror})", "Name a DeepSpeed JSON file") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(asked, f"it is no valid JSON: {error}", "Correct it there") from error
+        raise InputError(asked, f"it is not valid JSON: {error}", "Correct it there") from error
     if not isinstance(content, dict):
         raise InputError(asked, "it holds no JSON object", "Name a DeepSpeed JSON file")
-    raise_all(
-        [InputError(f"{asked} with {key}", f"it should be {kind}", "Correct it there") for key, kind in _odd(content)]
-    )
+    wrong = _wrong_types(content)
+    raise_all([InputError(f"{asked} with {key}", f"it should be {kind}", "Correct it there") for key, kind in wrong])
     return content
 
 
-def _odd(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys whose values are of another type than DeepSpeed documents, of those that are looked into."""
+def _wrong_types(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find keys of ``SECTIONS`` whose values have another type than DeepSpeed documents."""
     for name in SECTIONS & content.keys():
         section = content[name]
         if not isinstance(section, dict):

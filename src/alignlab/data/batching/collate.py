@@ -1,4 +1,4 @@
-"""From token rows to micro-batches, flat (the forest) or padded (the slow, obvious reference)."""
+"""Collate token rows into micro-batches, packed (one flat sequence) or padded (slower, and simpler to check)."""
 
 import math
 from collections.abc import Sequence
@@ -21,13 +21,14 @@ def collate(
     pad_token_id: int = 0,
     counted: int = 1,
 ) -> MicroBatch:
-    """Make a micro-batch of rows.
+    """Collate rows into a micro-batch.
 
     Args:
-        rows: At least one.
-        packing: Whether to lay the trees flat; else every prompt + completion becomes a padded row of its own.
-        pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
-        counted: 0 for a filler that only keeps the ranks in step.
+        rows: At least one row.
+        packing: Whether to concatenate all groups into one flat sequence; otherwise every prompt + completion becomes
+            one padded row.
+        pad_token_id: Id that fills padded rows. Masks are built from positions, so any id works.
+        counted: 0 for a filler that only gives every rank the same number of micro-batches.
     """
     groups = [group for row in rows for group in row.groups]
     tokens = _side_by_side([row.tokens for row in rows], torch.long)
@@ -58,7 +59,7 @@ def collate(
 
 
 def totals(rows: Sequence[TokenRow]) -> StepTotals:
-    """Sizes of a step, by the same counting as ``collate``."""
+    """Sizes of a step, counted in the same way as by ``collate``."""
     groups = [group for row in rows for group in row.groups]
     return StepTotals(
         supervised_tokens=sum(count_targets(row) for row in rows),
@@ -79,12 +80,12 @@ def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
 
 
 def count_targets(row: TokenRow) -> int:
-    """Supervised completion tokens of a row that something predicts (a path's first token has no predecessor)."""
+    """Count the targets of a row: supervised completion tokens with a predecessor on their path."""
     return sum(_count(row, path) for path in _paths(row.groups))
 
 
 def _count_chosen(row: TokenRow) -> int:
-    """Targets of each tree's first completion, once per completion that follows it."""
+    """Count the targets of each group's first completion, once per completion that follows it."""
     others = [len(group) - 2 for group in row.groups]
     firsts = {path[0]: path for path in reversed(_paths(row.groups))}
     return sum(others[group] * _count(row, path) for group, path in firsts.items() if others[group])
@@ -97,15 +98,15 @@ def _count(row: TokenRow, path: "Path") -> int:
 
 
 Path = tuple[int, int, int, int, int]
-"""``(tree, prompt start, prompt length, completion start, completion length)``, in flat positions."""
+"""``(group, prompt start, prompt length, completion start, completion length)``, in flat positions."""
 
 
 def _paths(groups: Sequence[Sequence[int]]) -> list[Path]:
     paths, start = [], 0
-    for number, (prompt, *completions) in enumerate(groups):
+    for index, (prompt, *completions) in enumerate(groups):
         before = start + prompt
         for length in completions:
-            paths.append((number, start, prompt, before, length))
+            paths.append((index, start, prompt, before, length))
             before += length
         start = before
     return paths
@@ -115,20 +116,20 @@ def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor,
     """Flat position of each supervised completion token, its sequence, and the position that predicts it."""
     target, sequence_ids, source = [], [], []
     for sequence, (_, start, prompt, before, length) in enumerate(paths):
-        places = before + torch.nonzero(supervised[before : before + length])[:, 0]
-        sources = places - 1
-        sources[places == before] = start + prompt - 1 if prompt else -1
+        targets = before + torch.nonzero(supervised[before : before + length])[:, 0]
+        sources = targets - 1
+        sources[targets == before] = start + prompt - 1 if prompt else -1
         kept = sources >= 0
-        target.append(places[kept])
+        target.append(targets[kept])
         source.append(sources[kept])
-        sequence_ids.append(torch.full_like(places[kept], sequence))
+        sequence_ids.append(torch.full_like(targets[kept], sequence))
     return torch.cat(target), torch.cat(sequence_ids), torch.cat(source)
 
 
 def _padded(
     tokens: Tensor, paths: Sequence[Path], source: Tensor, sequence_ids: Tensor, target: Tensor, pad_token_id: int
 ):
-    """One right-padded row per path, and the predictors as positions in it."""
+    """Build one right-padded row per path, and the source positions in the padded rows flattened."""
     width = max(prompt + length for *_, prompt, _, length in paths)
     input_ids = tokens.new_full((len(paths), width), pad_token_id)
     mask = torch.zeros_like(input_ids)
@@ -136,7 +137,7 @@ def _padded(
         path = torch.cat([tokens[start : start + prompt], tokens[before : before + length]])
         input_ids[row, : len(path)] = path
         mask[row, : len(path)] = 1
-    # The predictor of a completion's token stands right before it on the path.
+    # The source of a completion token is the token right before it on the path.
     first = torch.tensor([prompt - before for _, _, prompt, before, _ in paths])
     source_positions = sequence_ids * width + target + first[sequence_ids] - 1
     position_ids = torch.arange(width).expand(len(paths), width)
