@@ -13,7 +13,7 @@ from alignlab.errors import InputError, InputErrors
 LOSS = re.compile(r"method\.loss(\.\w+)?\._target_=")
 """How a refused loss begins."""
 
-FOLDER = ROOT / "conf" / "method"
+CONF = ROOT / "conf"
 
 
 def with_losses(error: InputError, method: Any) -> InputError:
@@ -34,17 +34,17 @@ def with_losses(error: InputError, method: Any) -> InputError:
 def losses_of(method: type) -> Iterator[str]:
     """Options of ``method/loss`` that a method takes."""
     kinds = kinds_at("method.loss", method, "loss")
-    for file in sorted((FOLDER / "loss").glob("*.yaml")):
+    for file in sorted((CONF / "method" / "loss").glob("*.yaml")):
         target = locate(_target(file))
         if any(kind.fits(target) for kind in kinds):
             yield file.stem
 
 
 def _target(file: Path) -> str:
-    """``_target_`` of an option, or of the part that it is made of."""
+    """``_target_`` of an option, or of the first file of its defaults list."""
     text = file.read_text(encoding="utf-8")
     found = re.search(r"_target_: (\S+)", text)
     if found:
         return found[1]
-    part = re.search(r"/method/(part/\w+)@loss", text)
-    return _target(FOLDER / f"{part[1]}.yaml")
+    base = re.search(r"defaults: \[([\w/]+)@", text)[1]
+    return _target(CONF / f"{base[1:]}.yaml" if base.startswith("/") else file.with_name(f"{base}.yaml"))
