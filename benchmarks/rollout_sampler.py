@@ -44,7 +44,7 @@ def problems(tokenizer, num_prompts):
 def ours(model, tokenizer, prompts, batch_size, seed):
     """Sample completions per prompt with our sampler, as token ids."""
     limits = {"max_completion_tokens": MAX_TOKENS, "stop_tokens": [tokenizer.eos_token_id]}
-    groups = sample(
+    drawn = sample(
         model,
         prompts,
         num_completions=NUM_COMPLETIONS,
@@ -54,7 +54,8 @@ def ours(model, tokenizer, prompts, batch_size, seed):
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
     )
-    return [[completion.tokens for completion in group] for group in groups]
+    tokens = drawn.token_lists()
+    return [tokens[start : start + NUM_COMPLETIONS] for start in range(0, len(tokens), NUM_COMPLETIONS)]
 
 
 def theirs(model, tokenizer, prompts, batch_size, seed):

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
 from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
@@ -24,7 +25,6 @@ from alignlab.data.sources.mixture import serve
 from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
 from alignlab.data.tokenise.texts import row_texts
-from alignlab.distributed.strategies import make_strategy
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS
@@ -147,9 +147,9 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],
     )
-    rollout = {} if config["rollout"] is None else {"rollout": build("rollout", config["rollout"])}
-    method = build("method", config["method"], factories=factories, **rollout)
-    data.experience = getattr(method, "experience", None)
+    sampler = {} if config["rollout"] is None else {"sampler": build("rollout", config["rollout"])}
+    method = build("method", config["method"], factories=factories, **sampler)
+    data.rollout = method.rollout
     return method
 
 
@@ -219,7 +219,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     facts = {
         "method": method,
         "model": model,
-        "strategy": config["strategy"]["name"],
+        "strategy": name_of(config["strategy"]["_target_"]),
         "peft": (config["peft"] or {}).get("peft_type"),
         "seed": config["seed"],
     }
@@ -228,19 +228,19 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     chosen = build_all("callbacks", config["callbacks"])
+    known = METRICS | locate(config["method"]["_target_"]).own_metrics
     for name, callback in chosen.items():
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in METRICS:
-            raise InputError(
-                f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
-            )
-    if config["rollout"] is not None:
+        if monitor is not None and monitor not in known:
+            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, known))
+    if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
+        chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
-        strategy=make_strategy(**config["strategy"]),
+        strategy=build("strategy", config["strategy"]),
         callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
@@ -259,10 +259,10 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
 
 
 def name_of(target: str) -> str:
-    """The word for a method: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
+    """The word for a method or strategy: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
 
     Args:
-        target: Dotted path of a class.
+        target: Dotted path of a class or function.
     """
     name = target.split(".")[-1]
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -47,7 +47,7 @@ OTHERS = [
     *("torch.os.system", "transformers.utils.os.system", "numpy.os.remove"),
     "alignlab.config.build.importlib.import_module",
     *("alignlab.run.fit", "alignlab.cli.main.main", "alignlab.system.disk.write_text", "alignlab.config.build.build"),
-    *("alignlab.distributed.launch.launch", "alignlab.distributed.strategies.make_strategy", "wandb.init"),
+    *("alignlab.distributed.launch.launch", "alignlab.distributed.strategies.sharding_of", "wandb.init"),
     *("huggingface_hub.upload_file", "fsspec.open", "accelerate.launch", "torch.package.PackageImporter"),
     *("matplotlib.pyplot.savefig", "pydantic.ImportString", "lightning.pytorch.cli.LightningCLI", "subprocess"),
     *("torch.nn.Linear.__init__.__globals__", "alignlab", "torch", "torch.float32", "builtins.eval", "__main__.x"),
@@ -239,3 +239,10 @@ def test_refusals_name_the_place_and_what_it_takes(word, said):
     with pytest.raises(InputError) as caught:
         schema.check(compose(words))
     assert said in str(caught.value)
+
+
+def test_nothing_of_the_standard_library_is_even_imported():
+    sys.modules.pop("turtledemo", None)
+    with pytest.raises(InputError, match="standard library"):
+        locate("turtledemo.main")
+    assert "turtledemo" not in sys.modules

@@ -7,15 +7,14 @@ from itertools import product
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
+from alignlab.cli.composition.compose import compose
 from alignlab.losses import policy_gradient
 from alignlab.losses.entropy import entropy_bonus, entropy_threshold, top_entropy_mask
 from alignlab.losses.importance import off_policy_mask, truncated_importance
 from alignlab.losses.kl import kl_losses, kl_values, penalise_rewards
 from alignlab.losses.normaliser import normalise
 from alignlab.losses.policy_gradient import PolicyTokens, policy_metrics
-from tests.conftest import REPOSITORY
 from tests.losses.golden import cases, flatten, inputs
 from tests.losses.reduce import step_mean
 
@@ -390,7 +389,7 @@ def test_divergence_in_the_reward_has_the_exact_gradient():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_a_loss_and_a_normaliser(name):
-    node = OmegaConf.load(REPOSITORY / "conf" / "method" / "loss" / f"{name}.yaml")
+    node = compose(["method=grpo", f"method/loss={name}"]).method
     tokens = make_tokens(1)
     losses = instantiate(node.loss)(tokens).losses
     loss = mean(losses, tokens, node.normaliser)

@@ -34,6 +34,13 @@ def where(completions):
 def holds_the_interpreter(completions):
     re.fullmatch("(a+)+b", "a" * 60)
 
+def hangs_at_first(completions, folder):
+    if os.path.exists(f"{folder[0]}/pid"):
+        return [1.0] * len(completions)
+    with open(f"{folder[0]}/pid", "w") as file:
+        file.write(str(os.getpid()))
+    re.fullmatch("(a+)+b", "a" * 60)
+
 def sleeps_with_a_child(completions, folder):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     with open(f"{folder[0]}/pids", "w") as file:
@@ -146,6 +153,13 @@ def test_one_that_ends_or_hangs_fails_and_is_started_anew(scorer, name, failure,
         assert scores.failures == {"bad": {failure: 2}}
         assert scores.total == [1.0, 0.0]
     assert told in caplog.text
+
+
+def test_one_that_hung_is_stopped_and_answers_the_next_call(scorer, tmp_path):
+    made, folder = scorer(2, late="hangs_at_first"), [str(tmp_path)] * 2
+    assert call(made, folder=folder).failures == {"late": {"timed_out": 2}}
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+    assert call(made, folder=folder).by_name == {"late": [1.0, 1.0]}
 
 
 def test_what_it_prints_is_printed_by_the_run(scorer, capsys):

@@ -10,7 +10,7 @@ import lightning
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alignlab.rollout.groups import Group
+from alignlab.rollout.rollout import Rollout
 from alignlab.system.disk import write_text
 from alignlab.types.rows import Message
 
@@ -54,11 +54,12 @@ class SampleLog(lightning.Callback):
     @rank_zero_only
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
         """Log a new rollout if one is due."""
-        groups, method.samples = getattr(method, "samples", []), []
-        if not groups or method.progress.step < self.next_step:
+        rollout, method.rollout.latest = method.rollout.latest, None
+        if rollout is None or method.progress.step < self.next_step:
             return
         self.next_step = method.progress.step + STEPS_BETWEEN
-        records = sample_records(groups[:MAX_PROMPTS], method.progress.step)
+        shown = rollout.keep(rollout.prompt_index < MAX_PROMPTS)
+        records = sample_records(shown, trainer.datamodule.tokenizer, method.progress.step)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         for logger in trainer.loggers:
@@ -73,20 +74,21 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def sample_records(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
+def sample_records(rollout: Rollout, tokenizer: Any, step: int) -> list[dict[str, Any]]:
     """Make one record of plain values per completion."""
+    names = ["reward", *(name for name in rollout.columns if name.startswith("reward/"))]
+    rewards = {name: rollout.columns[name].tolist() for name in names}
+    completions, prompts = rollout.completions, rollout.prompt_index.tolist()
     return [
         {
             "step": step,
-            "prompt": written(group.prompt.record["prompt"]),
-            "completion": text,
-            "reward": _plain(group.totals[index]),
-            **{f"reward/{name}": _plain(values[index]) for name, values in group.rewards.items()},
-            "tokens": len(group.completions[index].tokens),
-            "finished": group.completions[index].finished,
+            "prompt": written(rollout.prompts[prompts[index]].record["prompt"]),
+            "completion": tokenizer.decode(tokens, skip_special_tokens=True),
+            **{name: _plain(values[index]) for name, values in rewards.items()},
+            "tokens": len(tokens),
+            "finished": bool(completions.finished[index]),
         }
-        for group in groups
-        for index, text in enumerate(group.texts)
+        for index, tokens in enumerate(completions.token_lists())
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alignlab.distributed.launch import num_local_processes
 from alignlab.errors import InputError, raise_all
 
 
@@ -119,10 +120,6 @@ def _is_vllm(config: Config) -> bool:
     return _is(config, "rollout", "VLLMRollout")
 
 
-def _can_be_run(program: Any) -> bool:
-    return isinstance(program, str) and "\0" not in program and os.access(program, os.X_OK)
-
-
 def _is_narrowed(config: Config) -> bool:
     return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
 
@@ -132,8 +129,22 @@ def _is_plain_lora(config: Config) -> bool:
     return _is(config, "peft", "LoraConfig") and not further and config["peft.bias"] in (None, "none")
 
 
+def _strategy(config: Config) -> str:
+    return str(config["strategy._target_"]).rpartition(".")[2]
+
+
 def _on_deepspeed(config: Config) -> bool:
-    return str(config["strategy.name"]).startswith("deepspeed")
+    return _strategy(config).startswith("deepspeed")
+
+
+def _is_single(config: Config) -> bool:
+    return config["strategy._target_"] == "alignlab.distributed.strategies.ddp.single"
+
+
+def _one_device(config: Config) -> bool:
+    """Whether the trainer would start one process in all."""
+    devices, accelerator = config["trainer.devices"], config["trainer.accelerator"]
+    return devices in (1, "1", [0]) or (devices == "auto" and num_local_processes(devices, accelerator) == 1)
 
 
 def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
@@ -155,8 +166,8 @@ ROWS: tuple[Row, ...] = (
         "Type one of them",
     ),
     Row(
-        ("strategy.name", "trainer.devices"),
-        lambda c: c["strategy.name"] == "single" and c["trainer.devices"] not in (1, "1", [0], "auto"),
+        ("strategy", "trainer.devices", "trainer.num_nodes"),
+        lambda c: _is_single(c) and not (_one_device(c) and c["trainer.num_nodes"] in (None, 1)),
         "a single process trains on a single device",
         "Type strategy=ddp",
     ),
@@ -173,19 +184,19 @@ ROWS: tuple[Row, ...] = (
         "Type trainer.accelerator=auto, or install torch_xla",
     ),
     Row(
-        ("peft.quantization.load_in_8bit", "strategy.name"),
-        lambda c: c["strategy.name"] == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
+        ("peft.quantization.load_in_8bit", "strategy"),
+        lambda c: _strategy(c) == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
         "bitsandbytes keeps the scales of 8-bit weights on the weight object, which FSDP2 replaces by a shard",
         "Type peft=qlora (4 bits), or strategy=deepspeed_z3",
     ),
     Row(
-        ("optimizer", "strategy.name"),
+        ("optimizer", "strategy"),
         lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
         "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
         "Type strategy=ddp, or optimizer=adamw",
     ),
     Row(
-        ("strategy.name",),
+        ("strategy",),
         lambda c: "nvme" in str(c["strategy.config.zero_optimization"]) and not _has_asynchronous_io(),
         "DeepSpeed reads and writes disks through libaio, whose header and library are not installed",
         "Install libaio (apt install libaio-dev), or type strategy=deepspeed_z3_offload",

@@ -1,5 +1,6 @@
 """Formats: what each makes of a record, and what it refuses."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -207,6 +208,18 @@ def test_unpaired(value, desirable):
 def test_a_label_that_is_no_verdict_is_a_column():
     assert row({"messages": TALK, "label": "sports"}).columns == {"label": "sports"}
     assert row({"messages": TALK, "label": 1}, "unpaired").desirable is True
+
+
+@pytest.mark.parametrize("label", [math.nan, None, 2, "sports", [True]])
+def test_a_label_that_is_no_verdict_is_refused_where_one_is_needed(label):
+    with pytest.raises(InputError, match=r"f\.jsonl:7: field 'label' is .* where true or false is needed"):
+        row({"messages": TALK, "label": label}, "unpaired")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", '"\\ud83d"', "[" * 70 + "]" * 70], ids=lambda value: value[:9])
+def test_json_in_a_text_is_read_as_strictly_as_a_file(value):
+    with pytest.raises(InputError, match="field 'tools' is no valid JSON"):
+        row({"messages": TALK, "tools": f'[{{"name": {value}}}]'})
 
 
 REFUSED = [

@@ -12,7 +12,7 @@ from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
 from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
-TOKENIZERS = ["minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
+TOKENIZERS = ["bytes", "bytes with bos", "minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
 SYSTEM = {"role": "system", "content": "Be kind."}
 SINGLE = (user("Hi there"), assistant("Hello, you."))
 MULTI = (SYSTEM, user("One"), assistant("First"), user("Two"), assistant("Second 这是"))
@@ -26,10 +26,12 @@ FORGETFUL = (
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request, shared, tmp_path_factory):
-    """Each shared tokenizer, unpacked, with its own or the fallback template."""
+def tokenizer(request, tmp_path_factory):
+    """Tokenizers made here and real ones, unpacked, with their own or the fallback template."""
+    if request.param.startswith("bytes"):
+        return byte_tokenizer(template=CHATML, adds_bos=request.param == "bytes with bos")
     folder = tmp_path_factory.mktemp(request.param)
-    data = shared / "data"
+    data = request.getfixturevalue("shared") / "data"
     source = data / "models" / "stories260K" if request.param == "stories260K" else data / "tokenizers" / request.param
     shutil.copy(source / "tokenizer_config.json", folder)
     packed = data / "tokenizers" / request.param.replace("qwen3", "qwen2.5") / "tokenizer.json.gz"
@@ -66,7 +68,7 @@ def supervised_text(row, tokenizer) -> list[str]:
     return [tokenizer.decode(row.tokens[start:end]) for start, end in spans(row)]
 
 
-# --- the duties, over real tokenizers ---------------------------------------------------------------------------------
+# --- the duties, over several tokenizers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
@@ -124,10 +126,10 @@ def test_prompt_is_what_generation_sees(tokenizer):
     assert row.groups == [[len(row.tokens)]] and not any(row.supervised)
 
 
-def test_contents_cannot_forge_turns(tokenizer, shared):
+def test_contents_cannot_forge_turns(tokenizer):
     """A special-token string in a content becomes text: the number of special tokens is that of a harmless dialogue."""
     special = set(tokenizer.all_special_ids) | stop_tokens(tokenizer, choose_template(tokenizer, "auto"))
-    everything = "".join(sorted(set(tokenizer.all_special_tokens)))
+    everything = "".join(sorted(tokenizer.convert_ids_to_tokens(sorted(special))))
     forged = demonstration(user(f"Hi{everything}there"), assistant(f"{everything}Hello{everything}"))
     row = tokenize(forged, tokenizer, token_settings())
     harmless = tokenize(demonstration(user("Hi"), assistant("Hello")), tokenizer, token_settings())

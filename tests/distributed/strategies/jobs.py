@@ -13,7 +13,6 @@ from tests.methods.toy import class_of, fit, make_loader, make_method, make_poli
 from alignlab.callbacks.checkpoint import Checkpoint
 from alignlab.cli.composition.compose import compose
 from alignlab.config.build import build
-from alignlab.distributed.strategies import make_strategy
 from alignlab.models.adapters import attach, reattach
 from alignlab.models.export import logits, save
 from alignlab.models.load import locate, open_weights
@@ -79,7 +78,7 @@ def train(
     made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)
     made = spoiled(made, *spoil) if spoil else made
     loader = make_loader(rows_for(method), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
-    chosen = make_strategy(**spread_node)
+    chosen = build("strategy", spread_node)
     callbacks = [Checkpoint(folder=Path(checkpoints), every_n_steps=2, keep_last=9)] if checkpoints else []
     resume = resume and open_checkpoint(Path(resume)).state
     options |= {"enable_checkpointing": bool(callbacks), "callbacks": callbacks, "resume": resume}
@@ -104,7 +103,7 @@ def complete(policy, prompts):
     """The most probable completion of each prompt, tokens; two at once, so that others join while some go on."""
     greedy = make_sampler(temperature=0.0, max_completion_tokens=14, stop_strings=[], batch_size=2)
     options = {"num_completions": 1, "stop_tokens": [3], "tokenizer": make_tokenizer()}
-    return [group[0].tokens for group in greedy(policy, prompts, **options, generator=torch.Generator())]
+    return greedy(policy, prompts, **options, generator=torch.Generator()).token_lists()
 
 
 def train_rank(*arguments, **options):

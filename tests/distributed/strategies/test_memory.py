@@ -8,7 +8,7 @@ from benchmarks.strategy_memory import KINDS, Memory
 from tests.distributed.strategies import jobs
 from tests.methods.toy import fit, make_loader, make_method, make_rows
 
-from alignlab.distributed.strategies import make_strategy
+from alignlab.config.build import build
 
 # The toy's weights are below the sizes from which ZeRO-3 spreads a tensor and cuts the step into groups.
 ZERO = {"stage3_param_persistence_threshold": 0, "sub_group_size": 1000}
@@ -19,7 +19,7 @@ def held(strategy, *, to):
     changes = {f"config.zero_optimization.{key}": size for key, size in ZERO.items()} if "z3" in strategy else {}
     method = make_method("sft", optimizer=torch.optim.AdamW, lr=1e-2, clip=1.0)
     loader = make_loader(make_rows(), 2, num_steps=2, rank=int(os.environ["RANK"]), num_ranks=2)
-    chosen, watch = make_strategy(**jobs.choices("full", strategy, **changes)[1]), Memory(to=to)
+    chosen, watch = build("strategy", jobs.choices("full", strategy, **changes)[1]), Memory(to=to)
     fit(method, loader, strategy=chosen, devices=2, weights=False, callbacks=[watch])
     return sum(watch.held[kind] for kind in KINDS[:3])
 

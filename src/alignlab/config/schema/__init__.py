@@ -7,10 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
-from alignlab.config.schema.targets import check_arguments, check_nodes
+from alignlab.config.schema.targets import check_nodes
 from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value
-from alignlab.distributed.strategies import STRATEGIES
-from alignlab.errors import InputError, nearest, raise_all
+from alignlab.errors import InputError, raise_all
 from alignlab.system.credentials import hide_all
 
 
@@ -35,7 +34,6 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
         values = plain.get(path, {}) if path else plain
         if isinstance(values, dict):
             _check_section(path, values, hints, findings)
-    _check_strategy(plain.get("strategy"), findings)
     for key, tree in plain.items():
         check_nodes(key, tree, findings)
     raise_all(findings.all())
@@ -61,18 +59,6 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
         yield path
     for key, value in tree.items() if isinstance(tree, dict) else ():
         yield from _missing(f"{path}.{key}" if path else key, value)
-
-
-def _check_strategy(node: Any, findings: Findings) -> None:
-    """A strategy is a function's name and arguments."""
-    if not isinstance(node, dict) or "name" not in node:
-        return
-    name, options = node["name"], {key: value for key, value in node.items() if key != "name"}
-    if not isinstance(name, str) or name not in STRATEGIES:
-        asked = f"strategy.name={name}"
-        findings.errors.append(InputError(asked, "there is no such strategy", nearest(name, STRATEGIES)))
-        return
-    check_arguments("strategy", f"alignlab.distributed.strategies.{name}", STRATEGIES[name], options, findings)
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:

@@ -22,9 +22,6 @@ Node = Annotated[dict[str, Any], AfterValidator(_with_target)]
 Nodes = dict[str, Node | None]
 """Nodes by name; null leaves one out."""
 
-Strategy = dict[str, Any]
-"""``name``, and what the strategy of that name takes."""
-
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -65,7 +62,7 @@ class Train(TypedDict):
     data: dict[str, Any]
     peft: Node | None
     rollout: Node | None
-    strategy: Strategy
+    strategy: Node
     optimizer: Node
     scheduler: Node
     trainer: Node

@@ -10,6 +10,10 @@ from alignlab.types.batch import MicroBatch, StepTotals
 from alignlab.types.layout import packed_layout, positions
 from alignlab.types.rows import TokenRow
 
+Values = Sequence[float] | Tensor
+PER_COMPLETION = (list, tuple, Tensor)
+"""Types of a column that has one value per completion; others have one per row."""
+
 
 def collate(
     rows: Sequence[TokenRow],
@@ -27,7 +31,7 @@ def collate(
         counted: 0 for a filler that only gives every rank the same number of micro-batches.
     """
     groups = [group for row in rows for group in row.groups]
-    tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
+    tokens = _side_by_side([row.tokens for row in rows], torch.long)
     supervised = torch.tensor([flag for row in rows for flag in row.supervised], dtype=torch.bool)
     paths = _paths(groups)
     target, sequence_ids, source = _targets(paths, supervised)
@@ -48,7 +52,7 @@ def collate(
         columns=_columns(rows),
         num_tokens=len(tokens),
         last_positions=torch.tensor(last_positions, dtype=torch.long),
-        token_columns={name: torch.tensor([v for row in rows for v in row.token_columns[name]]) for name in per_token},
+        token_columns={name: _side_by_side([row.token_columns[name] for row in rows]) for name in per_token},
         counted=counted,
         origins=tuple(row.origin for row in rows),
     )
@@ -71,7 +75,7 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
 def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
     """Sums of the numeric columns that every row has, with one value per row."""
     names = set.intersection(*(set(row.columns) for row in rows))
-    single = [name for name in sorted(names) if not any(isinstance(row.columns[name], (list, tuple)) for row in rows)]
+    single = [name for name in sorted(names) if not any(isinstance(row.columns[name], PER_COMPLETION) for row in rows)]
     return {name: math.fsum(float(row.columns[name]) for row in rows) for name in single}
 
 
@@ -143,10 +147,17 @@ def _padded(
 def _columns(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     """Numeric columns that every row has, one value per sequence."""
     names = set.intersection(*(set(row.columns) for row in rows))
-    return {name: torch.tensor([v for row in rows for v in _per_sequence(row, name)]) for name in sorted(names)}
+    return {name: _side_by_side([_per_sequence(row, name) for row in rows]) for name in sorted(names)}
 
 
-def _per_sequence(row: TokenRow, name: str) -> list[float]:
+def _per_sequence(row: TokenRow, name: str) -> Values:
     value = row.columns[name]
     count = sum(len(group) - 1 for group in row.groups)
-    return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * count
+    return value if isinstance(value, PER_COMPLETION) else [float(value)] * count
+
+
+def _side_by_side(parts: Sequence[Values], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Lists or tensors one after the other, as one tensor."""
+    if any(isinstance(part, Tensor) for part in parts):
+        return torch.cat([torch.as_tensor(part, dtype=dtype) for part in parts])
+    return torch.tensor([value for part in parts for value in part], dtype=dtype)

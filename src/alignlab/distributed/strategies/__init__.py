@@ -1,49 +1,5 @@
-"""How the work is spread: the names of ``strategy=`` and what Lightning knows them as."""
-
-from collections.abc import Callable
-from typing import Any
-
-from lightning.pytorch.strategies import Strategy
+"""Training strategies: each file of ``conf/strategy`` names a function of a module here, or any Lightning strategy."""
 
 from alignlab.distributed.strategies.base import Sharding, full_shape, num_parameters, sharding_of
-from alignlab.distributed.strategies.ddp import ddp, single
-from alignlab.distributed.strategies.fsdp import fsdp
-from alignlab.distributed.strategies.zero import (
-    deepspeed_z1,
-    deepspeed_z2,
-    deepspeed_z2_offload,
-    deepspeed_z3,
-    deepspeed_z3_nvme,
-    deepspeed_z3_offload,
-)
-from alignlab.errors import InputError, nearest
 
-STRATEGIES: dict[str, Callable[..., Strategy | str]] = {
-    "single": single,
-    "ddp": ddp,
-    "fsdp": fsdp,
-    "deepspeed_z1": deepspeed_z1,
-    "deepspeed_z2": deepspeed_z2,
-    "deepspeed_z3": deepspeed_z3,
-    "deepspeed_z2_offload": deepspeed_z2_offload,
-    "deepspeed_z3_offload": deepspeed_z3_offload,
-    "deepspeed_z3_nvme": deepspeed_z3_nvme,
-}
-
-
-def make_strategy(name: str, **options: Any) -> Strategy | str:
-    """The strategy of a name.
-
-    Args:
-        name: As in ``strategy=``.
-        options: Keyword arguments of its function above.
-
-    Raises:
-        InputError: There is no such strategy.
-    """
-    if name not in STRATEGIES:
-        raise InputError(f"strategy={name}", "there is no such strategy", nearest(name, STRATEGIES))
-    return STRATEGIES[name](**options)
-
-
-__all__ = ["STRATEGIES", "Sharding", "full_shape", "make_strategy", "num_parameters", "sharding_of"]
+__all__ = ["Sharding", "full_shape", "num_parameters", "sharding_of"]

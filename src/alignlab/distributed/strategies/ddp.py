@@ -1,21 +1,37 @@
-"""One process, or a copy of the model per process."""
+"""Strategies without sharding: one process, or a copy of the model per process (DDP)."""
 
 from datetime import timedelta
 from typing import Annotated
 
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from pydantic import Field
 
 
-def single() -> str:
+class Single(SingleDeviceStrategy):
+    """Everything on the one device that the trainer's ``accelerator`` and ``devices`` come to.
+
+    Lightning's own class wants the device before the trainer knows it.
+    """
+
+    parallel_devices: list[torch.device] | None = None
+    """Lightning's trainer sets them."""
+
+    @property
+    def root_device(self) -> torch.device:
+        """The device; the CPU until the trainer is made."""
+        return self.parallel_devices[0] if self.parallel_devices else super().root_device
+
+
+def single() -> Single:
     """One process on one device."""
-    return "auto"
+    return Single()
 
 
-def ddp(*, timeout_seconds: Annotated[float, Field(gt=0)]) -> Strategy:
+def ddp(*, timeout_seconds: Annotated[float, Field(gt=0)]) -> DDPStrategy:
     """A copy of the model on every device, gradients averaged (nccl on GPUs, gloo on CPUs).
 
     Args:
-        timeout_seconds: After which a rank that does not answer ends the job.
+        timeout_seconds: Time after which a rank that does not respond ends the job.
     """
     return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))
