@@ -64,6 +64,7 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
     """
     from alignlab.cli.composition.deepspeed_file import take_over_file
     from alignlab.cli.composition.hidden import hide_config
+    from alignlab.cli.composition.options import with_losses
     from alignlab.config import compat, schema
     from alignlab.distributed.ranks import settle
     from alignlab.run_folder.location import refuse_for_sweep
@@ -78,10 +79,10 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
         trainer["devices"], trainer["num_nodes"] = settle(trainer["devices"], trainer["num_nodes"])
         compat.check(config)
         return config
-    except InputError:
+    except InputError as error:
         if is_sweep():
             sweep.refused(cfg.run_dir)
-        raise
+        raise with_losses(error, cfg.method.get("_target_")) from error
 
 
 def train(sweep: Sweep, config: dict[str, Any]) -> Any:
