@@ -137,10 +137,8 @@ def test_what_options_share_is_said_once(part):
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
-def test_config_files_are_short_and_name_no_experiment(path: Path):
+def test_config_files_name_no_experiment(path: Path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 40
-    assert path.parent != CONF or len(text.splitlines()) <= 31
     assert all(f"experiments/{name}" not in text for name in options("../experiments"))
 
 

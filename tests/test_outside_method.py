@@ -11,12 +11,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from alignlab.types.rows import Demonstration
-from alignlab.types.loss import LossOutput
-from alignlab.types.batch import MicroBatch
-from alignlab.losses.sft import nll, token_metrics
-from alignlab.methods.base import Method
+from alignlab.losses.sft import token_metrics
+from alignlab.methods.base import Factories, Method
 from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch
+from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.types.rows import Demonstration
 
 
 class Confident(Method):
@@ -27,17 +27,17 @@ class Confident(Method):
         factories: See ``Method``.
     """
 
-    eats = Demonstration
+    row_kind = Demonstration
 
-    def __init__(self, *, strength: Annotated[float, Field(gt=0)], **factories):
-        super().__init__(**factories)
+    def __init__(self, *, strength: Annotated[float, Field(gt=0)], factories: Factories):
+        super().__init__(factories=factories)
         self.strength = strength
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Scaled negative log-likelihood."""
         scores = token_scores(self.policy, batch)
-        term = nll(scores.logps, batch.owner, batch.num_sequences, reduction="token")
-        return LossOutput([term * self.strength], token_metrics(scores.logps, scores.argmax_correct))
+        term = LossTerm(-self.strength * scores.logps, "supervised_tokens")
+        return LossOutput([term], token_metrics(scores.logps, scores.argmax_correct))
 '''
 
 

@@ -1,6 +1,7 @@
-"""Real files, a real small model and real tokenizers: training runs and the loss falls."""
+"""Files of every format: training runs and the loss falls, also on real ones with a real model and real tokenizers."""
 
 import gzip
+import json
 import shutil
 from statistics import mean
 
@@ -70,6 +71,42 @@ def assert_learned(run, validated=True):
 
 def each(names):
     return [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in names]
+
+
+def turns(n, role="role", content="content", user="user", assistant="assistant"):
+    return [{role: user, content: f"{n}+1="}, {role: assistant, content: f"{n + 1}"}]
+
+
+OWN = [
+    lambda n: {"instruction": "Add.", "input": f"{n}+1=", "output": f"{n + 1}"},
+    lambda n: {"question": f"{n}+1=", "answer": f"{n + 1}"},
+    lambda n: {"messages": turns(n)},
+    lambda n: {"conversations": turns(n, "from", "value", "human", "gpt") * 2},
+    lambda n: {"messages": [turns(n)[0] | {"content": [{"type": "text", "value": f"{n}+1="}]}, turns(n)[1]]},
+]
+"""A demonstration in each format."""
+
+
+def test_sft_learns_from_rows_of_every_format(tmp_path):
+    rows = [make(n) for n in range(10, 20) for make in OWN]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["data=jsonl", f"data.path={tmp_path / 'rows.jsonl'}"]
+    assert alignlab("train", *COMMON, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt"])
+def test_pretraining_learns_from_rows_and_from_a_document(tmp_path, name):
+    texts = [f"{n}+1={n + 1}" for n in range(10, 40)]
+    document = "\n\n".join(texts * 4)
+    (tmp_path / name).write_text(document if name == "rows.txt" else "\n".join(json.dumps({"text": t}) for t in texts))
+    words = ["data=jsonl", f"data.path={tmp_path / name}", "data.max_tokens_per_sequence=64"]
+    words += ["data.validation_size=0.1"] if name == "rows.txt" else []
+    assert alignlab("train", "method=pretrain", *COMMON, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+
+
+# --- real files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", each(SFT))

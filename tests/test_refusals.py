@@ -67,3 +67,22 @@ def test_all_faults_are_reported_together(capsys):
     assert alignlab("train", "optimizer.lrr=1", "data.global_batch_size=0", "seed=-1") == 2
     refusal = capsys.readouterr().err
     assert all(word in refusal for word in ("optimizer.lrr", "data.global_batch_size", "seed"))
+
+
+@pytest.mark.parametrize(
+    ("words", "fits", "others"),
+    [
+        (["method=sft", "method/loss=sigmoid"], {"nll", "dft"}, {"sigmoid", "sft"}),
+        (["method=dpo", "method/loss=group_hinge"], {"sigmoid", "ipo", "sft"}, {"kto", "nll", "grpo"}),
+        (["method=group_dpo", "method/loss=ipo"], {"group_hinge", "all_pairs"}, {"sigmoid"}),
+        (["method=ppo", "method/loss=ipo"], {"grpo", "dapo", "gspo", "luspo"}, {"nll"}),
+        (["method=kto", "method/loss=nll"], {"kto", "apo_zero_unpaired"}, {"apo_zero"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_loss_of_another_kind_is_refused_with_those_that_fit(capsys, words, fits, others):
+    assert alignlab("train", *words) == 2
+    told = capsys.readouterr().err
+    listed = set(told.partition("with one of: ")[2].partition(";")[0].split(", "))
+    assert "it should be a function of" in told
+    assert fits <= listed and not listed & others

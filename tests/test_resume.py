@@ -128,7 +128,7 @@ def test_an_export_that_was_cut_is_resumed(tmp_path, whole, monkeypatch, name):
     def stop(*_, **__):
         raise Stopped(signal.SIGTERM)
 
-    words = ["train", *COMMON, *CASES["sft"], f"run_dir={tmp_path}"]
+    words = ["train", *COMMON, *CASES["sft"], "checkpoint.every_n_steps=5", f"run_dir={tmp_path}"]
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
         patch.setattr(run, name, stop)
         alignlab(*words)

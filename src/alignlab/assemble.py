@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
 from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
@@ -147,9 +148,9 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],
     )
-    rollout = {} if config["rollout"] is None else {"rollout": build("rollout", config["rollout"])}
-    method = build("method", config["method"], factories=factories, **rollout)
-    data.experience = getattr(method, "experience", None)
+    sampler = {} if config["rollout"] is None else {"sampler": build("rollout", config["rollout"])}
+    method = build("method", config["method"], factories=factories, **sampler)
+    data.rollout = method.rollout
     return method
 
 
@@ -228,14 +229,14 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     chosen = build_all("callbacks", config["callbacks"])
+    known = METRICS | locate(config["method"]["_target_"]).own_metrics
     for name, callback in chosen.items():
         monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in METRICS:
-            raise InputError(
-                f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, METRICS)
-            )
-    if config["rollout"] is not None:
+        if monitor is not None and monitor not in known:
+            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, known))
+    if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
+        chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     trainer = build(
         "trainer",

@@ -1,11 +1,11 @@
-"""How alignlab says no: what was asked, why not, what to type instead."""
+"""Errors for users: what was asked, why it cannot be done, what to type instead."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
 
-class _Told(Exception):
-    """An error that is told in one paragraph: what was asked, why not, what to do instead."""
+class _ExplainedError(Exception):
+    """An error in one paragraph: what was asked, why it cannot be done, what to do instead."""
 
     def __init__(self, asked: str, why: str, instead: str):
         self.asked, self.why, self.instead = asked, why, instead
@@ -15,23 +15,23 @@ class _Told(Exception):
         return type(self), (self.asked, self.why, self.instead)
 
 
-class InputError(_Told):
-    """The user's input cannot be honoured (exit code 2, printed as one paragraph without a traceback).
+class InputError(_ExplainedError):
+    """The user's input is invalid (exit code 2, printed as one paragraph without a traceback).
 
     Args:
         asked: What was asked, with the values, e.g. ``data.truncation=cut``.
-        why: Why it cannot be done; names the file, the line and the field where the fault lies in data.
+        why: Why it cannot be done; for invalid data it names the file, the line and the field.
         instead: What to type instead, as the user would type it.
     """
 
 
-class RunError(_Told):
-    """A run that began cannot go on: its rewards, its disk, a server (exit code 1, one paragraph, no traceback).
+class RunError(_ExplainedError):
+    """A run cannot continue because of its rewards, disk or a server (exit code 1, one paragraph, no traceback).
 
     Args:
         asked: What the run was doing, with the values, e.g. ``method.reward.http``.
-        why: What keeps it from going on.
-        instead: What to change before it is started again.
+        why: Why it cannot continue.
+        instead: What to change before the run is started again.
     """
 
 
@@ -51,7 +51,7 @@ class InputErrors(InputError):
 
 
 def raise_all(errors: Sequence[InputError]) -> None:
-    """Raise nothing, the one error, or all errors together."""
+    """Raise all errors together; do nothing if there are none."""
     if len(errors) == 1:
         raise errors[0]
     if errors:
@@ -59,11 +59,11 @@ def raise_all(errors: Sequence[InputError]) -> None:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """``did you mean 'x'?`` where one of the options resembles the name, else the options.
+    """``Did you mean 'x'?`` if one of the options resembles the name, else a list of the options.
 
     Args:
         name: What the user typed.
-        options: The real names.
+        options: The valid names.
     """
     options = sorted(map(str, options))
     close = difflib.get_close_matches(str(name), options, n=1, cutoff=0.6)

@@ -1,5 +1,6 @@
-"""Every logged name, with its unit and its meaning in one line. A name that is not here is refused when logged."""
+"""All logged metrics, with unit and meaning. Logging a name that is not listed here raises an error."""
 
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -7,7 +8,7 @@ class Metric(NamedTuple):
     """A logged quantity.
 
     Args:
-        unit: Unit of the value; ``1`` for a pure number.
+        unit: Unit of the value; ``1`` for a dimensionless number.
         meaning: One line, as shown in the docs and in dashboards.
     """
 
@@ -23,59 +24,59 @@ METRICS: dict[str, Metric] = {
     "progress/supervised_tokens": Metric("tokens", "targets of the loss so far, all ranks"),
     "train/loss": Metric("nats", "the objective of this optimizer step, over all micro-batches and ranks"),
     "train/nll": Metric("nats per token", "negative log-likelihood of the supervised tokens"),
-    "train/token_accuracy": Metric("fraction", "supervised tokens whose most likely prediction is right"),
+    "train/token_accuracy": Metric("fraction", "supervised tokens whose most likely prediction is correct"),
     "train/grad_norm": Metric("1", "global norm of the gradient before clipping"),
     "train/grad_norm_clipped": Metric("1", "global norm of the gradient after clipping"),
     "train/lr": Metric("1", "learning rate of the first parameter group in this step"),
     "train/tokens_per_second": Metric("tokens/s", "tokens passed through the model per second, all ranks"),
     "train/step_seconds": Metric("s", "wall time of this optimizer step"),
-    "train/mfu": Metric("fraction", "model FLOPs utilisation: 6 N tokens/s over the device's peak, where it is known"),
+    "train/mfu": Metric("fraction", "model FLOPs utilisation: 6 N tokens/s over the device's peak, if it is known"),
     "val/loss": Metric("nats", "the objective on held-out rows"),
     "val/nll": Metric("nats per token", "negative log-likelihood of the supervised held-out tokens"),
     "val/perplexity": Metric("1", "exp(val/nll)"),
-    "val/token_accuracy": Metric("fraction", "supervised held-out tokens whose most likely prediction is right"),
-    "val/exact_match": Metric("fraction", "held-out prompts whose greedy completion gives the right final answer"),
+    "val/token_accuracy": Metric("fraction", "supervised held-out tokens whose most likely prediction is correct"),
+    "val/exact_match": Metric("fraction", "held-out prompts whose greedy completion gives the correct final answer"),
     "rewards/chosen": Metric("1", "reward of the chosen completions: beta times the log-ratio, or the head's score"),
     "rewards/rejected": Metric("1", "reward of the rejected completions"),
-    "rewards/margins": Metric("1", "reward of the chosen above the rejected, mean over pairs"),
+    "rewards/margins": Metric("1", "reward of the chosen minus that of the rejected, mean over pairs"),
     "rewards/accuracies": Metric("fraction", "pairs (groups) whose chosen completion has the highest reward"),
-    "rewards/margins_hardest": Metric("1", "reward of the chosen above the hardest rejected of its group"),
-    "rewards/brier": Metric("1", "mean square of what the predicted preference lacks to 1; 0.25 is a guess"),
-    "group/active_fraction": Metric("fraction", "groups whose chosen does not lead the hardest by the margin"),
-    "group/hardest_place": Metric("fraction", "place of the hardest among its rejected: 0 the first, 1 the last"),
-    "group/hardest_changed": Metric("fraction", "rows seen before whose hardest rejected is another one now"),
+    "rewards/margins_hardest": Metric("1", "reward of the chosen minus that of the hardest rejected of its group"),
+    "rewards/brier": Metric("1", "mean of (1 - predicted preference)^2; 0.25 for a preference of one half"),
+    "group/active_fraction": Metric("fraction", "groups whose chosen does not exceed the hardest by the margin"),
+    "group/hardest_place": Metric("fraction", "position of the hardest among its rejected: 0 the first, 1 the last"),
+    "group/hardest_changed": Metric("fraction", "rows seen before whose hardest rejected has changed"),
     "group/num_rejected": Metric("completions", "rejected completions per group"),
     "kto/reference_point": Metric("nats", "KTO's z_0: mean log-ratio of mismatched completions, at least 0"),
     "kto/desirable_fraction": Metric("fraction", "completions that are desirable"),
     "reward/mean": Metric("1", "weighted sum of the rewards, mean over the completions of a rollout"),
-    "reward/std": Metric("1", "its standard deviation"),
-    "reward/failed": Metric("fraction", "completions for which a reward raised, gave no answer in time or no number"),
+    "reward/std": Metric("1", "standard deviation of the weighted sum of the rewards"),
+    "reward/failed": Metric("fraction", "completions whose reward raised an error, timed out or returned no number"),
     "completion_tokens/mean": Metric("tokens", "length of the completions of a rollout"),
     "completion_tokens/max": Metric("tokens", "longest completion of a rollout"),
-    "truncated_fraction": Metric("fraction", "completions cut at rollout.max_completion_tokens"),
+    "truncated_fraction": Metric("fraction", "completions truncated at rollout.max_completion_tokens"),
     "zero_std_groups": Metric("fraction", "prompts whose completions all have the same reward"),
     "zero_std_groups_right": Metric("fraction", "prompts whose completions are all right"),
     "zero_std_groups_wrong": Metric("fraction", "prompts whose completions are all wrong"),
     "kl_per_completion": Metric("nats", "divergence from the reference, k1 summed over a completion, of a rollout"),
-    "reward_kl_coef": Metric("1", "what a nat of divergence takes off the reward"),
+    "reward_kl_coef": Metric("1", "penalty in the reward per nat of divergence"),
     "value_loss": Metric("1", "half the critic's squared error, mean over tokens"),
-    "value_clip_fraction": Metric("fraction", "tokens at which clipping held the critic"),
-    "explained_variance": Metric("fraction", "of the returns by the critic before learning; 1 is perfect"),
+    "value_clip_fraction": Metric("fraction", "tokens whose value loss was clipped"),
+    "explained_variance": Metric("fraction", "variance of the returns that the critic explains before learning"),
     "time/rollout": Metric("s", "sampling and scoring a rollout"),
-    "time/scoring": Metric("s", "computing what must be known of a rollout's tokens before learning"),
-    "time/weights": Metric("s", "sending the weights to the engine that samples, and proving that they arrived"),
+    "time/scoring": Metric("s", "scoring a rollout's tokens before the first update: log-probabilities, values"),
+    "time/weights": Metric("s", "sending the weights to the sampling engine, and verifying that they arrived"),
     "rollout/arrival_difference": Metric(
-        "nats per token", "engine and trainer on a fixed text after an update, mean absolute difference"
+        "nats per token", "mean absolute difference between engine and trainer on a fixed text after a weight update"
     ),
     "rollout/parity_mean_difference": Metric(
-        "nats per token", "log-probabilities of the samples: the sampler's from the trainer's, mean absolute difference"
+        "nats per token", "mean absolute difference of the samples' log-probabilities between sampler and trainer"
     ),
     "rollout/parity_largest_ratio": Metric("1", "largest ratio of the two probabilities of a sampled token"),
     "rollout/parity_kl": Metric("nats per token", "divergence of the trainer from the sampler (k3)"),
-    "clip_fraction": Metric("fraction", "tokens whose gradient the ratio's bounds took away"),
-    "clip_fraction_low": Metric("fraction", "of these, bad tokens that had become unlikely enough"),
-    "clip_fraction_high": Metric("fraction", "of these, good tokens that had become likely enough"),
-    "ratio": Metric("1", "probability under the policy over that when sampled, mean over tokens"),
+    "clip_fraction": Metric("fraction", "tokens whose ratio is clipped at one of its bounds"),
+    "clip_fraction_low": Metric("fraction", "tokens whose ratio is clipped at the lower bound"),
+    "clip_fraction_high": Metric("fraction", "tokens whose ratio is clipped at the upper bound"),
+    "ratio": Metric("1", "probability under the policy / probability when sampled, mean over tokens"),
     "approx_kl": Metric("nats per token", "divergence of the policy from the one that sampled (k3)"),
     "entropy": Metric("nats per token", "entropy of the policy's predictions"),
     "kl": Metric("nats per token", "divergence of the policy from the reference (k3)"),
@@ -85,22 +86,27 @@ METRICS: dict[str, Metric] = {
 
 
 FAMILIES: dict[str, Metric] = {
-    "reward/": Metric("1", "one reward by its name, mean over the completions of a rollout; with _std its deviation"),
+    "reward/": Metric("1", "one reward by its name, mean over a rollout's completions; with _std its deviation"),
 }
-"""Names that a run makes up itself, by their beginning."""
+"""Metrics whose names depend on the run, by prefix."""
 
 
-def check_names(names) -> None:
-    """Raise ``KeyError`` for a metric name that has no entry.
+def check_names(names: Iterable[str], known: Mapping[str, Metric] = METRICS) -> None:
+    """Check that every logged name has a meaning.
 
     Args:
-        names: Logged names; ``<group>/<name>`` as in ``METRICS``, training's own also with ``train/`` or ``val/``.
+        names: Logged names, as in ``known`` or with ``train/`` or ``val/`` in front.
+        known: Metrics by name.
+
+    Raises:
+        KeyError: A name has no entry.
     """
-    unknown = sorted(name for name in set(names) if not _known(name))
+    unknown = sorted(name for name in set(names) if not _is_known(name, known))
     if unknown:
-        raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; add them to alignlab/metrics.py")
+        instead = "declare them in the method's own_metrics, each a Metric(unit, meaning)"
+        raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; {instead}")
 
 
-def _known(name: str) -> bool:
+def _is_known(name: str, known: Mapping[str, Metric]) -> bool:
     plain = name.removeprefix("val/").removeprefix("train/")
-    return name in METRICS or plain in METRICS or plain.startswith(tuple(FAMILIES))
+    return name in known or plain in known or plain.startswith(tuple(FAMILIES))

@@ -270,4 +270,4 @@ def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch, capsys):
     pretend = lambda self, trainer, module, saved: original(self, trainer, module, saved | {"world_size": 2})  # noqa: E731
     monkeypatch.setattr(Checkpoint, "on_load_checkpoint", pretend)
     train(tmp_path, 4, resume=state)
-    assert "new random states, since 2 rank(s) wrote it and 1 go on" in capsys.readouterr().out
+    assert "new random states, since 2 rank(s) wrote it and 1 resume" in capsys.readouterr().out

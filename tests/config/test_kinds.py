@@ -239,3 +239,10 @@ def test_refusals_name_the_place_and_what_it_takes(word, said):
     with pytest.raises(InputError) as caught:
         schema.check(compose(words))
     assert said in str(caught.value)
+
+
+def test_nothing_of_the_standard_library_is_even_imported():
+    sys.modules.pop("turtledemo", None)
+    with pytest.raises(InputError, match="standard library"):
+        locate("turtledemo.main")
+    assert "turtledemo" not in sys.modules

@@ -1,5 +1,6 @@
 """Real comparisons, every adapter and a large vocabulary: dpo and group_dpo train on them, and within memory."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,22 @@ FILES = {
 QUICK = {("preference/messages_dpo_5.jsonl", method) for method in ("dpo", "group_dpo")}
 
 
+OWN = {
+    "pairs": lambda n: {"prompt": f"{n}+1=", "chosen": f"{n + 1}", "rejected": f"{n}"},
+    "dialogues": lambda n: {
+        "chosen_messages": [turn("user", f"{n}+1="), turn("assistant", f"{n + 1}")],
+        "rejected_messages": [turn("user", f"{n}+1="), turn("assistant", f"{n}")],
+    },
+    "groups": lambda n: {"question": f"{n}+1=", "chosen": f"{n + 1}", "rejected": [f"{n}", f"{n + 2}"]},
+    "ranked": lambda n: {"prompt": f"{n}+1=", "completions": [f"{n}", f"{n + 1}"], "scores": [0, 1]},
+}
+"""A row of each format."""
+
+
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
 def cases(tuples, quick):
     """Those of a table; what is not among the quick ones is left to the long suite."""
     return [pytest.param(*one, marks=[] if one in quick else [pytest.mark.slow]) for one in tuples]
@@ -45,15 +62,30 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def assert_learned(run):
+    losses = [row["train/loss"] for row in metrics(run)]
+    assert len(losses) == STEPS
+    assert mean(losses[-5:]) < mean(losses[:5])
+    assert summary(run)["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    cases([(n, m) for n in OWN for m in ("dpo", "group_dpo")], {("dialogues", "dpo"), ("groups", "group_dpo")}),
+)
+def test_the_loss_falls_on_rows_of_every_format(tmp_path, name, method):
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(OWN[name](n)) for n in range(10, 30)))
+    words = [f"method={method}", f"data.path={tmp_path / 'rows.jsonl'}", "data.validation_size=2"]
+    assert alignlab("train", *LEARN, *words, f"run_dir={tmp_path / 'run'}") == 0
+    assert_learned(tmp_path / "run")
+
+
 @pytest.mark.parametrize(("file", "method"), cases([(f, m) for f in FILES for m in ("dpo", "group_dpo")], QUICK))
-def test_the_loss_falls_on_every_file(shared, tmp_path, file, method):
+def test_the_loss_falls_on_every_real_file(shared, tmp_path, file, method):
     model = f"model.path={shared / 'data/models/stories260K'}"
     words = [f"method={method}", model, f"data.path={shared / 'data' / file}", *FILES[file]]
     assert alignlab("train", *LEARN, *words, f"run_dir={tmp_path / 'run'}") == 0
-    losses = [row["train/loss"] for row in metrics(tmp_path / "run")]
-    assert len(losses) == STEPS
-    assert mean(losses[-5:]) < mean(losses[:5])
-    assert summary(tmp_path / "run")["status"] == "done"
+    assert_learned(tmp_path / "run")
 
 
 SHORT = [

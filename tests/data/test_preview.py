@@ -112,7 +112,7 @@ def test_only_a_page_of_its_own_is_overwritten(table, tokenizer, tmp_path):
     for _ in range(2):
         write_page(file, preview_html(table, tokenizer, [0]))
     mine.write_text("mine")
-    for path, said in ((mine, "is no page of alignlab"), (tmp_path, "cannot be written"), (mine / "x", "cannot be")):
+    for path, said in ((mine, "is not a page"), (tmp_path, "cannot be written"), (mine / "x", "cannot be")):
         with pytest.raises(InputError, match=said):
             write_page(path, "new")
     assert mine.read_text() == "mine"

@@ -9,9 +9,12 @@ from alignlab.losses import group
 from alignlab.losses.group import Groups, group_metrics, hardest, hardest_index
 
 LOSSES = {
-    "group_hinge": ({"margin": 0.7, "sharpness": None}, lambda c, r, s: max(0.0, max(r) - c + 0.7)),
-    "group_hinge_smooth": ({"margin": 0.7, "sharpness": 2.0}, lambda c, r, s: max(0.0, smooth(r, 2.0) - c + 0.7)),
-    "group_logistic": ({"sharpness": None}, lambda c, r, s: softplus(max(r) - c)),
+    "group_hinge": ({"margin": 0.7, "inverse_temperature": None}, lambda c, r, s: max(0.0, max(r) - c + 0.7)),
+    "group_hinge_smooth": (
+        {"margin": 0.7, "inverse_temperature": 2.0},
+        lambda c, r, s: max(0.0, smooth(r, 2.0) - c + 0.7),
+    ),
+    "group_logistic": ({"inverse_temperature": None}, lambda c, r, s: softplus(max(r) - c)),
     "group_softmax": ({}, lambda c, r, s: softplus(math.log(sum(math.exp(x - c) for x in r)))),
     "all_pairs": ({"margin": 0.3}, lambda c, r, s: sum(softplus(x - c + 0.3) for x in r) / len(r)),
     "plackett_luce": ({}, lambda c, r, s: ranking([c, *r], s)),
@@ -78,7 +81,7 @@ def test_worked_by_hand():
     assert rewards.grad.tolist() == [-1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("sharpness", [1e4, 1e9])
+@pytest.mark.parametrize("inverse_temperature", [1e4, 1e9])
 def test_a_sharp_maximum_is_the_exact_one(inverse_temperature):
     groups = make_groups(2)
     assert torch.allclose(hardest(groups, inverse_temperature), hardest(groups), rtol=1e-12)
@@ -96,7 +99,7 @@ def test_a_blunt_maximum_is_the_mean():
     assert torch.allclose(hardest(groups, 1e-9), means, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sharpness", [None, 0.5, 5.0])
+@pytest.mark.parametrize("inverse_temperature", [None, 0.5, 5.0])
 def test_one_rejected_is_the_pairwise_hinge(inverse_temperature):
     groups = make_groups(3, sizes=(2, 2, 2))
     chosen, rejected = groups.rewards.view(3, 2).T
@@ -133,7 +136,12 @@ def test_huge_rewards_stay_finite(name):
 def test_metrics_by_hand():
     """Groups (1 | 0.5, 0) and (0 | 2): leads over the hardest 0.5 and -2, over the mean 0.75 and -2."""
     groups = Groups(torch.tensor([1.0, 0.5, 0.0, 0.0, 2.0]), torch.tensor([0, 0, 0, 1, 1]))
-    means = {name: (ratio.sum / ratio.weight).item() for name, ratio in group_metrics(groups, margin=0.4).items()}
+    means = {
+        name: (ratio.sum / ratio.weight).item()
+        for name, ratio in group_metrics(
+            groups, group.group_hinge(groups, margin=0.4, inverse_temperature=None)
+        ).items()
+    }
     assert means == pytest.approx(
         {
             "rewards/chosen": 0.5,

@@ -17,7 +17,7 @@ def test_golden_values(case):
     mismatched = (given["kl_per_token_logps"] - given["kl_ref_per_token_logps"]).sum(1)
     point = kto.reference_point(mismatched.sum(), torch.tensor(len(mismatched)))
     desirable = given["label"].bool()
-    losses = getattr(kto, config["loss_type"])(ratios, desirable, point, beta=config["beta"])
+    losses = getattr(kto, config["loss_type"])(kto.LogRatios(ratios, desirable, point), beta=config["beta"])
     weights = torch.where(
         desirable, *torch.tensor([config[f"{side}desirable_weight"] for side in ("", "un")], dtype=torch.float64)
     )
@@ -32,7 +32,8 @@ def test_golden_values(case):
 
 def test_worked_by_hand():
     """β = 2, z = 0.5: log-ratios 1 (desirable) and 1 (not) give σ(-1) and σ(1)."""
-    losses = kto.kto(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), torch.tensor(0.5), beta=2.0)
+    ratios = kto.LogRatios(torch.tensor([1.0, 1.0]), torch.tensor([True, False]), torch.tensor(0.5))
+    losses = kto.kto(ratios, beta=2.0)
     assert losses.tolist() == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)])
 
 
@@ -46,7 +47,10 @@ def test_the_reference_point_is_never_negative():
 def test_gradients(name):
     ratios = torch.randn(5, dtype=torch.float64, requires_grad=True)
     desirable, point = torch.tensor([True, False, True, True, False]), torch.tensor(0.3, dtype=torch.float64)
-    loss = getattr(kto, name)
-    assert torch.autograd.gradcheck(lambda x: loss(x, desirable, point, beta=0.4), (ratios,))
-    (gradient,) = torch.autograd.grad(loss(ratios, desirable, point, beta=0.4).sum(), ratios)
+
+    def loss(values):
+        return getattr(kto, name)(kto.LogRatios(values, desirable, point), beta=0.4)
+
+    assert torch.autograd.gradcheck(loss, (ratios,))
+    (gradient,) = torch.autograd.grad(loss(ratios).sum(), ratios)
     assert ((gradient < 0) == desirable).all()

@@ -8,13 +8,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from alignlab.config.signatures import with_settings
 from alignlab.data.tokenise.templates import NAMED
 from alignlab.losses.policy_gradient import clipped
 from alignlab.methods.grpo import GRPO
 from alignlab.methods.ppo import PPO
 from alignlab.methods.rloo import RLOO
 from alignlab.rewards.scorer import Limits
-from alignlab.rollout.sampler.sampler import Sampler
+from alignlab.rollout.sampler.sampler import PolicySampler
 from alignlab.types.rows import TokenRow
 
 VOCABULARY_SIZE = 64
@@ -30,7 +31,7 @@ even.own_process = False  # which would import all that this module does
 
 
 def make_sampler(**changes):
-    """The house's sampler; a number with a 7 in it ends a completion, so that lengths differ."""
+    """A sampler; a number with a 7 in it ends a completion, so that lengths differ."""
     settings = {
         "temperature": 1.0,
         "top_k": 0,
@@ -42,12 +43,17 @@ def make_sampler(**changes):
         "batch_size": 16,
         "dtype": None,
     }
-    return Sampler(**{**settings, **changes})
+    return PolicySampler(**{**settings, **changes})
+
+
+def made(kind, **settings):
+    """A method made of settings as a config has them, one by one."""
+    return kind(**with_settings(kind, settings))
 
 
 LOSS = functools.partial(clipped, clip_low=0.2, clip_high=0.2, dual_clip=None, ratio_level="token")
 SAMPLED = {
-    "rollout": make_sampler(),
+    "sampler": make_sampler(),
     "reward": {"even": even},
     "reward_weights": None,
     "reward_limits": Limits(timeout_seconds=30, num_retries=0, default=None, max_failed_rollouts=3),
@@ -68,6 +74,7 @@ SAMPLED = {
 """Settings of every method that samples."""
 ONLINE = {
     "grpo": functools.partial(
+        made,
         GRPO,
         **{**SAMPLED, "steps_per_rollout": 2},
         loss=LOSS,
@@ -85,15 +92,19 @@ ONLINE = {
         importance_cap=2.0,
     ),
     "rloo": functools.partial(
+        made,
         RLOO,
         **{**SAMPLED, "reward_kl_coef": 0.1, "num_iterations": 2},
         loss=functools.partial(LOSS, ratio_level="sequence_sum"),
+        normaliser="sequence",
         scale="none",
     ),
     "ppo": functools.partial(
+        made,
         PPO,
         **{**SAMPLED, "reward_kl_coef": 0.1, "reward_kl_target": 0.5, "num_iterations": 2},
         loss=LOSS,
+        normaliser="token",
         critic="shared",
         value_coef=0.1,
         clip_value=0.2,
@@ -146,4 +157,5 @@ class PromptData(lightning.LightningDataModule):
 
     def train_dataloader(self):
         """Steps made of what the policy samples."""
-        return self.trainer.lightning_module.experience(self, self.num_steps)
+        method = self.trainer.lightning_module
+        return method.rollout.loader(self, method, self.num_steps)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from alignlab.data.batching.collate import collate, totals
-from alignlab.rollout.groups import Rollout
+from alignlab.rollout.completions import Completions
+from alignlab.rollout.rollout import Rollout
 from alignlab.types.rows import TokenRow
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
@@ -19,45 +20,59 @@ def make(**changes):
     return method(factories=make_method("grpo", lr=0.1, packing=changes.pop("packing", True)).factories)
 
 
-def row(group, rewards, token_columns=None, **columns):
-    """A prompt of two tokens with completions of two."""
-    size = 2 * len(rewards)
-    return TokenRow(
-        tokens=list(range(1, 3 + size)),
-        supervised=[False, False] + [True] * size,
-        groups=[[2] + [2] * len(rewards)],
-        origin="",
-        columns={"reward": rewards, "reward/even": rewards, "group": [group] * len(rewards), **columns},
-        token_columns={"sampled_logps": [-1.0] * size, **(token_columns or {})},
+def rollout_of(*groups):
+    """Prompts of two tokens with completions of two.
+
+    Args:
+        groups: Each the rewards of its completions, their token columns by name, and their columns by name.
+    """
+    rewards = torch.tensor([value for group, *_ in groups for value in group], dtype=torch.float64)
+    size = len(rewards)
+    tokens = torch.cat([torch.arange(3, 3 + 2 * len(group)) for group, *_ in groups])
+    token_columns, columns = (
+        {name: torch.tensor([v for group in groups for v in group[at][name]]).double() for name in groups[0][at]}
+        for at in (1, 2)
+    )
+    return Rollout(
+        prompts=[TokenRow([1, 2], [False, False], [[2]], "") for _ in groups],
+        prompt_index=torch.tensor([index for index, (group, *_) in enumerate(groups) for _ in group]),
+        completions=Completions(tokens, -torch.ones(2 * size), torch.full((size,), 2), torch.ones(size).bool()),
+        columns={"reward": rewards, "reward/even": rewards, **columns},
+        token_columns={"sampled_logps": -torch.ones(2 * size).double(), **token_columns},
     )
 
 
-def advantages(method, *rows):
-    return [value for row in method.learnable(Rollout(rows)) for value in row.columns["advantages"]]
+def advantages(method, *groups):
+    return method.advantages(rollout_of(*groups)).columns["advantages"].tolist()
 
 
 def test_remax_is_what_a_reward_has_above_the_greedy_completions():
     """1, 0.5 and nothing against 0.25; 0 and 1 against 1. A group without a greedy reward teaches nothing."""
     method = make(estimator="remax", scale="none")
-    assert method.wants_greedy and not make().wants_greedy
+    assert method.needs_greedy and not make().needs_greedy
     groups = [([1.0, 0.5, math.nan], 0.25), ([0.0, 1.0], 1.0), ([3.0], math.nan)]
-    rows = [row(i, rewards, **{"greedy/even": [best] * len(rewards)}) for i, (rewards, best) in enumerate(groups)]
-    assert advantages(method, *rows) == [0.75, 0.25, 0.0, -1.0, 0.0, 0.0]
+    groups = [(rewards, {}, {"greedy/even": [best] * len(rewards)}) for rewards, best in groups]
+    assert advantages(method, *groups) == [0.75, 0.25, 0.0, -1.0, 0.0, 0.0]
 
 
 def test_remax_takes_the_divergence_off_the_completions_alone():
     """Two tokens of a divergence of -1 - -1.5 = 0.5 at 0.1 each: 0.1 off; 1 - 0.1 - 0.25."""
     method = make(estimator="remax", scale="none", reward_kl_coef=0.1)
-    one = row(0, [1.0], {"reference_logps": [-1.5, -1.5]}, **{"greedy/even": [0.25]})
+    one = [1.0], {"reference_logps": [-1.5, -1.5]}, {"greedy/even": [0.25]}
     assert advantages(method, one) == pytest.approx([0.65])
 
 
 def test_tokens_of_high_entropy_are_found_over_the_whole_rollout():
     """Of six tokens a third is to be kept: from the 4.33th of 0 … 5 on, which leaves the last two."""
-    rows = [row(0, [1.0], {"entropies": [3.0, 0.0]}), row(1, [1.0, 0.0], {"entropies": [5.0, 1.0, 4.0, 2.0]})]
-    found = make(top_entropy_quantile=1 / 3).learnable(Rollout(rows))
-    assert [row.token_columns["top_entropy"] for row in found] == [[0.0, 0.0], [1.0, 0.0, 1.0, 0.0]]
-    assert "top_entropy" not in make().learnable(Rollout(rows))[0].token_columns
+    groups = ([1.0], {"entropies": [3.0, 0.0]}, {}), ([1.0, 0.0], {"entropies": [5.0, 1.0, 4.0, 2.0]}, {})
+    found = make(top_entropy_quantile=1 / 3).advantages(rollout_of(*groups))
+    assert found.token_columns["top_entropy"].tolist() == [0.0, 0.0, 1.0, 0.0, 1.0, 0.0]
+    assert "top_entropy" not in make().advantages(rollout_of(*groups)).token_columns
+
+
+def rows_of(rewards, token_columns):
+    """The rows of one group, with advantages 1 and -1."""
+    return rollout_of((rewards, token_columns, {"advantages": [1.0, -1.0]})).rows(None)
 
 
 def gradient_of(method, rows):
@@ -70,20 +85,20 @@ def gradient_of(method, rows):
 
 def test_only_decisive_tokens_are_learned_from_and_all_are_counted():
     top_entropy = [1.0, 0.0, 0.0, 1.0]
-    learned = row(0, [1.0, 0.0], {"top_entropy": top_entropy}, advantages=[1.0, -1.0])
-    term = gradient_of(make(top_entropy_quantile=0.5), [learned])[1]
+    learned = rows_of([1.0, 0.0], {"top_entropy": top_entropy})
+    term = gradient_of(make(top_entropy_quantile=0.5), learned)[1]
     # On policy the ratio is 1, so the loss of a token is minus its advantage.
     assert term.sum.item() == pytest.approx(-1.0 + 1.0, abs=1e-6)
-    assert term.unit == "supervised_tokens" and totals([learned]).supervised_tokens == 4
-    first = row(0, [1.0, 0.0], {"top_entropy": [1.0, 0.0, 0.0, 0.0]}, advantages=[1.0, -1.0])
-    gradient, term = gradient_of(make(top_entropy_quantile=0.5), [first])
+    assert term.unit == "supervised_tokens" and totals(learned).supervised_tokens == 4
+    first = rows_of([1.0, 0.0], {"top_entropy": [1.0, 0.0, 0.0, 0.0]})
+    gradient, term = gradient_of(make(top_entropy_quantile=0.5), first)
     assert term.sum.item() == pytest.approx(-1.0, abs=1e-6)
     assert gradient[[1, 2]].norm() > 0 and gradient[[3, 4, 5, 6]].norm() == 0  # nothing behind the prompt is asked
 
 
 def test_bad_tokens_of_a_completion_that_was_left_behind_are_not_learned_from():
     """Sampled at log-probability 0, which the tiny policy is nowhere near; good tokens always count."""
-    rows = [row(0, [1.0, 0.0], {"sampled_logps": [0.0] * 4}, advantages=[1.0, -1.0])]
+    rows = rows_of([1.0, 0.0], {"sampled_logps": [0.0] * 4})
     sums = {limit: gradient_of(make(off_policy_threshold=limit), rows)[1] for limit in (None, 0.5, 100.0)}
     assert {limit: term.sum.item() for limit, term in sums.items()} == pytest.approx(
         {None: 0.0, 0.5: -2.0, 100.0: 0.0}, abs=1e-6
@@ -107,9 +122,9 @@ def test_a_greedy_completion_is_rewarded_for_every_prompt_and_changes_no_draw():
     found = {}
     for estimator in ("remax", "grpo"):
         method = make(estimator=estimator, scale="none")
-        history, learnable = [], method.learnable
-        method.learnable = lambda rollout, history=history, learnable=learnable: (
-            history.append(rollout) or learnable(rollout)
+        history, estimate = [], method.advantages
+        method.advantages = lambda rollout, history=history, estimate=estimate: (
+            history.append(rollout) or estimate(rollout)
         )
         fit(method, make_loader(rows, 8, num_steps=1))
         found[estimator] = history[0]

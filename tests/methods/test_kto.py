@@ -8,7 +8,7 @@ import torch
 from alignlab.data.batching.collate import collate
 from alignlab.losses.logps import sequence_sums
 from alignlab.models.scoring import token_scores
-from tests.methods.toy import fit, make_loader, make_method, make_policy, rows_for
+from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 
 def make_other(path):
@@ -20,10 +20,8 @@ def make_other(path):
 
 
 def make_kto():
-    method = make_method("kto", lr=0.0)
-    method.reference_word = "somewhere"
-    method.factories = dataclasses.replace(method.factories, open_model=make_other)
-    return method
+    factories = dataclasses.replace(make_method("kto", lr=0.0).factories, open_model=make_other)
+    return METHODS["kto"](reference="somewhere", factories=factories)
 
 
 @torch.no_grad()

@@ -5,16 +5,16 @@ import functools
 import math
 import re
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 
 from alignlab.errors import RunError
-from alignlab.rollout import sample
-from alignlab.rollout.groups import Group
-from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.collect import reward
+from alignlab.rollout.completions import Completion, Completions
 from tests.commands import QUIET, alignlab, summary
-from tests.methods.prompts import SAMPLED, even
+from tests.methods.prompts import SAMPLED, even, make_tokenizer
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 
@@ -39,20 +39,21 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
     _, steps = fit(method, make_loader(rows_for(name), 8, num_steps=2), weights=False, precision=precision)
     assert steps[0]["train/ratio"] == pytest.approx(1, abs=1e-6)
     assert steps[0]["train/approx_kl"] == pytest.approx(0, abs=1e-9)
-    assert method.exact == ((precision, policy) == ("32-true", make_policy))
+    exact = (precision, policy) == ("32-true", make_policy)
+    assert ("old_logps" in method.scores_before) == (not exact)
 
 
 def test_values_before_learning_are_without_dropout():
     """Two looks at the same rollout agree, and the critic trains on with dropout."""
     dropping = functools.partial(make_policy, dropout=0.5)
     method, seen = make("ppo_separate", dropping), []
-    known_before = method.known_before
+    score = method.score
 
     def look_twice(batch):
-        seen.extend(known_before(batch)["values"] for _ in range(2))
-        return known_before(batch)
+        seen.extend(score(batch)["values"] for _ in range(2))
+        return score(batch)
 
-    method.known_before = look_twice
+    method.score = look_twice
     torch.manual_seed(0)
     fit(method, make_loader(rows_for("ppo_separate"), 8, num_steps=4), weights=False)
     assert any(values.any() for values in seen), "a critic that expects nothing would prove nothing"
@@ -64,35 +65,46 @@ def test_values_before_learning_are_without_dropout():
 
 
 def rewarded(values, truncated="penalise", finished=(True, True, False)):
-    """A group with these rewards, as the method hands it on."""
-    method = SimpleNamespace(
-        truncated=truncated,
-        truncation_penalty=0.5,
-        scorer=lambda *texts_prompts_columns: SimpleNamespace(
-            total=values, by_name={"even": values}, failed=[0] * 3, tallies={}
-        ),
-    )
+    """The columns of a group with these rewards."""
+    settings = SimpleNamespace(truncated=truncated, truncation_penalty=0.5)
+    scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, tallies={})
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
-    completions = [Completion([1], [-1.0], one) for one in finished]
-    (group,), _ = sample._reward(method, [Group(prompt, completions, ["", "", ""])])
-    return group
+    drawn = Completions.of([Completion([1], [-1.0], one) for one in finished])
+    return reward(settings, Asked(scores), make_tokenizer(), [prompt], drawn)[0]
+
+
+class Asked:
+    """A scorer that has its scores already."""
+
+    rewards: ClassVar = {"even": None}
+
+    def __init__(self, scores):
+        self.scores = scores
+
+    def __call__(self, completions, prompts, columns):
+        return self.scores
 
 
 def test_a_penalty_is_a_reward_of_its_own():
-    group = rewarded([1.0, 0.0, 1.0])
-    assert group.rewards["truncation"] == [0.0, 0.0, -0.5]
-    assert group.totals == [1.0, 0.0, 0.5]
+    columns = rewarded([1.0, 0.0, 1.0])
+    assert columns["reward/truncation"].tolist() == [0.0, 0.0, -0.5]
+    assert columns["reward"].tolist() == [1.0, 0.0, 0.5]
 
 
 def test_a_completion_without_an_opinion_has_no_penalty_either():
-    group = rewarded([math.nan, 0.0, 1.0])
-    assert math.isnan(group.rewards["truncation"][0]) and math.isnan(group.totals[0])
-    assert rewarded([math.nan, 0.0, 1.0], "keep").rewards.keys() == {"even"}
+    columns = rewarded([math.nan, 0.0, 1.0])
+    assert columns["reward/truncation"][0].isnan() and columns["reward"][0].isnan()
+    assert "reward/truncation" not in rewarded([math.nan, 0.0, 1.0], "keep")
 
 
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
-    assert sample._reward(SimpleNamespace(scorer=None), []) == ([], {})
+    settings = SimpleNamespace(truncated="penalise", truncation_penalty=0.5)
+    columns, tallies = reward(settings, Asked(None), None, [], Completions.of([]))
+    assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
+        ["reward", "num_failed_rewards", "reward/even", "reward/truncation"], 0
+    )
+    assert tallies == {}
 
 
 # --- rewards that fail -----------------------------------------------------------------------------------------------
@@ -106,8 +118,8 @@ def silent(completions, prompts, **columns):
     return [None] * len(completions)
 
 
-for reward in (raises, silent):
-    reward.own_process = False
+for broken in (raises, silent):
+    broken.own_process = False
 
 
 @pytest.mark.parametrize("default", [None, 0.0])
@@ -132,11 +144,11 @@ def test_a_rollout_without_any_score_is_sampled_again():
     """Two failed rollouts, then one that is learned from: one step, three windows of prompts."""
     calls = []
 
-    def reward(completions, prompts, **columns):
+    def late(completions, prompts, **columns):
         calls.append(prompts[0][0]["content"])
         return raises(completions, prompts) if len(calls) < 3 else even(completions, prompts)
 
-    method = make("rloo", reward={"late": reward}, num_iterations=1)
+    method = make("rloo", reward={"late": late}, num_iterations=1)
     _, steps = fit(method, make_loader(rows_for("rloo"), 8, num_steps=1))
     assert len(calls) == len(set(calls)) == 3
     assert steps[0]["reward/failed"] == 0.0

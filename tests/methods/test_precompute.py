@@ -7,7 +7,7 @@ import pytest
 
 from alignlab.methods import precompute
 from alignlab.methods.precompute import column_key
-from alignlab.methods.referenced import Referenced
+from alignlab.methods.reference import ReferencePolicy
 from tests.commands import QUIET, alignlab, metrics, summary
 
 COMMON = [
@@ -128,15 +128,15 @@ def test_a_key_is_of_the_rows_the_weights_and_the_code(tmp_path, monkeypatch):
 
 def test_it_shows_its_progress_and_frees_the_reference(train, monkeypatch, caplog):
     """12 rows in steps of 5: three batches, each with a line where none is too early for one."""
-    seen, start = [], Referenced.on_fit_start
+    seen, start = [], ReferencePolicy.before_fit
 
-    def on_fit_start(method):
-        copies = weakref.ref(method.reference.model)
-        start(method)
+    def before_fit(reference, trainer):
+        copies = weakref.ref(reference.weights.model)
+        start(reference, trainer)
         gc.collect()
-        seen.append((copies(), method.reference))
+        seen.append((copies(), reference.weights))
 
-    monkeypatch.setattr(Referenced, "on_fit_start", on_fit_start)
+    monkeypatch.setattr(ReferencePolicy, "before_fit", before_fit)
     monkeypatch.setattr(precompute, "SECONDS_BETWEEN_LINES", -1)
     train("method=dpo", "trainer.max_steps=1")
     assert seen == [(None, None)]

@@ -1,7 +1,6 @@
 """A method and its reference: equal before the first step, and afterwards where its word says that it is."""
 
 import dataclasses
-import functools
 import logging
 
 import lightning
@@ -42,11 +41,8 @@ def with_reference(monkeypatch):
     """``with_reference(name, word, policy="full")``: a toy method held against another reference."""
 
     def make(name, word, policy="full", **options):
-        chosen = functools.partial(METHODS[name], reference=word)
-        monkeypatch.setitem(METHODS, name, chosen)
-        method = make_method(name, policy=POLICIES[policy], lr=0.05, **options)
-        method.factories = dataclasses.replace(method.factories, open_model=make_other)
-        return method
+        plain = make_method(name, policy=POLICIES[policy], lr=0.05, **options).factories
+        return METHODS[name](reference=word, factories=dataclasses.replace(plain, open_model=make_other))
 
     return make
 
@@ -65,8 +61,8 @@ class Spy(lightning.Callback):
 
     def _look(self, method):
         tensors = [p for p in method.policy.parameters() if p.requires_grad]
-        if method.reference.model is not None:
-            beside = list(method.reference.model.parameters())
+        if method.reference.weights.model is not None:
+            beside = list(method.reference.weights.model.parameters())
         else:
             beside = [p for name, p in method.policy.named_parameters() if ".reference." in name]
         self.trained.append(torch.cat([p.detach().flatten() for p in tensors]))
@@ -82,7 +78,9 @@ def test_the_mean_log_ratio_before_the_first_step_is_zero(with_reference, caplog
         fit(method, make_loader(rows_for(name), 4, num_steps=1), weights=False)
     (line,) = [record for record in caplog.records if "log-ratio" in record.message]
     assert float(line.args[0]) < 1e-5
-    assert any(f"reference: {word}, fingerprint {method.fingerprint}" == record.message for record in caplog.records)
+    assert any(
+        f"reference: {word}, fingerprint {method.reference.fingerprint}" == record.message for record in caplog.records
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -101,18 +99,18 @@ def test_the_first_loss_is_that_of_equal_policies(with_reference, name):
 def test_a_reference_that_differs_stops_the_run(with_reference, word, policy):
     """One weight of the policy is another once the reference has been made: the error says by how much, and what."""
     method = with_reference("dpo", word, policy)
-    beside = method.make_beside
+    make = method.reference.build
 
-    def make_beside(whole):
-        beside(whole)
+    def build(whole):
+        make(whole)
         with torch.no_grad():
             next(p for p in whole.parameters() if p.requires_grad).add_(0.5)
 
-    method.make_beside = make_beside
+    method.reference.build = build
     with pytest.raises(InputError) as refused:
         fit(method, make_loader(rows_for("dpo"), 4, num_steps=1))
     assert f"method.reference={word}" in str(refused.value)
-    assert "differ by" in str(refused.value) and method.fingerprint in str(refused.value)
+    assert "differ by" in str(refused.value) and method.reference.fingerprint in str(refused.value)
 
 
 @pytest.mark.parametrize("word", ["base", "somewhere"])
@@ -130,7 +128,7 @@ def test_a_reference_that_is_meant_to_differ_is_only_reported(with_reference, ca
 def test_without_a_reference_the_rewards_are_those_of_the_policy_alone(with_reference, name):
     method = with_reference(name, "none")
     _, steps = fit(method, make_loader(rows_for(name), 4, num_steps=2))
-    assert method.reference is None
+    assert method.reference.weights is None
     assert steps[0]["rewards/chosen"] < -1, "0.5 times a log-probability of a completion"
 
 

@@ -28,7 +28,7 @@ from alignlab.methods.simpo import SimPO
 from alignlab.models import packed_attention  # noqa: F401  (registers the packed attention)
 from alignlab.models.heads import draw_head
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, TokenRow, Unpaired
-from tests.methods.prompts import ONLINE, PromptData, make_prompt
+from tests.methods.prompts import ONLINE, PromptData, made, make_prompt
 
 REFERENCE = {
     "reference": "initial",
@@ -40,31 +40,32 @@ SIGMOID = {"sigmoid": functools.partial(preference.sigmoid, label_smoothing=0.0)
 PAIRS = {"divergence": reverse_kl, "length_desensitisation": 1.0, "weighting": "none", "loss_weights": None}
 HINGE = functools.partial(group.group_hinge, margin=1.0, inverse_temperature=None)
 METHODS = {
-    "sft": functools.partial(SFT, loss=nll, reduction="token", neftune_alpha=0.0),
-    "sft_by_sequence": functools.partial(SFT, loss=nll, reduction="sequence", neftune_alpha=0.0),
-    "pretrain": Pretrain,
-    "dpo": functools.partial(DPO, beta=0.5, loss=SIGMOID, **PAIRS, **REFERENCE),
+    "sft": functools.partial(made, SFT, loss=nll, reduction="token", neftune_alpha=0.0),
+    "sft_by_sequence": functools.partial(made, SFT, loss=nll, reduction="sequence", neftune_alpha=0.0),
+    "pretrain": functools.partial(made, Pretrain),
+    "dpo": functools.partial(made, DPO, beta=0.5, loss=SIGMOID, **PAIRS, **REFERENCE),
     "dpo_with_sft": functools.partial(
+        made,
         DPO,
         beta=0.5,
         loss={**SIGMOID, "sft": preference.sft},
         **{**PAIRS, "loss_weights": [0.8, 0.2], "weighting": "wpo", "length_desensitisation": 0.5},
         **REFERENCE,
     ),
-    "dpo_ema": functools.partial(DPO, beta=0.5, loss=SIGMOID, **PAIRS, **{**REFERENCE, "reference": "ema"}),
-    "group_dpo": functools.partial(GroupDPO, beta=0.5, loss=HINGE, length_normalised=False, **REFERENCE),
-    "orpo": functools.partial(ORPO, beta=0.5),
-    "simpo": functools.partial(SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1),
-    "cpo": functools.partial(CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0),
-    "kto": functools.partial(KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, **REFERENCE),
-    "reward_model": functools.partial(RewardModel, margin_column=None, weight_column=None, centring=0.1),
+    "dpo_ema": functools.partial(made, DPO, beta=0.5, loss=SIGMOID, **PAIRS, **{**REFERENCE, "reference": "ema"}),
+    "group_dpo": functools.partial(made, GroupDPO, beta=0.5, loss=HINGE, length_normalised=False, **REFERENCE),
+    "orpo": functools.partial(made, ORPO, beta=0.5),
+    "simpo": functools.partial(made, SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1),
+    "cpo": functools.partial(made, CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0),
+    "kto": functools.partial(made, KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, **REFERENCE),
+    "reward_model": functools.partial(made, RewardModel, margin_column=None, weight_column=None, centring=0.1),
     **ONLINE,
 }
 
 
 def class_of(name):
     """The class of a toy method."""
-    return getattr(METHODS[name], "func", METHODS[name])
+    return METHODS[name].args[0]
 
 
 class Rows(list):
@@ -161,7 +162,7 @@ def spoiled(method, factor, steps):
         return dataclasses.replace(output, terms=[term * times for term in output.terms])
 
     method.compute_loss = compute_loss
-    method.has_signal = lambda step: factor != 0  # else tensors without a gradient are refused in the first step
+    method.checks_gradients = factor != 0  # else tensors without a gradient are refused in the first step
     return method
 
 

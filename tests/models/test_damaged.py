@@ -143,8 +143,8 @@ def test_sizes_that_are_none_are_refused(copied, tokenizer, key, size):
         ({"num_attention_heads": 3}, "not a multiple"),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "3 key-value heads do not divide 4"),
         ({"head_dim": 3}, "pairs"),
-        ({"attention_dropout": -1.0}, "no share"),
-        ({"hidden_act": "nope"}, "no model can be made of it"),
+        ({"attention_dropout": -1.0}, "not a dropout rate"),
+        ({"hidden_act": "nope"}, "no model can be built"),
         ({"model_type": ["llama"]}, "no causal language model of that name"),
     ],
 )
@@ -166,7 +166,7 @@ def test_an_adapter_on_itself_or_on_another_one_is_refused(copied, folders):
     file = copied("adapter") / "adapter_config.json"
     for base in (file.parent, folders / "adapter"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}))
-        assert "one on top of another" in refusal(opened, file.parent)
+        assert "an adapter on another adapter" in refusal(opened, file.parent)
 
 
 @pytest.mark.parametrize("change", [{"target_modules": "("}, {"rank_pattern": 5}, {"init_lora_weights": "nope"}])

@@ -240,7 +240,7 @@ def test_weights_of_another_vocabulary_are_refused(weights):
     other = LlamaForCausalLM(
         LlamaConfig(vocab_size=65, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
     )
-    with pytest.raises(InputError, match="knows 65 tokens and the policy 64"):
+    with pytest.raises(InputError, match="has 65 tokens and that of the policy 64"):
         make_reference(open_base(weights), "somewhere", lambda path: other)
 
 

@@ -68,8 +68,8 @@ def test_weights_can_be_read_in_another_number_format(saved, tokenizer):
 @pytest.mark.parametrize(
     ("holds", "why"),
     [
-        ("language model", "it holds LlamaForCausalLM, which scores no sequences"),
-        ("adapter of a language model", "its adapter is that of a language model"),
+        ("language model", "it holds LlamaForCausalLM, which does not score sequences"),
+        ("adapter of a language model", "its adapter is for a language model"),
         ("head with two numbers", "its head gives 2 numbers per sequence"),
         ("no head", r"its files lack score\.weight, which would be random"),
         ("broken files", "it cannot be read"),

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from alignlab.errors import RunError
 from alignlab.optim.lost_steps import MAX_LOST_STEPS, told_of_overflow
-from alignlab.types.loss import LossTerm
+from alignlab.types.loss import LossOutput, LossTerm
 from tests.methods.prompts import SAMPLED
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows, rows_for, spoiled
 
@@ -78,6 +78,15 @@ def test_a_loss_that_is_not_finite_is_named_at_once_with_its_rows(caplog):
     assert told.startswith("step 1 changed nothing: the loss of a micro-batch was not finite")
     assert "row 3" in told and told.count("row ") == 2
     assert not torch.equal(weights, initial())
+
+
+def test_a_loss_that_is_not_finite_moves_nothing_though_its_gradient_is_finite():
+    method = make_method("sft", lr=0.1)
+    compute = method.compute_loss
+    method.compute_loss = lambda batch: LossOutput([LossTerm(t.sum + math.inf, t.unit) for t in compute(batch).terms])
+    weights, (step,) = fit(method, make_loader(make_rows(), 4, num_steps=1, order="as_is"))
+    assert 0 < step["train/grad_norm"] < math.inf
+    assert torch.equal(weights, initial())
 
 
 def test_a_gradient_that_is_not_finite_is_told_with_the_rows_of_the_step(caplog):

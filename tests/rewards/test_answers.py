@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.rewards.answers import MAX_TOLD_CHARACTERS, ask, read
+from alignlab.rewards.answers import MAX_MESSAGE_CHARACTERS, ask, read
 
 NUMBERS = [1.0, 0.0, -2.5]
 HUGE = 10**400
@@ -79,7 +79,7 @@ def test_what_holds_the_right_number_of_numbers_is_read(make):
 )  # fmt: skip
 def test_what_does_not_is_a_wrong_length(answer, told):
     found = read(answer, 3)
-    assert found.values == [None] * 3 and found.failure == "wrong_length" and told in found.told
+    assert found.values == [None] * 3 and found.failure == "wrong_length" and told in found.message
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_what_does_not_is_a_wrong_length(answer, told):
 def test_what_is_no_finite_number_fails_for_its_completion_alone(value):
     answer = ask(lambda *texts: [1.0, value, None], ["a", "b", "c"], [[]] * 3, {}, 0)
     assert answer.values[:2] == [1.0, None] and math.isnan(answer.values[2])
-    assert answer.failure == "not_finite" and "for 1 of 3 completions" in answer.told
+    assert answer.failure == "not_finite" and "for 1 of 3 completions" in answer.message
 
 
 @pytest.mark.parametrize("answer", [Raising(), [1.0, 1.0, Raising()], (1 / 0 for _ in range(3))])
@@ -109,7 +109,7 @@ def test_whatever_a_reward_raises_is_a_failure(error):
         raise error
 
     answer = ask(reward, ["a"], [[]], {}, 1)
-    assert answer.failure == "failed" and len(answer.told) <= MAX_TOLD_CHARACTERS
+    assert answer.failure == "failed" and len(answer.message) <= MAX_MESSAGE_CHARACTERS
 
 
 def test_a_reward_gets_copies():

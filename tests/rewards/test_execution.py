@@ -13,7 +13,7 @@ import pytest
 from alignlab.errors import InputError
 from alignlab.rewards import execution
 from alignlab.rewards.exact_answer import ExactAnswer
-from alignlab.rewards.execution import InProcess, InThread, place_for
+from alignlab.rewards.execution import InProcess, InThread, make_executor
 from alignlab.rewards.external import PythonReward
 from alignlab.rewards.math_equal import MathEqual
 from alignlab.rewards.scorer import Limits, Scorer
@@ -32,6 +32,13 @@ def where(completions):
     return [os.getpid()] * len(completions)
 
 def holds_the_interpreter(completions):
+    re.fullmatch("(a+)+b", "a" * 60)
+
+def hangs_at_first(completions, folder):
+    if os.path.exists(f"{folder[0]}/pid"):
+        return [1.0] * len(completions)
+    with open(f"{folder[0]}/pid", "w") as file:
+        file.write(str(os.getpid()))
     re.fullmatch("(a+)+b", "a" * 60)
 
 def sleeps_with_a_child(completions, folder):
@@ -148,6 +155,13 @@ def test_one_that_ends_or_hangs_fails_and_is_started_anew(scorer, name, failure,
     assert told in caplog.text
 
 
+def test_one_that_hung_is_stopped_and_answers_the_next_call(scorer, tmp_path):
+    made, folder = scorer(2, late="hangs_at_first"), [str(tmp_path)] * 2
+    assert call(made, folder=folder).failures == {"late": {"timed_out": 2}}
+    assert not is_alive(int((tmp_path / "pid").read_text()))
+    assert call(made, folder=folder).by_name == {"late": [1.0, 1.0]}
+
+
 def test_what_it_prints_is_printed_by_the_run(scorer, capsys):
     call(scorer(talks="prints"))
     printed = []
@@ -167,7 +181,7 @@ def test_a_pattern_that_takes_too_long_for_one_text_is_told_for_that_text_alone(
 
 def test_math_runs_apart_too(scorer):
     made = scorer(math=MathEqual(column="answer"))
-    assert isinstance(made.places["math"], InProcess)
+    assert isinstance(made.executors["math"], InProcess)
     assert call(made, ["<answer>1/2</answer>", "2"], answer=["0.5", "3"]).by_name["math"] == [1.0, 0.0]
 
 
@@ -176,12 +190,12 @@ def test_who_moves_and_who_stays(mine, monkeypatch):
     monkeypatch.setattr(InProcess, "make_ready", lambda self: "")
     stays = [ExactAnswer(column="a"), mine.Stays(1), mine.Moves(1), lambda completions, prompts: [], os.times().__add__]
     moves = [Pattern(pattern="a", whole=False), mine.Factor(1), mine.count, functools.partial(mine.where)]
-    assert [type(place_for("mine", reward)) for reward in stays[:4]] == [InThread] * 4
-    assert [type(place_for("mine", reward)) for reward in moves] == [InProcess] * 4
+    assert [type(make_executor("mine", reward)) for reward in stays[:4]] == [InThread] * 4
+    assert [type(make_executor("mine", reward)) for reward in moves] == [InProcess] * 4
 
 
 def test_what_cannot_be_unpickled_there_stays_and_says_so(mine, caplog):
-    assert isinstance(place_for("mine", mine.Fragile(1)), InThread)
+    assert isinstance(make_executor("mine", mine.Fragile(1)), InThread)
     assert "RuntimeError: not here" in caplog.text
 
 
@@ -192,13 +206,13 @@ def test_what_cannot_be_unpickled_there_stays_and_says_so(mine, caplog):
 def test_a_file_that_cannot_be_loaded_is_refused_before_training(tmp_path, source, why):
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(InputError, match=why):
-        place_for("python", PythonReward(path=f"{tmp_path}/mine.py:score"))
+        make_executor("python", PythonReward(path=f"{tmp_path}/mine.py:score"))
 
 
 def test_a_process_that_cannot_start_is_told(monkeypatch):
     monkeypatch.setattr(execution, "_start", functools.partial(_raise, OSError("no memory")))
     with pytest.raises(InputError, match=r"cannot be started \(no memory\)"):
-        place_for("pattern", Pattern(pattern="a", whole=False))
+        make_executor("pattern", Pattern(pattern="a", whole=False))
 
 
 def _raise(error, *_):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab.errors import InputError
-from alignlab.rewards.execution import MAX_LEFT_BEHIND
+from alignlab.rewards.execution import MAX_HANGING_CALLS
 from alignlab.rewards.scorer import Limits, Scorer
 
 TEXTS, PROMPTS, COLUMNS = ["a", "bb", "ccc"], [[], [], []], {"answer": ["1", "2", "3"]}
@@ -98,9 +98,9 @@ def test_a_reward_that_always_hangs_is_not_called_for_ever():
 
     limits = Limits(timeout_seconds=0.01, num_retries=0, default=0.0, max_failed_rollouts=3)
     scorer = Scorer({"odd": reward}, None, limits)
-    found = [scorer(TEXTS, PROMPTS, {}).failures["odd"] for _ in range(MAX_LEFT_BEHIND + 1)]
+    found = [scorer(TEXTS, PROMPTS, {}).failures["odd"] for _ in range(MAX_HANGING_CALLS + 1)]
     release.set()
-    assert len(calls) == MAX_LEFT_BEHIND
+    assert len(calls) == MAX_HANGING_CALLS
     assert found[-1] == {"not_called": 3}
 
 

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from alignlab.errors import RunError
-from alignlab.rewards.answers import Answer, nothing
+from alignlab.rewards.answers import Answer, failed_answer
 from alignlab.rewards.tallies import Tally, Watch, together
 
 WORKS = Tally.of(Answer([1.0, math.nan, None], "not_finite", "it gave no number"))
-FAILS = Tally.of(nothing(3, "failed", "Traceback\nOSError: nobody there"))
+FAILS = Tally.of(failed_answer(3, "failed", "Traceback\nOSError: nobody there"))
 SILENT = Tally.of(Answer([math.nan] * 3))
 
 
@@ -57,4 +57,4 @@ def test_the_first_error_of_the_row_is_told():
     watch = Watch(2)
     watch.is_scored({"a": FAILS})
     with pytest.raises(RunError, match="nobody there"):
-        watch.is_scored({"a": Tally.of(nothing(3, "not_called", "5 calls of it hang"))})
+        watch.is_scored({"a": Tally.of(failed_answer(3, "not_called", "5 calls of it hang"))})

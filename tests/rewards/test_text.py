@@ -122,8 +122,8 @@ def test_a_python_function_that_is_none_is_refused(tmp_path, source, why):
         ("file:///etc/passwd", "begins with http"),
         ("http://", "names no host"),
         ("http://:80/", "names no host"),
-        ("http://host:port/", "no address"),
-        ("http://[::1/", "no address"),
+        ("http://host:port/", "not an address"),
+        ("http://[::1/", "not an address"),
         ("http://a b/", "no blanks"),
         ("", "begins with http"),
     ],
@@ -140,7 +140,7 @@ class Babbling(io.BytesIO):
         return b" " * size
 
 
-@pytest.mark.parametrize(("seconds", "fault"), [(60, "longer than"), (-1, "not come to an end")])
+@pytest.mark.parametrize(("seconds", "fault"), [(60, "longer than"), (-1, "not complete in time")])
 def test_an_answer_without_an_end_is_left(monkeypatch, seconds, fault):
     monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: Babbling())
     with pytest.raises((ValueError, TimeoutError), match=fault):

@@ -1,11 +1,11 @@
-"""The experience loader: steps of a rollout, reuse, resuming within one."""
+"""The rollout loader: steps of a rollout, reuse, resuming within one."""
 
 import numpy as np
 import pytest
 import torch
 
 from alignlab.data.batching.plan import PlanSettings
-from alignlab.rollout.loader import ExperienceLoader, ExperienceSettings
+from alignlab.rollout.loader import LoaderSettings, RolloutLoader
 from alignlab.types.rows import TokenRow
 
 
@@ -18,7 +18,7 @@ def make_loader(num_steps=12, num_iterations=2, steps_per_rollout=2, **ranks):
         order_column=None,
         seed=1,
     )
-    settings = ExperienceSettings(
+    settings = LoaderSettings(
         plan=plan, steps_per_rollout=steps_per_rollout, num_iterations=num_iterations, packing=True, pad_token_id=0
     )
 
@@ -27,12 +27,19 @@ def make_loader(num_steps=12, num_iterations=2, steps_per_rollout=2, **ranks):
 
     def produce(number, next_prompts):
         """A row per prompt whose completion spells the prompt's number; one is left out, as filters do."""
-        return [
-            TokenRow([1, value, value + 1], [False, True, True], [[1, 2]], "row", {"advantages": [0.5]})
+        rows = [
+            TokenRow(
+                torch.tensor([1, value, value + 1]),
+                [False, True, True],
+                [[1, 2]],
+                "row",
+                {"advantages": torch.tensor([0.5])},
+            )
             for value in next_prompts()[: 6 - number % 2]
         ]
+        return rows, {"reward/mean": float(number)}
 
-    return ExperienceLoader(
+    return RolloutLoader(
         prompts, produce, settings=settings, num_steps=num_steps, **({"rank": 0, "num_ranks": 1} | ranks)
     )
 
@@ -51,6 +58,17 @@ def test_each_row_is_learned_from_as_often_as_asked():
     assert steps[0].epoch == 1.0 and steps[4].epoch == 2.0
 
 
+def test_what_is_logged_of_a_rollout_comes_with_its_first_step():
+    assert [step.metrics for step in make_loader(num_steps=6)] == [
+        {"reward/mean": 0.0},
+        {},
+        {},
+        {},
+        {"reward/mean": 1.0},
+        {},
+    ]
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 5, 7])
 def test_resuming_anywhere_gives_the_same_steps(stop):
     whole = [labels(step) for step in make_loader()]
@@ -64,7 +82,7 @@ def test_resuming_anywhere_gives_the_same_steps(stop):
     assert [labels(step) for step in second] == whole[stop:]
 
 
-def test_the_state_is_plain():
+def test_the_state_is_tensors_in_plain_containers():
     loader = make_loader()
     next(iter(loader))
 
@@ -73,7 +91,7 @@ def test_the_state_is_plain():
             return all(map(plain, value.values()))
         if isinstance(value, list):
             return all(map(plain, value))
-        return value is None or type(value) in (int, float, str, bool)
+        return value is None or type(value) in (int, float, str, bool, torch.Tensor)
 
     assert plain(loader.state_dict())
     assert not any(isinstance(value, np.generic) for value in loader.state_dict().values())

@@ -80,7 +80,7 @@ def test_a_damaged_file_keeps_the_rows_that_can_be_read_and_says_how_many_are_le
 
 
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
-    with pytest.raises(InputError, match="it is no file"):
+    with pytest.raises(InputError, match="it is not a file"):
         MetricsFile(path=tmp_path, first_step=0)
 
 

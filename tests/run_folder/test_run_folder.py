@@ -72,11 +72,12 @@ def test_a_given_folder_is_taken_unless_it_holds_a_run(make, tmp_path):
         make(run_dir=tmp_path / "mine")
 
 
-def test_auto_takes_the_newest_unfinished_run_of_the_same_config(make, tmp_path):
+@pytest.mark.parametrize("status", ["running", "exporting", "stopped", "failed", None])
+def test_auto_takes_the_newest_unfinished_run_of_the_same_config(make, tmp_path, status):
     digest = config_hash(CONFIG)
     runs = tmp_path / "runs" / "sft"
     leave_run(runs / f"20250101-000000-{digest}", "failed", 100)
-    leave_run(runs / f"20250102-000000-{digest}", "stopped", 200, 300)
+    leave_run(runs / f"20250102-000000-{digest}", status, 200, 300)
     leave_run(runs / f"20250103-000000-{digest}", "done", 400)
     leave_run(runs / "20250104-000000-0123abcd", "stopped", 500)
     folder = make(resume="auto")
@@ -171,6 +172,17 @@ def test_a_broken_checkpoint_asked_for_by_name_is_refused(make, tmp_path):
         make(resume=tmp_path / "mine" / "checkpoints" / "last")
 
 
+@pytest.mark.parametrize(
+    "facts", [{"step": "100"}, {"step": None}, {"step": 99}, {"world_size": 0}, {"world_size": "1"}]
+)
+def test_a_checkpoint_whose_manifest_names_another_step_or_no_ranks_is_refused(make, tmp_path, facts):
+    leave_run(tmp_path / "mine", "failed", 100)
+    manifest = tmp_path / "mine" / "checkpoints" / "last" / disk.MANIFEST
+    disk.write_text(manifest, json.dumps(json.loads(manifest.read_text()) | facts))
+    with pytest.raises(InputError, match=r"manifest\.json says step"):
+        make(resume=manifest.parent)
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A home with papers in it, in which one works."""
@@ -192,9 +204,9 @@ def home(tmp_path, monkeypatch):
         ("..", "it is the working folder, or contains it"),
         ("/", "it is the working folder, or contains it"),
         ("{home}/repository", "it is a repository"),
-        ("{home}/papers", "the folder holds what no run has made: draft.tex"),
-        ("{home}/mine", "the folder holds what no run has made: notes.txt"),
-        ("{home}/mine/notes.txt", "it is no folder"),
+        ("{home}/papers", "the folder holds files that are not of a run: draft.tex"),
+        ("{home}/mine", "the folder holds files that are not of a run: notes.txt"),
+        ("{home}/mine/notes.txt", "it is not a folder"),
         ("x" * 300, "cannot be a folder"),
         ("nul\0", "cannot be a folder"),
     ],
@@ -230,6 +242,21 @@ def test_a_refused_run_leaves_a_folder_that_was_there(make, tmp_path):
     (tmp_path / "mine").mkdir()
     refused_after(make(run_dir=tmp_path / "mine"))
     assert tree(tmp_path / "mine") == {} and (tmp_path / "mine").is_dir()
+
+
+def test_a_refused_run_leaves_curves_and_logs_that_were_there(make, tmp_path):
+    for name in ("plots/loss.png", "train-rank1.log", ".model.old/x"):
+        disk.write_text(tmp_path / "mine" / name, "old")
+    before = tree(tmp_path / "mine")
+    refused_after(make(run_dir=tmp_path / "mine"))
+    assert tree(tmp_path / "mine") == before
+
+
+def test_a_refused_run_takes_its_metrics_away_where_no_step_is_in_them(make, tmp_path):
+    folder = make(run_dir=tmp_path / "run")
+    disk.write_text(folder.metrics, "progress/step,train/loss\n")
+    refused_after(folder)
+    assert not folder.path.exists()
 
 
 def test_a_refused_run_leaves_what_others_put_into_its_folder_meanwhile(make, tmp_path):
@@ -281,7 +308,7 @@ def _try_to_lock(path, answers):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_lies_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path, name, make):
     make(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name} there is no file"):
+    with pytest.raises(InputError, match=f"{name} in it is not a file"):
         RunFolder(tmp_path).lock()
 
 

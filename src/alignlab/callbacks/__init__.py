@@ -1,1 +1,1 @@
-"""What happens beside training: checkpoints, evaluation, samples, progress, the summary."""
+"""Lightning callbacks: checkpoints, evaluation, samples, progress, the start card and the summary."""

@@ -1,4 +1,4 @@
-"""The start card and the result card: what is about to be trained on what, and what came of it."""
+"""The start card, which shows what a run will train on, and the result card, which shows its results."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from rich.text import Text
 from alignlab.callbacks.progress import duration, short_number
 
 Piece = tuple[str, bool]
-"""A stretch of decoded text, and whether the loss sees it."""
+"""A piece of decoded text, and whether it is supervised."""
 
 MAX_PIECE_CHARACTERS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What is trained.
+    """Facts about the model to train.
 
     Args:
-        name: As the user named it.
+        name: Name of the model as typed.
         architecture: Class of the model.
-        num_parameters: All parameters.
-        num_trainable: Those that training changes.
-        dtype: Of the trained parameters.
-        attention: Implementation in use.
-        adapter: Kind of adapter; None trains the model itself.
-        device: Where it runs, with the precision.
+        num_parameters: Number of all parameters.
+        num_trainable: Number of trainable parameters.
+        dtype: Number format of the trainable parameters.
+        attention: Attention implementation.
+        adapter: Kind of adapter; None for full fine-tuning.
+        device: Device and precision.
     """
 
     name: str
@@ -45,17 +45,17 @@ class ModelFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFacts:
-    """How rows become optimizer steps; the first two are the user's, the rest follows.
+    """Facts about how rows become optimizer steps.
 
     Args:
-        global_batch_size: Rows per optimizer step, all ranks.
-        batch_size_per_device: Rows that go through the model at once, at most.
-        max_tokens_per_micro_batch: Tokens that go through the model at once, at most; None has no limit.
-        num_ranks: Data-parallel ranks.
-        num_micro_batches: Micro-batches per rank and optimizer step, at least.
-        tokens_per_step: Mean tokens per optimizer step; None where not known beforehand (streams).
-        num_steps: Optimizer steps of the run; None where not known.
-        num_epochs: Passes over the rows in these steps; None where not known.
+        global_batch_size: Rows per optimizer step over all ranks.
+        batch_size_per_device: Maximum rows of a micro-batch.
+        max_tokens_per_micro_batch: Maximum tokens of a micro-batch; None for no limit.
+        num_ranks: Number of data-parallel ranks.
+        num_micro_batches: Minimum number of micro-batches per rank and optimizer step.
+        tokens_per_step: Mean tokens per optimizer step; None if unknown (streams).
+        num_steps: Optimizer steps of the run; None if unknown.
+        num_epochs: Epochs of the run; None if unknown.
     """
 
     global_batch_size: int
@@ -77,23 +77,23 @@ def start_card(
     example: Iterable[Piece],
     folder: Path,
 ) -> RenderableType:
-    """Everything a person wants to check before a run.
+    """Make the start card, to be checked before a run.
 
     Args:
-        title: ``sft · pocket · arithmetic``.
-        model: What is trained.
+        title: Title of the card, such as ``sft · pocket · arithmetic``.
+        model: Facts about the model.
         data: Part (``train``, ``validation``) → count by name (rows, tokens, …).
-        batch: How rows become optimizer steps.
-        example: A decoded row in pieces, the supervised ones marked.
+        batch: Facts about optimizer steps.
+        example: A decoded row in pieces, with supervised ones marked.
         folder: The run's folder.
     """
-    parts = (model_table(model), counts_table(data), batch_table(batch), example_text(example))
-    body = Group(*(line for part in parts for line in (part, Text())), Text(f"run folder  {folder}", style="dim"))
+    blocks = (model_table(model), counts_table(data), batch_table(batch), example_text(example))
+    body = Group(*(line for block in blocks for line in (block, Text())), Text(f"run folder  {folder}", style="dim"))
     return Panel(body, title=f"[bold]{title}", title_align="left", border_style="blue", padding=(1, 2))
 
 
 def model_table(model: ModelFacts) -> Table:
-    """The model in two columns."""
+    """Make the table of the model's facts."""
     share = model.num_trainable / max(1, model.num_parameters)
     size = f"{short_number(model.num_trainable)} of {short_number(model.num_parameters)} parameters ({share:.2%})"
     return _pairs(
@@ -107,7 +107,7 @@ def model_table(model: ModelFacts) -> Table:
 
 
 def counts_table(data: Mapping[str, Mapping[str, int]]) -> Table:
-    """Counts with a line per part of the data."""
+    """Make the table of counts, with a line per part of the data."""
     names = list(dict.fromkeys(name for counts in data.values() for name in counts))
     table = _table("data", "", *names)
     for part, counts in data.items():
@@ -116,7 +116,7 @@ def counts_table(data: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def batch_table(batch: BatchFacts) -> Table:
-    """How rows become an optimizer step, from left to right, and how many steps there are."""
+    """Make the table of how rows become an optimizer step, and of the number of steps."""
     tokens = "–" if batch.tokens_per_step is None else f"{batch.tokens_per_step:,.0f}"
     limit = batch.max_tokens_per_micro_batch
     micro = f"≤ {batch.batch_size_per_device:,}" + (f", ≤ {limit:,} tokens" if limit else "")
@@ -135,9 +135,9 @@ def batch_table(batch: BatchFacts) -> Table:
 
 
 def example_text(pieces: Iterable[Piece]) -> Text:
-    """A decoded example; what the loss sees is green, between ⟦ and ⟧, the rest dim; long stretches are shortened."""
+    """Format a decoded example: supervised text green between ⟦ and ⟧, other text dim, long pieces shortened."""
     text = Text("example", style="bold")
-    text.append("  the loss sees what stands between ⟦ and ⟧\n", style="not bold dim")
+    text.append("  text between ⟦ and ⟧ is supervised\n", style="not bold dim")
     for piece, supervised in joined(pieces):
         piece = shortened(piece)
         text.append(f"⟦{piece}⟧" if supervised else piece, style="not bold green" if supervised else "not bold dim")
@@ -145,7 +145,7 @@ def example_text(pieces: Iterable[Piece]) -> Text:
 
 
 def shortened(text: str) -> str:
-    """The text without its middle where it is longer than ``MAX_PIECE_CHARACTERS``."""
+    """Remove the middle of a text that is longer than ``MAX_PIECE_CHARACTERS``."""
     if len(text) <= MAX_PIECE_CHARACTERS:
         return text
     half = MAX_PIECE_CHARACTERS // 2
@@ -153,7 +153,7 @@ def shortened(text: str) -> str:
 
 
 def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbouring pieces of the same kind as one."""
+    """Join neighbouring pieces of the same kind."""
     merged: list[Piece] = []
     for text, supervised in pieces:
         if merged and merged[-1][1] == supervised:
@@ -164,12 +164,12 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
 
 
 def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Path] = ()) -> RenderableType:
-    """What came of a run: held-out results before and after, the cost, where things lie.
+    """Make the result card of a run: held-out results before and after, cost, and paths.
 
     Args:
-        summary: As in summary.json.
+        summary: Content of summary.json.
         folder: The run's folder.
-        files: What in it to point at.
+        files: Files in the folder to list.
     """
     after = {name: value for name, value in summary["metrics"].items() if name.startswith("val/")}
     table = _table("held-out rows", "", "before", "after")
@@ -181,8 +181,8 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
         f"{summary['steps']:,} steps, {short_number(summary['tokens'])} tokens in"
         f" {duration(summary['wall_seconds'])}{speed}, peak memory {summary['peak_memory_mib']:,.0f} MiB"
     )
-    places = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
-    body = Group(*([table, Text()] if after else []), Text(cost), Text(), Text(f"{'run':<14}{folder}"), *places)
+    paths = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
+    body = Group(*([table, Text()] if after else []), Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
     title = f"[bold]{summary['status']}"
     return Panel(body, title=title, title_align="left", border_style="green", padding=(1, 2))
 

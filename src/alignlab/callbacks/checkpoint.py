@@ -1,17 +1,17 @@
-"""The callback that saves checkpoints, restores random states and leaves cleanly on a signal.
+"""The callback that saves checkpoints, restores random states, and ends the run cleanly on a signal.
 
-What Lightning does, and what follows from it:
+It depends on these properties of Lightning:
 
-1. Lightning keeps callbacks of its ``Checkpoint`` class at the end of the list, so everybody else has finished with the
-   step when this one saves, and nobody draws random numbers in ``on_train_start`` after this one restored them.
-2. A checkpoint written before the validation of the same step makes a resumed run skip that validation. So where a
-   validation is due, the checkpoint is written when it ends.
-3. Validation draws random numbers (a loader draws one when its iterator is made, before any hook). They are put
-   back afterwards, so that how often a run validates does not change what it learns.
-4. Metrics of a step reach the loggers after ``on_train_batch_end``. So on a signal the checkpoint is saved there, and
-   the run is left at the next hook, when the step has been logged.
-5. Lightning loads the position of the data loader only while it makes the loader; whoever asked for the number of
-   batches before (``estimated_stepping_batches``) made it too early. It is then loaded here.
+1. Lightning keeps callbacks of its ``Checkpoint`` class at the end of the list. So all other callbacks have finished
+   the step when this one saves, and none draws random numbers in ``on_train_start`` after this one restored them.
+2. A checkpoint written before the validation of the same step makes a resumed run skip that validation. If a validation
+   is due, the checkpoint is therefore written when it ends.
+3. Validation draws random numbers (a loader draws one when its iterator is made, before any hook). The random states
+   are restored afterwards, so the interval between validations does not change the training.
+4. Metrics of a step reach the loggers after ``on_train_batch_end``. On a signal the checkpoint is therefore saved
+   there, and the run ends at the next hook, when the step has been logged.
+5. Lightning loads the position of the data loader only while it makes the loader. If something asked for the number of
+   batches before (``estimated_stepping_batches``), the loader was made too early, and its position is loaded here.
 """
 
 import signal
@@ -33,20 +33,20 @@ from alignlab.system.processes import Stopped
 
 
 class Checkpoint(LastCallback):
-    """Saves the complete training state, whole or not at all.
+    """Saves the complete training state atomically.
 
-    SIGTERM or Ctrl-C: the optimizer step is finished and logged, a checkpoint is saved, :class:`Stopped` is raised
-    (exit code 143 or 130). A validation that is due at that moment, or running, is given up and not repeated. A second
-    Ctrl-C, or a signal before the first validation, ends the run at once.
+    On SIGTERM or Ctrl-C the optimizer step is finished and logged, a checkpoint is saved, and :class:`Stopped` is
+    raised (exit code 143 or 130). A validation that is due or running then is skipped and not repeated. A second
+    Ctrl-C, or a signal before the first validation, ends the run immediately.
 
-    Frozen weights are not written where there are any: a checkpoint then holds trainable parameters and buffers. They
-    are loaded over the weights that the config names, and the load is refused unless each trainable key was there and
-    each key of the checkpoint has a place.
+    Frozen weights are not saved: a checkpoint holds trainable parameters and buffers, which are loaded over the weights
+    that the config names. Loading fails if a trainable parameter is missing in the checkpoint, or if the model does not
+    have a key of the checkpoint.
 
     Args:
         folder: The run's folder of checkpoints.
         every_n_steps: Optimizer steps between checkpoints; the last step always gets one.
-        keep_last: Newest checkpoints to keep.
+        keep_last: Number of checkpoints to keep, the newest ones.
     """
 
     def __init__(
@@ -55,18 +55,18 @@ class Checkpoint(LastCallback):
         self.folder, self.every_n_steps, self.keep_last = Path(folder), every_n_steps, keep_last
         self._signals = StopSignals()
         self._saved_step = self._written_by = 0
-        self._leaving: int | None = None
+        self._stop_signal: int | None = None
         self._before_validation: dict[str, Any] | None = None
 
-    # --- what is written and how a load is checked --------------------------------------------------------------------
+    # --- content of a checkpoint, and checks when it is loaded --------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let a checkpoint without frozen weights be loaded; :meth:`on_load_checkpoint` checks that it is complete."""
+        """Allow checkpoints without frozen weights; :meth:`on_load_checkpoint` checks that they are complete."""
         pl_module.strict_loading = False
         trainer.strategy.checkpoint_io = AnyState()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave frozen weights out; name the optimizer's parameters."""
+        """Remove frozen weights, and add the names of the optimizer's parameters."""
         weights = checkpoint.get("state_dict", {})
         if any(not parameter.requires_grad for parameter in pl_module.parameters()):
             carried = carried_names(pl_module)
@@ -76,10 +76,10 @@ class Checkpoint(LastCallback):
         checkpoint["world_size"] = trainer.world_size
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or adapter.
+        """Check that a checkpoint is of this model and adapter.
 
         Raises:
-            InputError: A trainable weight is not in the checkpoint, or the checkpoint holds one that the model has not.
+            InputError: A trainable weight is missing in the checkpoint, or the model lacks a weight of the checkpoint.
         """
         self._written_by = checkpoint["world_size"]
         if "state_dict" in checkpoint:
@@ -88,17 +88,17 @@ class Checkpoint(LastCallback):
     # --- restoring ----------------------------------------------------------------------------------------------------
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals, which wait from here on."""
+        """Handle signals from here on; they wait until a step ends."""
         self._signals.install()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen for signals; put the random states of a resumed run back, after the loaders have drawn theirs."""
+        """Handle signals; restore the random states of a resumed run, after the loaders have drawn random numbers."""
         self._signals.install()
         if self._signals.received:
             raise Stopped(self._signals.received)
         if trainer.ckpt_path is None:
             return
-        if trainer.fit_loop._combined_loader_states_to_load:  # point 5 at the top
+        if trainer.fit_loop._combined_loader_states_to_load:  # point 5 of the module
             trainer.fit_loop._load_combined_loader_states()
             iter(trainer.fit_loop._data_fetcher)
         same_ranks = self._written_by == trainer.world_size
@@ -106,39 +106,39 @@ class Checkpoint(LastCallback):
             path = Path(trainer.ckpt_path).parent / _random_name(trainer)
             set_random_states(torch.load(path, weights_only=True))
         self._saved_step = trainer.global_step
-        why = f"new random states, since {self._written_by} rank(s) wrote it and {trainer.world_size} go on"
+        why = f"new random states, since {self._written_by} rank(s) wrote it and {trainer.world_size} resume"
         random = f"random states of {trainer.world_size} rank(s)" if same_ranks else why
         trainer.print(
             f"Resumed after step {trainer.global_step:,}: weights, optimizer, schedule, position in the data, {random}"
         )
 
-    # --- saving and leaving -------------------------------------------------------------------------------------------
+    # --- saving and stopping ------------------------------------------------------------------------------------------
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if a checkpoint is due and no validation comes first; on a signal, save in any case."""
-        validation_comes = _validation_comes(trainer)
-        if validation_comes:
+        """Save if a checkpoint is due or a signal came, unless a validation comes first."""
+        validation_is_next = _validation_is_next(trainer)
+        if validation_is_next:
             self._before_validation = random_states()
         stopping = trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False)
-        if (stopping or self._is_due(trainer)) and not validation_comes:
+        if (stopping or self._is_due(trainer)) and not validation_is_next:
             _keep_metrics(trainer)
             self._save(trainer)
         if stopping:
-            self._leaving = self._signals.received or signal.SIGTERM
+            self._stop_signal = self._signals.received or signal.SIGTERM
             trainer.should_stop = True
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Give a running validation up on a signal. Several ranks finish it: they may not agree on the moment."""
+        """Skip the rest of a validation on a signal. Several ranks finish it, since they may not stop together."""
         if self._signals.received is not None and trainer.world_size == 1:
-            self._leaving = self._signals.received
-            self._give_up_validation(trainer)
+            self._stop_signal = self._signals.received
+            self._skip_validation(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the random states back that the validation used up; save if a checkpoint is due."""
+        """Restore the random states from before the validation, and save if a checkpoint is due."""
         if trainer.sanity_checking or self._before_validation is None:
             return
         set_random_states(self._before_validation)
@@ -147,34 +147,34 @@ class Checkpoint(LastCallback):
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and leave on a signal that came in the step before."""
-        if self._leaving is not None:
-            self._give_up_validation(trainer)
+        """Save and stop on a signal that came in the previous step."""
+        if self._stop_signal is not None:
+            self._skip_validation(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave on a signal."""
-        self._leave()
+        """Stop on a signal."""
+        self._raise_if_stopping()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Leave on a signal."""
-        self._leave()
+        """Stop on a signal."""
+        self._raise_if_stopping()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave on a signal that came after the last step; later ones end the process at once."""
+        """Stop on a signal that came after the last step; later signals end the process immediately."""
         self._signals.waiting = False
         if trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False):
             raise Stopped(self._signals.received or signal.SIGTERM)
 
-    def _give_up_validation(self, trainer: Trainer) -> None:
+    def _skip_validation(self, trainer: Trainer) -> None:
         if self._before_validation is not None:
             _reset_progress(trainer.fit_loop.epoch_loop.val_loop)
             set_random_states(self._before_validation)
             self._save(trainer)
-        self._leave()
+        self._raise_if_stopping()
 
-    def _leave(self) -> None:
-        if self._leaving is not None:
-            raise Stopped(self._leaving)
+    def _raise_if_stopping(self) -> None:
+        if self._stop_signal is not None:
+            raise Stopped(self._stop_signal)
 
     def _is_due(self, trainer: Trainer) -> bool:
         epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
@@ -200,7 +200,7 @@ class Checkpoint(LastCallback):
 
 
 def _keep_metrics(trainer: Trainer) -> None:
-    """Bring the step's row to its file before the checkpoint: Lightning logs it later, when the run may be killed."""
+    """Write the step's metrics before the checkpoint: Lightning logs them later, when the run may be killed."""
     connector = trainer._logger_connector
     for logger in trainer.loggers if connector.should_update_logs else ():
         if isinstance(logger, MetricsFile):
@@ -211,10 +211,10 @@ def _random_name(trainer: Trainer) -> str:
     return f"random-{trainer.global_rank:05d}.pt"
 
 
-def _validation_comes(trainer: Trainer) -> bool:
-    """Whether Lightning validates after this step, asked in Lightning's own words."""
+def _validation_is_next(trainer: Trainer) -> bool:
+    """Whether Lightning validates after this step, by Lightning's own check."""
     epoch_loop = trainer.fit_loop.epoch_loop
     if not epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
         return False
-    epoch_loop.val_loop.setup_data()  # harmless when done already; an empty list of loaders validates nothing
+    epoch_loop.val_loop.setup_data()  # no effect if already done; without loaders there is no validation
     return not epoch_loop.val_loop.skip

@@ -1,4 +1,4 @@
-"""Evaluation by generation: the share of held-out problems that the policy solves."""
+"""Evaluation by generation: the share of held-out prompts that the policy answers correctly."""
 
 import logging
 from typing import Annotated
@@ -22,12 +22,12 @@ log = logging.getLogger(__name__)
 
 
 class ExactMatch(lightning.Callback):
-    """Logs ``val/exact_match`` with every validation, where held-out rows have an ``answer`` column.
+    """Logs ``val/exact_match`` after every validation, if held-out rows have an ``answer`` column.
 
     Args:
-        num_prompts: Held-out prompts to complete, at most.
-        max_completion_tokens: Most tokens of a completion.
-        batch_size: Prompts completed at once.
+        num_prompts: Maximum number of held-out prompts to complete.
+        max_completion_tokens: Maximum tokens of a completion.
+        batch_size: Number of prompts completed at once.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ExactMatch(lightning.Callback):
         self.prompts: list[tuple[list[int], str]] | None = None
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
-        """Complete the prompts greedily, each rank its share, and log the share of right answers."""
+        """Complete the prompts greedily, divided among the ranks, and log the share of right answers."""
         if method.head != "language_model":
             return
         data: DataModule = trainer.datamodule
@@ -63,8 +63,9 @@ class ExactMatch(lightning.Callback):
                 batch_size=self.batch_size,
             )
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        hits = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
-        running, counts = RunningMeans(), torch.tensor([hits, len(share)], device=method.device, dtype=torch.float64)
+        num_right = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
+        counts = torch.tensor([num_right, len(share)], device=method.device, dtype=torch.float64)
+        running = RunningMeans()
         running.add(LossOutput([], {"exact_match": Ratio(*counts)}))
         method.log("val/exact_match", running.means()["exact_match"].float())
 

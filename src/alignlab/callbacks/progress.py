@@ -1,4 +1,4 @@
-"""The progress bar: loss, tokens/s and time left; short plain lines where there is no terminal."""
+"""The progress bar: loss, tokens/s and time left; without a terminal, plain lines."""
 
 import sys
 import time
@@ -15,14 +15,14 @@ from rich.progress import Progress as Bar
 from alignlab.run_folder.log import terminal
 
 FRAME_SECONDS = 0.25
-"""Values are read at most this often: reading one waits for the device."""
+"""Minimum interval between updates: reading a metric waits for the device."""
 
 
 class Progress(ProgressBar):
-    """Shows how far training is. Results of validations are printed, so that they stay.
+    """Shows the progress of training, and prints the results of validations.
 
     Args:
-        every_n_seconds: Without a terminal: seconds between two lines.
+        every_n_seconds: Seconds between two lines, if there is no terminal.
     """
 
     def __init__(self, *, every_n_seconds: Annotated[float, Field(gt=0)]):
@@ -34,23 +34,23 @@ class Progress(ProgressBar):
         self._first: tuple[float, int] = (0.0, 0)
 
     def enable(self) -> None:
-        """Show."""
+        """Show the progress."""
         self._enabled = True
 
     def disable(self) -> None:
-        """Show nothing; on every rank but the first."""
+        """Show nothing; Lightning calls this on every rank but the first."""
         self._enabled = False
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print a line above the bar, and into the log."""
+        """Print a line above the bar, and to the log."""
         if self._enabled:
             self._clear()
             print(*args, **kwargs, flush=True)
 
-    # --- what Lightning calls -----------------------------------------------------------------------------------------
+    # --- hooks --------------------------------------------------------------------------------------------------------
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where training begins."""
+        """Print the results before training."""
         self.print(result_line("before training", trainer.callback_metrics))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,7 +61,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw, if the last frame or line is old enough."""
+        """Draw, if the last frame or line is older than the interval."""
         on_terminal = sys.stderr.isatty()
         due = time.monotonic() - self._drawn_at >= (FRAME_SECONDS if on_terminal else self.every_n_seconds)
         if not (self._enabled and due):
@@ -75,18 +75,18 @@ class Progress(ProgressBar):
             print(progress_line(trainer.global_step, total, state), flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the results."""
+        """Print the results of the validation."""
         if not trainer.sanity_checking:
             self.print(result_line(f"step {trainer.global_step:,}", trainer.callback_metrics))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the bar away and leave the last line."""
+        """Remove the bar and print a last line."""
         total = trainer.estimated_stepping_batches
         state = status(trainer.callback_metrics, trainer.global_step, total, None)
         self.print(progress_line(trainer.global_step, total, state))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self._clear()
 
     # --- drawing ------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class Progress(ProgressBar):
         if self._bar is None:
             columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.description}"))
             console = Console(file=terminal(sys.stderr))
-            # What is printed meanwhile goes through print() here, so rich need not take the streams over.
+            # All lines are printed by print() of this class, so rich need not redirect the streams.
             self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
             self._bar.add_task("", total=None if total == float("inf") else int(total))
             self._bar.start()
@@ -107,7 +107,7 @@ class Progress(ProgressBar):
             self._bar = None
 
     def _seconds_left(self, trainer: Trainer, total: float) -> float | None:
-        """By the mean time per step so far; None before there is one, or without an end."""
+        """Estimate from the mean time per step; None before the first step, or without a last step."""
         started, first = self._first
         done = trainer.global_step - first
         if done <= 0 or not 0 < total < float("inf"):
@@ -116,13 +116,13 @@ class Progress(ProgressBar):
 
 
 def status(metrics: Mapping[str, Any], step: int, total: float, seconds_left: float | None) -> str:
-    """Loss, tokens/s and time left, those that are known.
+    """Format loss, tokens/s and time left, as far as they are known.
 
     Args:
-        metrics: Newest values by name.
-        step: Optimizer steps done.
-        total: Optimizer steps in all; may be infinite.
-        seconds_left: Estimate; None where there is none.
+        metrics: Latest values by name.
+        step: Number of optimizer steps done.
+        total: Total number of optimizer steps; may be infinite.
+        seconds_left: Estimated time left; None if unknown.
     """
     parts = []
     if "train/loss" in metrics:
@@ -135,19 +135,19 @@ def status(metrics: Mapping[str, Any], step: int, total: float, seconds_left: fl
 
 
 def progress_line(step: int, total: float, state: str) -> str:
-    """One plain line: ``step 120/1,000 · loss 0.8123 · 15.2k tokens/s · 1:05 left``."""
+    """Format the progress in one line: ``step 120/1,000 · loss 0.8123 · 15.2k tokens/s · 1:05 left``."""
     of = f"/{int(total):,}" if 0 < total < float("inf") else ""
     return " · ".join(filter(None, (f"step {step:,}{of}", state)))
 
 
 def result_line(moment: str, metrics: Mapping[str, Any]) -> str:
-    """Results of a validation in one line: ``step 200 · val/exact_match 0.913 · val/loss 0.4212``."""
+    """Format the results of a validation in one line: ``step 200 · val/exact_match 0.913 · val/loss 0.4212``."""
     held_out = sorted(name for name in metrics if name.startswith("val/"))
     return " · ".join([moment, *(f"{name} {float(metrics[name]):.4g}" for name in held_out)])
 
 
 def short_number(value: float) -> str:
-    """Three digits and a letter: 950, 15.2k, 1.20M."""
+    """Format a number with three digits and a letter: 950, 15.2k, 1.2M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"
@@ -155,7 +155,7 @@ def short_number(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``1:05`` or ``2:01:05``."""
+    """Format a duration as ``1:05`` or ``2:01:05``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

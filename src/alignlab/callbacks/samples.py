@@ -1,4 +1,4 @@
-"""Completions with their rewards, in a file and in the trackers."""
+"""Log of completions with their rewards, to a file and to the trackers."""
 
 import json
 import math
@@ -10,55 +10,56 @@ import lightning
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from alignlab.rollout.groups import Group
+from alignlab.rollout.rollout import Rollout
 from alignlab.system.disk import write_text
 from alignlab.types.rows import Message
 
 STEPS_BETWEEN = 20
-"""Optimizer steps between two rollouts that are shown."""
+"""Optimizer steps between two rollouts that are logged."""
 
 MAX_PROMPTS = 4
-"""Prompts of a rollout whose completions are written."""
+"""Number of prompts of a rollout whose completions are written."""
 
 MAX_TABLE_ROWS = 16
-"""Completions of a rollout that go to the trackers."""
+"""Number of completions of a rollout that are logged to the trackers."""
 
 
 class SampleLog(lightning.Callback):
     """Writes completions with their rewards to ``samples.jsonl`` and, as tables, to the trackers.
 
     Args:
-        path: Of ``samples.jsonl``.
-        first_step: Records after this optimizer step are cut before the run begins: those of a run that is resumed from
-            its checkpoint. 0 begins anew.
+        path: Path of ``samples.jsonl``.
+        first_step: Optimizer step of the checkpoint that the run resumes from; records after it are removed before the
+            run begins. 0 removes all records.
     """
 
     def __init__(self, *, path: Path, first_step: int):
         self.path, self.first_step, self.next_step = Path(path), first_step, 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The step from which on the next rollout is written."""
+        """The first step whose rollout is logged next."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Restore the state."""
         self.next_step = state["next_step"]
 
     @rank_zero_only
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        """Cut what will be sampled again."""
+        """Remove records that will be sampled again."""
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             write_text(self.path, "".join(line for line in lines if _step_of(line) <= self.first_step))
 
     @rank_zero_only
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, outputs: Any, batch: Any, index: int) -> None:
-        """Write a new rollout where one is due."""
-        groups, method.samples = getattr(method, "samples", []), []
-        if not groups or method.progress.step < self.next_step:
+        """Log a new rollout if one is due."""
+        rollout, method.rollout.latest = method.rollout.latest, None
+        if rollout is None or method.progress.step < self.next_step:
             return
         self.next_step = method.progress.step + STEPS_BETWEEN
-        records = sample_records(groups[:MAX_PROMPTS], method.progress.step)
+        shown = rollout.keep(rollout.prompt_index < MAX_PROMPTS)
+        records = sample_records(shown, trainer.datamodule.tokenizer, method.progress.step)
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         for logger in trainer.loggers:
@@ -66,32 +67,33 @@ class SampleLog(lightning.Callback):
 
 
 def _step_of(line: str) -> float:
-    """Optimizer step of a record; infinite where a crash left it half written, or somebody else damaged it."""
+    """Optimizer step of a record; infinite if the record is incomplete or damaged."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, RecursionError):
         return math.inf
 
 
-def sample_records(groups: Sequence[Group], step: int) -> list[dict[str, Any]]:
-    """One plain record per completion."""
+def sample_records(rollout: Rollout, tokenizer: Any, step: int) -> list[dict[str, Any]]:
+    """Make one record of plain values per completion."""
+    names = ["reward", *(name for name in rollout.columns if name.startswith("reward/"))]
+    rewards = {name: rollout.columns[name].tolist() for name in names}
+    completions, prompts = rollout.completions, rollout.prompt_index.tolist()
     return [
         {
             "step": step,
-            "prompt": written(group.prompt.record["prompt"]),
-            "completion": text,
-            "reward": _plain(group.totals[index]),
-            **{f"reward/{name}": _plain(values[index]) for name, values in group.rewards.items()},
-            "tokens": len(group.completions[index].tokens),
-            "finished": group.completions[index].finished,
+            "prompt": written(rollout.prompts[prompts[index]].record["prompt"]),
+            "completion": tokenizer.decode(tokens, skip_special_tokens=True),
+            **{name: _plain(values[index]) for name, values in rewards.items()},
+            "tokens": len(tokens),
+            "finished": bool(completions.finished[index]),
         }
-        for group in groups
-        for index, text in enumerate(group.texts)
+        for index, tokens in enumerate(completions.token_lists())
     ]
 
 
 def written(prompt: Sequence[Message]) -> str:
-    """A prompt as text; turns are told apart where there are several."""
+    """Format a prompt as text; several messages are prefixed with their roles."""
     if len(prompt) == 1:
         return str(prompt[0]["content"])
     return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)

@@ -1,4 +1,4 @@
-"""The facts on the start card: what is about to be trained on what."""
+"""The callback that collects the facts of the start card and prints it."""
 
 import logging
 from collections.abc import Iterator
@@ -19,24 +19,24 @@ from alignlab.types.adapted import base_model, is_adapted
 log = logging.getLogger(__name__)
 
 HIGH_LR, LARGE_MODEL = 2e-4, 50_000_000
-"""Above this peak learning rate, full fine-tuning of a model above this size usually destroys it."""
+"""Full fine-tuning of a model above this size usually fails with a peak learning rate above this value."""
 
 
 class StartCard(lightning.Callback):
-    """Prints the start card once the model is built, on rank 0.
+    """Prints the start card on rank 0, after the model is built.
 
     Args:
-        title: ``sft · pocket``.
-        model: The model's name.
+        title: Title of the card, such as ``sft · pocket``.
+        model: Name of the model.
         folder: The run's folder.
-        lr: Peak learning rate, ``None`` where the optimizer has none.
+        lr: Peak learning rate; ``None`` if the optimizer has none.
     """
 
     def __init__(self, *, title: str, model: str, folder: RunFolder, lr: float | None):
         self.title, self.model, self.folder, self.lr = title, model, folder, lr
 
     def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
-        """Print."""
+        """Print the card."""
         if not trainer.is_global_zero:
             return
         data: DataModule = trainer.datamodule
@@ -51,11 +51,11 @@ class StartCard(lightning.Callback):
         )
         show(card)
         if self.lr and self.lr > HIGH_LR and model.adapter is None and model.num_trainable > LARGE_MODEL:
-            log.warning("optimizer.lr=%g is meant for small models; all weights of this one want 1e-5 or so", self.lr)
+            log.warning("optimizer.lr=%g suits small models; full fine-tuning of this one needs about 1e-5", self.lr)
 
 
 def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> ModelFacts:
-    """What is trained, where, and in which number format."""
+    """Collect the facts about the model to train."""
     trained = next(parameter for parameter in policy.parameters() if parameter.requires_grad)
     base = base_model(policy)
     return ModelFacts(
@@ -71,7 +71,7 @@ def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> Mod
 
 
 def data_counts(data: DataModule) -> dict[str, dict[str, int]]:
-    """Rows and tokens kept, cut and dropped of each part."""
+    """Collect the numbers of rows and tokens of each part that were kept, cut and dropped."""
     tables = {"train": data.train, "validation": data.validation}
     return {part: _counts(table) for part, table in tables.items() if table is not None}
 
@@ -88,7 +88,7 @@ def _counts(table: TokenTable) -> dict[str, int]:
 
 
 def batch_facts(data: DataModule, num_ranks: int) -> BatchFacts:
-    """How rows become optimizer steps."""
+    """Collect the facts about how rows become optimizer steps."""
     plan, epoch = data.plan, data.num_epoch_steps
     mean = None if data.train is None else data.train.lengths.mean() * min(plan.global_batch_size, len(data.train))
     return BatchFacts(
@@ -104,10 +104,10 @@ def batch_facts(data: DataModule, num_ranks: int) -> BatchFacts:
 
 
 def example_pieces(table: TokenTable, tokenizer: Any) -> Iterator[Piece]:
-    """The first row decoded, in stretches of supervised and other tokens."""
+    """Decode the first row, in pieces of supervised and other tokens."""
     row = table[0]
     start = 0
-    for place in range(1, len(row.tokens) + 1):
-        if place == len(row.tokens) or row.supervised[place] != row.supervised[start]:
-            yield tokenizer.decode(row.tokens[start:place]), row.supervised[start]
-            start = place
+    for position in range(1, len(row.tokens) + 1):
+        if position == len(row.tokens) or row.supervised[position] != row.supervised[start]:
+            yield tokenizer.decode(row.tokens[start:position]), row.supervised[start]
+            start = position

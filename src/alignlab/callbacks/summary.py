@@ -1,4 +1,4 @@
-"""summary.json: what a run was, how it began and ended, how long it took and how much memory it needed."""
+"""summary.json: facts about a run, its first and last metrics, its duration and its memory use."""
 
 import importlib.metadata
 import json
@@ -22,14 +22,14 @@ MIB = 2**20
 
 
 class Summary(Callback):
-    """Collects a run's summary and writes it at the start (``running``), at the end and on a failure.
+    """Collects a run's summary, and writes it at the start, at the end and on a failure.
 
-    Statuses: ``running``, ``exporting`` (trained; ``model/`` is being written and compared), ``done`` (it is there
-    and the same), ``stopped`` (by a signal, resumable), ``failed``.
+    The status is ``running``, ``exporting`` (training is over; ``model/`` is being written and verified), ``done``
+    (``model/`` is verified), ``stopped`` (by a signal, and resumable) or ``failed``.
 
     Args:
         path: The JSON file.
-        facts: What is known before the run and stands in front: method, model, strategy, peft, seed, ….
+        facts: Entries that are known before the run: method, model, strategy, peft, seed, ….
     """
 
     def __init__(self, *, path: Path, facts: Mapping[str, Any]):
@@ -41,71 +41,71 @@ class Summary(Callback):
         self._clocks = {"wall": 0.0, "train": 0.0}
         self._running: dict[str, float] = {}
 
-    # --- what survives a resume ---------------------------------------------------------------------------------------
+    # --- state that a resumed run restores ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """First and latest metrics and the time spent, as plain numbers."""
+        """The first and latest metrics and the elapsed times, as plain numbers."""
         clocks = {name: self._seconds(name) for name in self._clocks}
         return {"initial_metrics": self.initial_metrics, "metrics": self.metrics, "clocks": clocks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the clocks and keep the metrics of the first start."""
+        """Continue the clocks, and restore the metrics."""
         self.initial_metrics, self.metrics = dict(state["initial_metrics"]), dict(state["metrics"])
         self._clocks = dict(state["clocks"])
 
-    # --- what is collected --------------------------------------------------------------------------------------------
+    # --- hooks --------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Start the wall clock and say that the run is on."""
+        """Start the wall clock and write the status ``running``."""
         self._start("wall")
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._write_on_first_rank(trainer, "running")
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the validation before the first step."""
-        self.initial_metrics = _numbers(trainer.callback_metrics)
+        """Keep the metrics of the validation before the first step."""
+        self.initial_metrics = _floats(trainer.callback_metrics)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock of training proper."""
+        """Start the clock of training time."""
         self._start("train")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validation does not count as training time."""
+        """Pause the clock of training time."""
         self._pause("train")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the results."""
+        """Resume the clock of training time and keep the results."""
         if not trainer.sanity_checking:
             self._start("train")
             self.collect(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint holds the metrics of its own step."""
+        """Save the metrics of this step in the checkpoint."""
         self.collect(trainer)
         checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock of training proper."""
+        """Stop the clock of training time."""
         self._pause("train")
         self.collect(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The fit went through; whoever writes the model afterwards writes the summary again."""
+        """Write the status ``exporting``; the summary is written again after the export of the model."""
         self._write_on_first_rank(trainer, "exporting")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Say whether it was stopped or failed."""
+        """Write the status ``stopped`` or ``failed``."""
         stopped = isinstance(exception, (Stopped, KeyboardInterrupt))
         self._pause("train")
         self.collect(trainer)
         self._write_on_first_rank(trainer, "stopped" if stopped else "failed")
 
     def collect(self, trainer: Trainer) -> None:
-        """Take over the newest value of every metric."""
-        self.metrics |= _numbers(trainer.callback_metrics)
+        """Update every metric to its latest value."""
+        self.metrics |= _floats(trainer.callback_metrics)
 
-    # --- what is written ----------------------------------------------------------------------------------------------
+    # --- writing ------------------------------------------------------------------------------------------------------
 
     def write(self, status: str, **more: Any) -> dict[str, Any]:
         """Write the summary.
@@ -115,7 +115,7 @@ class Summary(Callback):
             **more: Further entries; ``metrics`` is merged into the final metrics.
 
         Returns:
-            What was written.
+            The summary as written.
         """
         self.status = status
         self.metrics |= more.pop("metrics", {})
@@ -124,7 +124,7 @@ class Summary(Callback):
         return summary
 
     def summary(self) -> dict[str, Any]:
-        """The summary as it stands, JSON values only."""
+        """The current summary, with JSON values only."""
         done = {name: self.metrics.get(f"progress/{name}", 0) for name in ("epoch", "tokens", "supervised_tokens")}
         seconds = self._seconds("train")
         device_mib, host_mib = peak_memory_mib()
@@ -163,14 +163,14 @@ class Summary(Callback):
 
 
 def peak_memory_mib() -> tuple[float | None, float]:
-    """Peak of memory allocated on this process' CUDA device (None without one) and of its resident memory, in MiB."""
+    """Peak memory of this process in MiB: allocated on its CUDA device (None without one), and resident on the host."""
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts KiB
     device = torch.cuda.max_memory_allocated() / MIB if torch.cuda.is_available() else None
     return device and round(device, 1), round(host, 1)
 
 
 def commit() -> str | None:
-    """Git commit that the package runs from; None for an installed package."""
+    """Git commit of the package's repository; None for an installed package."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -179,7 +179,7 @@ def commit() -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+    """Versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -189,10 +189,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+def _floats(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
 
 
 def _json(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN; a metric that is not a finite number is null."""
+    """Replace metrics that are not finite by None, since JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -1,4 +1,4 @@
-"""Validation after the last optimizer step, whatever the interval between validations."""
+"""Validation after the last optimizer step, independent of the interval between validations."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import lightning
 
 
 class ValidateAtEnd(lightning.Callback):
-    """Asks Lightning to stop at the last step, since it validates before it stops."""
+    """Sets ``trainer.should_stop`` at the last step, since Lightning then validates before it stops."""
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        """At the last step only."""
+        """Stop at the last step."""
         if trainer.global_step >= trainer.max_steps > 0:
             trainer.should_stop = True

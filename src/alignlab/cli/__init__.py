@@ -1,1 +1,1 @@
-"""The verbs: `alignlab VERB …`, one file each."""
+"""The command line ``alignlab VERB …``, with one module per verb."""

@@ -1,7 +1,8 @@
-"""``alignlab VERB …``: every module beside this one is a verb, with ``main(words) -> exit code``.
+"""Entry point of ``alignlab VERB …``. Every other module of this package is a verb, with ``main(words) -> exit code``.
 
-Exit codes: 0 done; 2 the input was wrong (one paragraph on standard error); 1 the run could not go on (one paragraph),
-or anything else (a traceback); 143 stopped by SIGTERM, 130 by Ctrl-C, after a checkpoint where training had begun.
+Exit codes: 0 success; 2 wrong input (with one paragraph on standard error); 1 the run could not continue (with one
+paragraph), or any other error (with a traceback); 143 stopped by SIGTERM and 130 by Ctrl-C, after a checkpoint if
+training had begun.
 """
 
 import importlib
@@ -22,18 +23,18 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        words: The command line after ``alignlab``; that of the process by default.
+        words: The command line after ``alignlab``; by default that of the process.
 
     Returns:
         Exit code.
     """
-    with leaving_on_signals():  # before anything that takes time is imported
+    with leaving_on_signals():  # before slow imports
         return _run(list(sys.argv[1:] if words is None else words))
 
 
 def _run(words: list[str]) -> int:
     with leaving_on_signals(while_importing=True):
-        import alignlab.run  # noqa: F401  (all that takes time to import, whatever the verb)
+        import alignlab.run  # noqa: F401  (the slow imports, for every verb)
         from alignlab.cli.composition.command import refuse
 
     try:

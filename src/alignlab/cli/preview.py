@@ -10,10 +10,10 @@ from alignlab.cli.composition.command import command
 
 
 def main(words: Sequence[str]) -> int:
-    """Tokenise as a training would, and show; ``preview.html=FILE`` also writes a page.
+    """Tokenise the data as for training and print the rows; ``preview.html=FILE`` also writes a page.
 
     Args:
-        words: Command line.
+        words: Command line after the verb.
 
     Returns:
         Exit code.
@@ -22,7 +22,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
-    """The config resolved. Refuse what is not in the schema, and what cannot run together."""
+    """Check the config against the schema and for settings that cannot be combined; return it resolved."""
     from alignlab.cli.composition.hidden import hide_config
     from alignlab.config import compat, schema
     from alignlab.config.schema.root import PREVIEW
@@ -34,13 +34,13 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def show(config: dict[str, Any]) -> Any:
-    """Print the first rows, and write the page where one is asked for."""
+    """Print the first rows, and write the page if requested."""
     from alignlab.assemble import open_model_and_data
     from alignlab.data.preview import preview_html, preview_terminal, write_page
     from alignlab.run_folder import console
 
     console.set_up(config["debug"])
-    config = config | {"data": config["data"] | {"streaming": False}}  # lengths and counts are those of all rows
+    config = config | {"data": config["data"] | {"streaming": False}}  # lengths and counts need all rows
     _, data = open_model_and_data(config)
     indices = range(min(config["preview"]["num_rows"], len(data.train)))
     console.show(preview_terminal(data.train, data.tokenizer, indices))

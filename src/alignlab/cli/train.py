@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run, sweep (``-m``) or show (``--cfg job``, ``--help``) a training; ``--from RUN`` repeats one.
+    """Run a training, sweep (``-m``) or show its config (``--cfg job``, ``--help``); ``--from RUN`` repeats a run.
 
     Args:
-        words: Command line.
+        words: Command line after the verb.
 
     Returns:
         Exit code.
@@ -41,7 +41,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The words without ``--from RUN``, and the run's folder.
+    """Remove ``--from RUN`` from the words; return the other words and the run's folder.
 
     Raises:
         InputError: The folder holds no ``config.yaml``, or was not given.
@@ -57,12 +57,14 @@ def take_from(words: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
-    """The config resolved. Refuse what is not in the schema, and what cannot run together; of a sweep, note it.
+    """Check the config against the schema and for settings that cannot be combined; return it resolved.
 
-    The devices become those of the ranks that a launcher has started, if one has.
+    If a launcher has started the ranks, the numbers of devices and nodes become the launcher's. A sweep records a
+    refused job.
     """
     from alignlab.cli.composition.deepspeed_file import take_over_file
     from alignlab.cli.composition.hidden import hide_config
+    from alignlab.cli.composition.options import with_losses
     from alignlab.config import compat, schema
     from alignlab.distributed.ranks import settle
     from alignlab.run_folder.location import refuse_for_sweep
@@ -77,19 +79,19 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
         config |= {"trainer": config["trainer"] | {"devices": devices, "num_nodes": num_nodes}}
         compat.check(config)
         return config
-    except InputError:
+    except InputError as error:
         if is_sweep():
             sweep.refused(cfg.run_dir)
-        raise
+        raise with_losses(error, cfg.method.get("_target_")) from error
 
 
 def train(sweep: Sweep, config: dict[str, Any]) -> Any:
-    """Run the job, or one of a sweep."""
+    """Run the job, by itself or as a job of a sweep."""
     from alignlab import run
 
     return sweep.run(config) if is_sweep() else run.fit(config)
 
 
 def is_sweep() -> bool:
-    """Whether Hydra is at a job of several."""
+    """Whether Hydra runs a sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

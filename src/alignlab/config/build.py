@@ -14,7 +14,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from alignlab.config.kinds import LIBRARY, home, kinds_at
-from alignlab.config.signatures import VARIADIC, parameters
+from alignlab.config.signatures import VARIADIC, parameters, with_settings
 from alignlab.errors import InputError, nearest
 from alignlab.system.credentials import revealed
 
@@ -49,7 +49,7 @@ def _make(place: str, node: Mapping[str, Any], extra: Mapping[str, Any], around:
         return functools.partial(target, **arguments)
     _refuse_missing(name, target, arguments)
     try:
-        return target(**arguments)
+        return target(**with_settings(target, arguments))
     except (ValueError, ImportError, MisconfigurationException) as error:
         raise InputError(f"{name} with {_shown(given)}", str(error), "Change what it names") from error
 

@@ -126,10 +126,6 @@ def _is_vllm(config: Config) -> bool:
     return _is(config, "rollout", "VLLMRollout")
 
 
-def _can_be_run(program: Any) -> bool:
-    return isinstance(program, str) and "\0" not in program and os.access(program, os.X_OK)
-
-
 def _is_narrowed(config: Config) -> bool:
     return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
 
@@ -208,19 +204,19 @@ ROWS: tuple[Row, ...] = (
     Row(
         ("optimizer",),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
-        "DeepSpeed, whose optimizer it is, is not installed",
+        "it is an optimizer of DeepSpeed, which is not installed",
         "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
     ),
     Row(
         ("optimizer", "strategy", "trainer.accelerator"),
         lambda c: _is(c, "optimizer", "cpu_adamw") and not (_on_cpu(c) or _is_offloaded(c)),
-        "it steps on weights in host memory, and these are on the accelerator",
+        "it updates weights in host memory, and these are on the accelerator",
         "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
     ),
     Row(
         ("optimizer", "strategy"),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
-        "it reads weights at their address in memory, which FSDP2's shards do not tell: the process ends by SIGSEGV",
+        "it reads weights by their memory address, which shards of FSDP2 do not have; the process ends with SIGSEGV",
         "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
     ),
     Row(

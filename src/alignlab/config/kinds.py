@@ -89,10 +89,20 @@ def called_with(words: str, *names: str) -> Kind:
     return Kind(f"{words}, called with {', '.join(names)}", fits, lambda target: not inspect.isclass(target))
 
 
-def returning(kinds: tuple[type, ...]) -> Kind:
-    """Functions annotated to return an object of one of the classes; training calls them."""
-    words = f"a function annotated to return {' or '.join(kind.__name__ for kind in kinds)}"
-    return Kind(words, lambda target: _is_function(target) and _returns(target, kinds), lambda target: True)
+def returning(kinds: tuple[type, ...], takes: type | None = None) -> Kind:
+    """Functions annotated to return an object of one of the classes; training calls them.
+
+    Args:
+        kinds: What is returned.
+        takes: Class of the first argument, where it decides; one that is not annotated may be anything.
+    """
+    words = f"annotated to return {' or '.join(kind.__name__ for kind in kinds)}"
+    words = f"a function {words}" if takes is None else f"a function of {takes.__name__}, {words}"
+
+    def fits(target: Any) -> bool:
+        return _is_function(target) and _returns(target, kinds) and (takes is None or _takes(target, takes))
+
+    return Kind(words, fits, lambda target: True)
 
 
 SOURCE = with_methods("a source of rows", "rows", "fingerprint")
@@ -105,7 +115,7 @@ PLACES: dict[str, Kind] = {
     "data.source.sources.*": SOURCE,
     "peft": of_class("peft.PeftConfig"),
     "peft.quantization": of_class("transformers.utils.quantization_config.QuantizationConfigMixin"),
-    "rollout": called_with("a sampler", "prompts", "num_completions", "stop_tokens"),
+    "rollout": of_class("alignlab.rollout.sampler.base.Sampler", functions=False),
     "optimizer": of_class("torch.optim.Optimizer", waits=True),
     "scheduler": of_class("torch.optim.lr_scheduler.LRScheduler", waits=True),
     "strategy": of_class("lightning.pytorch.strategies.Strategy"),
@@ -148,6 +158,12 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
+def _takes(function: Callable[..., Any], kind: type) -> bool:
+    first = next(iter(parameters(function)), None)
+    annotated = hints(function).get(first, kind)
+    return inspect.isclass(annotated) and issubclass(kind, annotated)
+
+
 def _is_function(found: Any) -> bool:
     """Whether it is written in Python, so that its signature says what it takes."""
     return isinstance(found, types.FunctionType)
@@ -172,12 +188,20 @@ def _kinds_of(hint: Any) -> Iterator[Kind]:
     elif collections.abc.Callable in (origin, hint):
         results = _classes(inner[-1]) if inner else _tensor()
         if results:
-            yield returning(results)
+            yield returning(results, _first_class(inner))
     elif origin in (Union, types.UnionType) or (inspect.isclass(origin) and origin is not type):
         for part in inner:
             yield from _kinds_of(part)
     elif inspect.isclass(hint) and home(hint) not in LIBRARY:
         yield Kind(f"a {hint.__module__}.{hint.__name__}", lambda target: makes(target, hint), lambda target: False)
+
+
+def _first_class(inner: tuple[Any, ...]) -> type | None:
+    """The class of the first argument in ``Callable[[Groups], Tensor]`` or ``Callable[Concatenate[Pairs, ...], …]``."""
+    arguments = inner[0] if inner else ...
+    listed = arguments if isinstance(arguments, list) else typing.get_args(arguments)
+    first = listed[0] if listed else None
+    return first if inspect.isclass(first) and home(first) not in LIBRARY else None
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

@@ -3,8 +3,10 @@
 import functools
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from alignlab.types.settings import Settings
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -25,17 +27,49 @@ def is_open(function: Callable[..., Any]) -> bool:
 
 @functools.cache
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters by name, without ``self``."""
+    """Parameters by name, without ``self``; in place of a ``Settings`` argument the fields of its class."""
     try:
-        return {key: value for key, value in inspect.signature(function).parameters.items() if key != "self"}
+        found = {key: value for key, value in inspect.signature(function).parameters.items() if key != "self"}
     except ValueError:  # some functions written in C tell nothing
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
+    grouped = settings_arguments(function)
+    fields = {key: value for kind in grouped.values() for key, value in inspect.signature(kind).parameters.items()}
+    return {key: value for key, value in found.items() if key not in grouped} | fields
 
 
 @functools.cache
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations of the arguments and of the result; none where they cannot be evaluated."""
+    """Annotations of the parameters and of the result; none where they cannot be evaluated."""
+    grouped = settings_arguments(function)
+    fields = {key: hint for kind in grouped.values() for key, hint in _annotations(kind).items()}
+    return {key: hint for key, hint in _annotations(function).items() if key not in grouped} | fields
+
+
+@functools.cache
+def settings_arguments(target: Callable[..., Any]) -> dict[str, type[Settings]]:
+    """Arguments that are configured by the fields of a ``Settings`` class, with the class."""
+    function = target.__init__ if inspect.isclass(target) else target
+    annotations = {key: hint for key, hint in _annotations(function).items() if key != "return"}
+    return {key: hint for key, hint in annotations.items() if inspect.isclass(hint) and issubclass(hint, Settings)}
+
+
+def with_settings(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with which to call a target: fields of ``Settings`` are put together.
+
+    Args:
+        target: Class or function.
+        arguments: By the names that ``parameters`` gives.
+    """
+    grouped = {}
+    for key, kind in settings_arguments(target).items():
+        names = inspect.signature(kind).parameters
+        grouped[key] = kind(**{name: value for name, value in arguments.items() if name in names})
+        arguments = {name: value for name, value in arguments.items() if name not in names}
+    return {**arguments, **grouped}
+
+
+def _annotations(target: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(target, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}

@@ -1,1 +1,1 @@
-"""Rows: read, converted, tokenised, cached, planned, collated."""
+"""Data: read rows, convert, tokenise and cache them, plan optimizer steps, and collate batches."""

@@ -2,11 +2,11 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import lightning
 from pydantic import Field
@@ -22,6 +22,7 @@ from alignlab.data.table.table import WithNumbers
 from alignlab.data.tokenise.rows import TokenSettings
 from alignlab.errors import InputError
 from alignlab.system.paths import reason, typed_path
+from alignlab.types.batch import StepBatch, StepTotals
 from alignlab.types.rows import Prompt, Row, TokenRow
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,17 @@ class LoadSettings:
     fresh: bool
 
 
+class Steps(list):
+    """A loader of steps that are there already; Lightning takes a plain list for several loaders."""
+
+
+class RowSampler(Protocol):
+    """Makes training rows while training goes on; see ``rollout.data``."""
+
+    def loader(self, data: "DataModule", learner: Any, num_steps: int) -> Iterable[StepBatch]:
+        """Optimizer steps of this rank."""
+
+
 class DataModule(lightning.LightningDataModule):
     """Rows of a source as planned optimizer steps.
 
@@ -86,7 +98,7 @@ class DataModule(lightning.LightningDataModule):
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
-        self.experience: Callable[..., Any] | None = None
+        self.rollout: RowSampler | None = None
         self._tell_dropped()
 
     @property
@@ -117,20 +129,21 @@ class DataModule(lightning.LightningDataModule):
         answered = (row for row in self.rows("validation") if "answer" in row.columns and converts(row, Prompt))
         return [convert(row, Prompt) for row in islice(answered, limit)]
 
-    def train_dataloader(self) -> StepLoader:
+    def train_dataloader(self) -> Iterable[StepBatch]:
         """All steps of the run, over all epochs; goes on where a checkpoint left off."""
-        if self.experience is not None:
-            return self.experience(self, self.num_steps)
+        if self.rollout is not None:
+            return self.rollout.loader(self, self.trainer.lightning_module, self.num_steps)
         if self.train is None:
             return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps, resumable=True)
         return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
 
-    def val_dataloader(self) -> StepLoader | list:
+    def val_dataloader(self) -> Iterable[StepBatch]:
         """The held-out rows once, in their order."""
         if self.validation is None:
             return []
         if self.kind is Prompt:
-            return [0]  # prompts have nothing to compute a loss on; callbacks complete them when validation ends
+            # Prompts have nothing to compute a loss on; callbacks complete them when validation ends.
+            return Steps([StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)])
         plan = replace(self.plan, order="as_is")
         num_steps = num_epoch_steps(len(self.validation), plan)
         return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)

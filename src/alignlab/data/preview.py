@@ -1,4 +1,4 @@
-"""What the model will see: decoded rows with the supervised tokens coloured, length histograms, counts."""
+"""Preview of what the model sees: decoded rows with coloured supervised tokens, length histograms, and counts."""
 
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -39,12 +39,12 @@ td.wide {{ width: 24em }}
 
 
 class Segment(NamedTuple):
-    """Neighbouring tokens of one piece of a row that are alike.
+    """A run of tokens in one piece of a row, all supervised or all not.
 
     Args:
-        piece: ``prompt``, or ``completion 1`` and on; with the group before it where a row has several.
-        supervised: Whether the loss counts them.
-        text: Decoded, special tokens shown.
+        piece: ``prompt``, ``completion 1``, ``completion 2``, …; prefixed with the group if the row has several.
+        supervised: Whether the loss counts the tokens.
+        text: Decoded text, special tokens included.
     """
 
     piece: str
@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """A bar of a histogram: ``low`` to ``high`` tokens, both included."""
+    """One bar of a histogram: the number of rows with ``low`` to ``high`` tokens, both included."""
 
     low: int
     high: int
@@ -61,11 +61,11 @@ class Bin(NamedTuple):
 
 
 def decode_segments(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> list[Segment]:
-    """The row as coloured text.
+    """Decode a row into segments of supervised and of context tokens.
 
     Args:
-        row: Any.
-        tokenizer: That made it.
+        row: The row to decode.
+        tokenizer: The tokenizer that encoded the row.
     """
     tagged = zip(_pieces(row.groups), row.supervised, row.tokens, strict=True)
     return [
@@ -75,26 +75,26 @@ def decode_segments(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> list[S
 
 
 def length_histogram(lengths: np.ndarray, num_bins: int = 12) -> list[Bin]:
-    """Rows by length, in bins of equal width.
+    """Count rows by length, in bins of equal width.
 
     Args:
         lengths: Tokens per row. Shape ``[rows]``.
-        num_bins: At most so many.
+        num_bins: Maximum number of bins.
     """
     if not len(lengths):
         return []
     low, high = int(lengths.min()), int(lengths.max())
     width = -(-(high - low + 1) // num_bins)
-    numbers = np.bincount((lengths - low) // width)
-    return [Bin(low + i * width, min(low + (i + 1) * width - 1, high), int(n)) for i, n in enumerate(numbers)]
+    counts = np.bincount((lengths - low) // width)
+    return [Bin(low + i * width, min(low + (i + 1) * width - 1, high), int(n)) for i, n in enumerate(counts)]
 
 
 def preview_terminal(table: TokenTable, tokenizer: PreTrainedTokenizerBase, indices: Iterable[int]) -> RenderableType:
-    """Rows, histograms and counts for a rich console.
+    """Render rows, histograms and counts for a rich console.
 
     Args:
         table: Token rows.
-        tokenizer: That made them.
+        tokenizer: The tokenizer that encoded the rows.
         indices: Rows to show.
     """
     parts: list[RenderableType] = [row_text(table[index], tokenizer) for index in indices]
@@ -107,11 +107,11 @@ def preview_terminal(table: TokenTable, tokenizer: PreTrainedTokenizerBase, indi
 
 
 def row_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """One row for a rich console: supervised tokens green, the others grey.
+    """Render one row for a rich console: supervised tokens green, the others grey.
 
     Args:
-        row: Any.
-        tokenizer: That made it.
+        row: The row to show.
+        tokenizer: The tokenizer that encoded the row.
     """
     text = Text(f"── {row.origin} ({_summary(row)})\n", style="bold")
     for piece, segments in groupby(decode_segments(row, tokenizer), key=lambda segment: segment.piece):
@@ -125,13 +125,13 @@ def row_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
 def preview_html(
     table: TokenTable, tokenizer: PreTrainedTokenizerBase, indices: Iterable[int], title: str = "alignlab preview"
 ) -> str:
-    """The same as one HTML page that needs nothing beside it.
+    """Render the same preview as one self-contained HTML page.
 
     Args:
         table: Token rows.
-        tokenizer: That made them.
+        tokenizer: The tokenizer that encoded the rows.
         indices: Rows to show.
-        title: Heading.
+        title: Heading of the page.
     """
     return _PAGE.format(
         generator=_GENERATOR,
@@ -143,26 +143,26 @@ def preview_html(
 
 
 def write_page(path: Path, page: str) -> None:
-    """Write what ``preview_html`` made; only such a page is replaced.
+    """Write a page of ``preview_html``. An existing file is replaced only if it is such a page.
 
     Args:
         path: File to write.
-        page: Its content.
+        page: HTML text.
 
     Raises:
-        InputError: Something else lies there, or it cannot be written.
+        InputError: The path holds something else, or the file cannot be written.
     """
     asked = f"preview.html={path}"
     try:
         if path.exists() and _GENERATOR not in path.read_bytes()[:500].decode(errors="replace"):
-            raise InputError(asked, "it exists and is no page of alignlab's", "Name another file")
+            raise InputError(asked, "it exists and is not a page that alignlab wrote", "Name another file")
         write_text(path, page)
     except OSError as error:
         raise InputError(asked, f"it cannot be written: {error}", "Name another file") from error
 
 
 def _pieces(groups: list[list[int]]) -> Iterator[str]:
-    """The name of the piece that each token belongs to."""
+    """Yield, for each token, the name of the piece that it belongs to."""
     for number, (prompt, *completions) in enumerate(groups, start=1):
         group = f"group {number}, " if len(groups) > 1 else ""
         yield from [f"{group}prompt"] * prompt

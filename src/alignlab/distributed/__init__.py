@@ -1,1 +1,1 @@
-"""Ranks: how they start, speak, stop, and share the work."""
+"""Ranks: launch, communication, random states, and stop signals."""

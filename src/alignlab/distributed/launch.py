@@ -1,7 +1,7 @@
-"""Starting the ranks of a job on this machine, through torch's elastic launcher, and ending them together.
+"""Start the ranks of a job on this machine with torch's elastic launcher, and end them together.
 
-The parent has composed the config and made the run's folder; every rank gets both. A rank that fails leaves a report,
-so that the parent can say once what went wrong first.
+The parent composes the config and makes the run's folder; every rank gets both. A rank that fails writes a report, from
+which the parent prints the first error once.
 """
 
 import contextlib
@@ -30,21 +30,24 @@ from alignlab.system.credentials import masked
 from alignlab.system.processes import end_with_parent, leaving_on_signals
 
 SECONDS_TO_STOP = 300
-"""Between a signal to the parent and the end of ranks that still write their checkpoint."""
+"""Time for ranks to write their checkpoint after a signal to the parent, before they are killed."""
 
 SECONDS_AFTER_DEATH = 5
-"""Between the death of a rank and the end of the others, which may hang in a collective."""
+"""Time from the end of a failed rank until the others are killed, which may hang in a collective."""
 
 STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGINT}
-"""Exit codes of a rank that left in good order."""
+"""Exit codes of a rank that stopped because of a signal."""
 
 
 def num_local_processes(devices: int | str | list[int], accelerator: str) -> int:
-    """Processes that this machine needs for the devices asked for.
+    """Number of processes that this machine needs for the requested devices.
 
     Args:
-        devices: A number, a list of device numbers, or ``auto``.
+        devices: A number, a list of device indices, or ``auto``.
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``gpu``.
+
+    Raises:
+        InputError: ``devices`` is none of these.
     """
     cuda = torch.cuda.device_count() if accelerator != "cpu" else 0
     if isinstance(devices, list):
@@ -54,12 +57,16 @@ def num_local_processes(devices: int | str | list[int], accelerator: str) -> int
     if isinstance(devices, int) or str(devices).isdigit():
         return int(devices)
     raise InputError(
-        f"trainer.devices={devices}", "it is no number of devices", "Type trainer.devices=2 or [0,1] or auto"
+        f"trainer.devices={devices}", "it is not a number of devices", "Type trainer.devices=2 or [0,1] or auto"
     )
 
 
 def refuse_other_machines(num_nodes: int, num_processes: int) -> None:
-    """Refuse a job of several machines where nobody started its ranks.
+    """Refuse a job on several machines that was not started by a launcher.
+
+    Args:
+        num_nodes: Machines of the job.
+        num_processes: Ranks per machine, for the message.
 
     Raises:
         InputError: ``num_nodes`` is more than one.
@@ -76,18 +83,18 @@ def refuse_other_machines(num_nodes: int, num_processes: int) -> None:
 
 
 def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> None:
-    """Run a function in several new processes and wait; a dead rank ends them all.
+    """Run a function in several new processes and wait for them; if one fails, all are ended.
 
     Args:
-        entry: Function of a module, so that the ranks can import it.
-        arguments: What it is called with.
+        entry: Function at the top level of a module, so that the ranks can import it.
+        arguments: Arguments of ``entry``.
         num_processes: Ranks on this machine.
 
     Raises:
         InputError, RunError: The error of the first rank that failed.
         SystemExit: A rank failed for another reason (1, with its error), or the ranks were stopped by a signal.
     """
-    # As many threads as before in all: ranks on a CPU would otherwise fight over the cores.
+    # The total number of threads stays the same: ranks on a CPU would otherwise compete for its cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_processes)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SECONDS_TO_STOP))
     config = LaunchConfig(
@@ -99,7 +106,8 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
         rdzv_endpoint="127.0.0.1:0",
         max_restarts=0,
         monitor_interval=0.2,
-        # A terminal sends Ctrl-C to the ranks as well; passed on, it would be their second, which ends without saving.
+        # A terminal sends Ctrl-C to the ranks too. If the parent forwarded it, they would get a second one, which ends
+        # them without saving.
         signals_to_handle="SIGTERM",
     )
     with tempfile.TemporaryDirectory() as reports, _quiet_libraries(), _no_survivors():
@@ -112,7 +120,7 @@ def launch(entry: Callable[..., None], *arguments: Any, num_processes: int) -> N
 
 
 def _reported(reports: Path, entry: Callable[..., None], *arguments: Any) -> None:
-    """What a rank runs. Every failure is the end of its process, else the others would wait for it in a collective."""
+    """Run ``entry`` on a rank. Every error ends the process, else the other ranks would wait for it in a collective."""
     end_with_parent()
     try:
         with leaving_on_signals():
@@ -132,7 +140,7 @@ def _report(reports: Path, failure: InputError | RunError | str) -> None:
 
 
 def _raise_first(reports: Path, failures: dict[int, ProcessFailure], num_processes: int) -> NoReturn:
-    """Raise what ended the job: a rank that was killed, since the others then fail of its silence; else the first."""
+    """Raise the error that ended the job: a killed rank's, since the others fail because of it, else the first."""
     (rank, failure), *_ = failures.items()
     if failure.exitcode in STOPPED:
         raise SystemExit(failure.exitcode)
@@ -140,18 +148,18 @@ def _raise_first(reports: Path, failures: dict[int, ProcessFailure], num_process
         name = signal.Signals(-failure.exitcode).name
         memory = " (out of memory, perhaps)" if name == "SIGKILL" else ""
         raise SystemExit(f"Failed. Rank {rank} of {num_processes} was ended by {name}{memory}; so were the others.")
-    told = [pickle.loads(path.read_bytes()) for path in reports.glob("[0-9]*")]
-    _, rank, told_first = min(told, key=lambda report: report[:2], default=(0, rank, ""))
-    if isinstance(told_first, (InputError, RunError)):
-        raise told_first
-    raise SystemExit(f"{told_first}Failed. Rank {rank} of {num_processes} ended first; the others were ended with it.")
+    found = [pickle.loads(path.read_bytes()) for path in reports.glob("[0-9]*")]
+    _, rank, first = min(found, key=lambda report: report[:2], default=(0, rank, ""))
+    if isinstance(first, (InputError, RunError)):
+        raise first
+    raise SystemExit(f"{first}Failed. Rank {rank} of {num_processes} ended first; the others were ended with it.")
 
 
 @contextlib.contextmanager
 def _no_survivors() -> Iterator[None]:
-    """Kill the other ranks soon after one has died: the launcher would give them half a minute to follow a signal.
+    """Kill the other ranks soon after one has failed: the launcher would first wait half a minute for them to stop.
 
-    None is left when the block ends, however it does.
+    All ranks have ended when the context is left, also after an exception.
     """
     over = threading.Event()
     others = set(multiprocessing.active_children())
@@ -181,7 +189,7 @@ def _no_survivors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep torch's own account of ended processes to itself."""
+    """Silence torch's log messages about processes that ended."""
     loggers = [logging.getLogger(name) for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn")]
     for logger in loggers:
         logger.propagate = False

@@ -1,4 +1,4 @@
-"""Every global random state of a process as plain containers, so that a resumed run draws what it would have drawn."""
+"""Save and restore the global random states of a process, so that a resumed run draws the same random numbers."""
 
 import random
 from typing import Any
@@ -19,7 +19,11 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """Set what :func:`random_states` returned."""
+    """Restore random states.
+
+    Args:
+        states: Returned by ``random_states``.
+    """
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]

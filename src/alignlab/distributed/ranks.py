@@ -1,7 +1,8 @@
-"""The ranks of a job that somebody started (torchrun, deepspeed, srun, submitit, or we), and what they agree on.
+"""Ranks of a job started by torchrun, deepspeed, srun, submitit or alignlab, and their communication before training.
 
-Before Lightning makes its process group, ranks speak through the store of the same address: one of them decides, the
-others are told; one prepares data, the others wait; the first that fails speaks for all.
+Before Lightning makes its process group, ranks communicate through the store at the same address: rank 0 makes
+decisions and sends them to the others; one rank per machine prepares data while the others wait; only the first rank
+that fails reports its error.
 """
 
 import contextlib
@@ -36,19 +37,28 @@ LAUNCHERS = {
         "SUBMITIT_LOCAL_NODEID",
     ),
 }
-"""Launchers and the variables in which they tell a process its rank, the number of ranks, both of them on its machine,
-and the machine's number. We launch as torchrun does."""
+"""Launchers and their environment variables: rank, number of ranks, local rank, number of local ranks, and index of the
+machine. ``launch`` sets those of torchrun."""
 
-PATIENCE = timedelta(minutes=30)
-"""With ranks that have not started yet."""
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+"""How long to wait for ranks that have not started yet."""
 
-SECONDS_BETWEEN_LOOKS = 0.1
-"""While a rank waits for one that tokenises."""
+POLL_SECONDS = 0.1
+"""Interval at which a waiting rank checks the store."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among the ranks of its job."""
+    """Position of this process among the ranks of its job.
+
+    Args:
+        launcher: A name of ``LAUNCHERS``.
+        rank: Global rank.
+        num_ranks: Ranks of the job.
+        local_rank: Rank on this machine.
+        num_local_ranks: Ranks on this machine.
+        node: Index of this machine.
+    """
 
     launcher: str
     rank: int
@@ -59,7 +69,7 @@ class Ranks:
 
 
 def find_ranks() -> Ranks | None:
-    """What a launcher says of this process; None where none started it, or (Slurm, submitit) it alone."""
+    """Read the launcher's variables; ``None`` without a launcher, or if Slurm or submitit started a single process."""
     for launcher, names in LAUNCHERS.items():
         rank, num_ranks, local_rank, num_local, node = (os.environ.get(name) for name in names)
         if rank is None or num_ranks is None or (num_local is None and launcher == "torchrun"):
@@ -72,21 +82,21 @@ def find_ranks() -> Ranks | None:
 
 
 def _is_batch_script() -> bool:
-    """Whether this is the one process of sbatch, which carries the variables of tasks that srun did not start."""
+    """Whether this is the process of sbatch, whose variables describe tasks that srun has not started."""
     return os.environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in os.environ
 
 
 @cache
 def ranks() -> Ranks | None:
-    """As `find_ranks`; at the first call the environment is made that of torchrun, which every library understands."""
+    """``find_ranks``; the first call also sets the variables of torchrun, which every library understands."""
     found = find_ranks()
     if found is None:
         if "SLURM_NTASKS" in os.environ:
-            # Lightning would take this process for one of that many; by this name it does not.
+            # Lightning would expect that many processes; under this job name it does not.
             os.environ["SLURM_JOB_NAME"] = "interactive"
         return None
-    address, port = _meeting_point()
-    told = {
+    address, port = _main_address()
+    variables = {
         "RANK": found.rank,
         "WORLD_SIZE": found.num_ranks,
         "LOCAL_RANK": found.local_rank,
@@ -96,20 +106,20 @@ def ranks() -> Ranks | None:
         "MASTER_PORT": port,
         "TORCHELASTIC_RUN_ID": found.launcher,
     }
-    for name, value in told.items():
+    for name, value in variables.items():
         os.environ.setdefault(name, str(value))
-    rank_zero_only.rank = found.rank  # Lightning read it when it was imported, and not every launcher's variables
+    rank_zero_only.rank = found.rank  # Lightning sets it at import, and not from every launcher's variables
     return found
 
 
 def own_rank() -> int:
-    """Rank of this process; 0 where it is alone."""
-    place = ranks()
-    return place.rank if place else 0
+    """Rank of this process; 0 without a launcher."""
+    found = ranks()
+    return found.rank if found else 0
 
 
-def _meeting_point() -> tuple[str, int]:
-    """Where the ranks meet unless their launcher says so: the first machine, and a port that follows from the job."""
+def _main_address() -> tuple[str, int]:
+    """Main address and port for launchers that set none: the first machine, and a port derived from the job."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
     job = int(os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID") or 0)
     return SLURMEnvironment.resolve_root_node_address(nodes), 15000 + (job + 7 * _step()) % 10000
@@ -121,50 +131,53 @@ def _step() -> int:
 
 
 def settle(devices: int | str | list[int], num_nodes: int) -> tuple[int | str | list[int], int]:
-    """Devices per machine and machines: where ranks are there already, theirs.
+    """Devices per machine and number of machines: those of the launcher, or without one as typed.
 
     Args:
-        devices: As typed; 1 and ``auto`` go with any number of ranks.
-        num_nodes: As typed; 1 goes with any.
+        devices: As typed; 1 and ``auto`` match any number of ranks.
+        num_nodes: As typed; 1 matches any number of machines.
 
     Raises:
-        InputError: Another number of ranks is there than was typed.
+        InputError: The launcher started another number of ranks than typed.
     """
     found = ranks()
     if found is None:
         return devices, num_nodes
-    there = found.num_local_ranks, found.num_ranks // found.num_local_ranks
-    typed = len(devices) if isinstance(devices, list) else there[0] if devices in (1, "auto", -1, "-1") else devices
-    if (int(typed), num_nodes if num_nodes > 1 else there[1]) != there:
+    local, nodes = found.num_local_ranks, found.num_ranks // found.num_local_ranks
+    typed = len(devices) if isinstance(devices, list) else local if devices in (1, "auto", -1, "-1") else devices
+    if (int(typed), num_nodes if num_nodes > 1 else nodes) != (local, nodes):
         raise InputError(
             f"trainer.devices={devices} trainer.num_nodes={num_nodes}",
-            f"{found.launcher} started {there[0]} processes on each of {there[1]} machines",
-            f"Type trainer.devices={there[0]} trainer.num_nodes={there[1]}, or leave both out",
+            f"{found.launcher} started {local} processes on each of {nodes} machines",
+            f"Type trainer.devices={local} trainer.num_nodes={nodes}, or leave both out",
         )
-    return devices if isinstance(devices, list) else there[0], there[1]
+    return devices if isinstance(devices, list) else local, nodes
 
 
 def without_rank_flag(words: Sequence[str]) -> list[str]:
-    """The words without ``--local_rank=N``, which the deepspeed launcher adds."""
+    """Remove ``--local_rank=N``, which the deepspeed launcher adds, from command-line words."""
     return [word for word in words if not word.startswith(("--local_rank=", "--local-rank="))]
 
 
 @cache
 def _store() -> dist.Store:
-    """The store of the job's address. It is kept: rank 0 may hold the server, which the process group then shares."""
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    """The store at the job's address. Cached: rank 0 may run its server, which the process group uses too."""
+    store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"alignlab/{attempt}", store)
 
 
 def agree(decide: Callable[[], Decision]) -> Decision:
-    """Let rank 0 decide, and tell the others; an exception of rank 0 is raised on every rank.
+    """Call a function on rank 0 and send its result to all ranks, before there is a process group.
 
     Args:
         decide: Called on rank 0 only.
 
     Returns:
-        The decision, pickled on its way to the others.
+        Result of ``decide``, pickled for the other ranks.
+
+    Raises:
+        Exception: The exception of ``decide``, on every rank.
     """
     if ranks().rank > 0:
         _wait_for("decision")
@@ -185,35 +198,35 @@ def agree(decide: Callable[[], Decision]) -> Decision:
 
 
 def _wait_for(key: str) -> None:
-    """Wait until another rank has set a key; asked again and again, since the store's own wait holds signals back."""
+    """Wait until another rank has set a key. This polls, because signals are delayed during the store's own wait."""
     while not _store().check([key]):
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
 
 
 @contextlib.contextmanager
 def first_on_each_machine() -> Iterator[bool]:
-    """Run the block on the first rank of each machine, then on its others, so that these find what it left on the disk.
+    """Run the block on the first rank of each machine, then on the others, which find its files on the disk.
 
     Yields:
-        Whether this rank is a first one.
+        Whether this rank is the first of its machine.
     """
-    place = ranks()
-    if place is None or place.num_local_ranks == 1:
+    found = ranks()
+    if found is None or found.num_local_ranks == 1:
         yield True
         return
-    done = f"prepared/{place.node}"
-    if place.local_rank > 0:
+    done = f"prepared/{found.node}"
+    if found.local_rank > 0:
         _wait_for(done)
     try:
-        yield place.local_rank == 0
+        yield found.local_rank == 0
     finally:
-        if place.local_rank == 0:
+        if found.local_rank == 0:
             _store().set(done, "")
 
 
 @contextlib.contextmanager
 def one_voice() -> Iterator[None]:
-    """Let the error of the rank that fails first out of the block; the others, which fail of it, end without a word."""
+    """Raise the error of the rank that fails first; the other ranks, which fail because of it, exit silently."""
     try:
         yield
     except Exception as error:
@@ -225,5 +238,5 @@ def one_voice() -> Iterator[None]:
 def _is_first_to_fail() -> bool:
     try:
         return _store().add("failures", 1) == 1
-    except RuntimeError:  # the store went with rank 0, which may have had no time for a word
+    except RuntimeError:  # the store ended with rank 0, which may not have reported its error
         return True

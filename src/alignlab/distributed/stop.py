@@ -1,4 +1,4 @@
-"""Stopping while a run trains: the signal is remembered, and the run leaves where nothing is lost."""
+"""Stop signals during training: the signal is recorded, and the run stops at the next safe point."""
 
 import signal
 import threading
@@ -7,11 +7,11 @@ from alignlab.system.processes import Stopped
 
 
 class StopSignals:
-    """SIGTERM and SIGINT during a fit.
+    """Handle SIGTERM and SIGINT during a fit.
 
-    While ``waiting`` is set the first one is only remembered, for a caller that leaves at the next safe point. So is
-    every further SIGTERM, since a queue may send it to the parent and to the ranks, which then get it twice. A further
-    Ctrl-C raises :class:`Stopped` at once, as any signal does while ``waiting`` is not set.
+    While ``waiting`` is set, the first signal is only recorded in ``received``, for a caller that stops at the next
+    safe point. Further SIGTERMs are ignored, since a queue may send the signal to the parent and to the ranks, which
+    then get it twice. A further Ctrl-C raises ``Stopped`` at once, as does any signal while ``waiting`` is not set.
     """
 
     def __init__(self) -> None:
@@ -19,7 +19,7 @@ class StopSignals:
         self.waiting = False
 
     def install(self) -> None:
-        """Let signals wait. Lightning puts the handlers from before the fit back when the fit ends."""
+        """Set ``waiting`` and the handlers. Lightning restores the handlers from before the fit at its end."""
         self.waiting = True
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGTERM, signal.SIGINT):

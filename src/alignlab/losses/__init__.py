@@ -1,1 +1,1 @@
-"""Objectives as pure functions: tensors in, sums and weights out."""
+"""Losses as pure functions of tensors, with the units of their means."""

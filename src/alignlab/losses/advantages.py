@@ -1,15 +1,15 @@
-"""From rewards of completions to advantages, over groups of any size that answer the same prompt.
+"""Advantages from the rewards of completions, in groups of any size that share a prompt.
 
     grpo                 reward - mean of the group                            (arXiv 2402.03300)
-    rloo                 reward - mean of the others of the group              (arXiv 2402.14740)
+    rloo                 reward - mean of the rest of the group                (arXiv 2402.14740)
     reinforce_plus_plus  reward - mean of the batch                            (arXiv 2501.03262)
     remax                reward - reward of the greedy completion              (arXiv 2310.10505)
-    pass_at_k            mean of the sets of k that it is in - mean of all     (arXiv 2508.10751)
+    pass_at_k            mean of the sets of k that include it - mean of all   (arXiv 2508.10751)
 
-All is computed over the completions of a whole rollout or step, all ranks, which the caller has gathered. A missing
-reward is NaN: it counts nowhere and its advantage is 0.
+The caller gathers the rewards of a whole rollout or step from all ranks. A missing reward is NaN: it is left out of
+every mean and its advantage is 0.
 
-1. Standard deviations are those of samples (n - 1), plus 1e-4.
+1. Standard deviations are sample deviations (n - 1), plus 1e-4.
 2. The ``group`` scale of ``pass_at_k`` is the deviation over all sets (n), plus 1e-4.
 """
 
@@ -30,7 +30,7 @@ EPSILON = 1e-4
 """Added to standard deviations."""
 
 SAME = 1e-8
-"""Rewards of a group that differ by no more are equal."""
+"""Rewards of a group that differ by at most this much count as equal."""
 
 
 def advantages(
@@ -48,14 +48,14 @@ def advantages(
 
     Args:
         rewards: One column per reward, NaN where it is missing. Shape ``[S, R]``.
-        weights: Shape ``[R]``.
+        weights: Weight of each reward. Shape ``[R]``.
         group_ids: Group of each completion. Shape ``[S]``.
-        aggregation: ``normalize_then_sum`` estimates from each reward by itself and whitens the weighted sum (GDPO,
-            arXiv 2601.05242).
-        estimator: What is taken off a reward.
-        scale: What it is divided by: see ``estimate``.
+        aggregation: ``sum_then_normalize`` estimates from the weighted sum; ``normalize_then_sum`` estimates from each
+            reward separately and whitens the weighted sum of the estimates (GDPO, arXiv 2601.05242).
+        estimator: Which baseline is subtracted from a reward.
+        scale: What the difference is divided by, see ``estimate``.
         num_picked: k of ``pass_at_k``.
-        greedy_rewards: Of the greedy completion to the same prompt, for ``remax``. Shape ``[S, R]``.
+        greedy_rewards: Rewards of the greedy completion of the same prompt, for ``remax``. Shape ``[S, R]``.
 
     Returns:
         Without gradient; 0 where every reward is missing. Shape ``[S]``.
@@ -67,19 +67,19 @@ def advantages(
     columns = rewards.unbind(1)
     greedy = [None] * len(columns) if greedy_rewards is None else greedy_rewards.unbind(1)
     estimates = [
-        estimate(column, group_ids, **settings, greedy_rewards=by_greed)
-        for column, by_greed in zip(columns, greedy, strict=True)
+        estimate(column, group_ids, **settings, greedy_rewards=greedy_column)
+        for column, greedy_column in zip(columns, greedy, strict=True)
     ]
     total = torch.stack(estimates, 1) @ weights.to(rewards.dtype)
     return _among(~rewards.isnan().all(1), total, standardise)
 
 
 def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
-    """The rewards as one; a missing one counts 0 unless all are missing, which gives NaN.
+    """Weighted sum of the rewards; a missing reward counts as 0, and the sum is NaN if all are missing.
 
     Args:
-        rewards: Shape ``[S, R]``.
-        weights: Shape ``[R]``.
+        rewards: NaN where it is missing. Shape ``[S, R]``.
+        weights: Weight of each reward. Shape ``[R]``.
 
     Returns:
         Shape ``[S]``.
@@ -101,11 +101,11 @@ def estimate(
     Args:
         rewards: NaN where it is missing. Shape ``[S]``.
         group_ids: Group of each completion. Shape ``[S]``.
-        estimator: What is taken off a reward.
-        scale: ``group`` and ``batch`` divide by the deviation of the rewards in the group or among all, ``whiten``
-            brings the advantages among all to mean 0 and deviation 1, ``none`` leaves them.
+        estimator: Which baseline is subtracted from a reward.
+        scale: ``group`` and ``batch`` divide by the standard deviation of the rewards of the group or of all
+            completions, ``whiten`` brings all advantages to mean 0 and deviation 1, ``none`` leaves them unscaled.
         num_picked: k of ``pass_at_k``.
-        greedy_rewards: For ``remax``. Shape ``[S]``.
+        greedy_rewards: Rewards of the greedy completion of the same prompt, for ``remax``. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``.
@@ -139,18 +139,42 @@ def _estimate(
 
 
 def group_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Mean reward of each completion's group. Shape ``[S]``."""
+    """Mean reward of each completion's group.
+
+    Args:
+        rewards: None missing. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
+
+    Returns:
+        Shape ``[S]``.
+    """
     return (_sums(rewards, group_ids) / _sizes(group_ids, rewards))[group_ids]
 
 
 def group_std(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Standard deviation of rewards in each completion's group (n - 1); 0 where it is alone. Shape ``[S]``."""
+    """Standard deviation (n - 1) of the rewards of each completion's group; 0 in a group of one.
+
+    Args:
+        rewards: None missing. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
+
+    Returns:
+        Shape ``[S]``.
+    """
     squares = _sums((rewards - group_mean(rewards, group_ids)).square(), group_ids)
     return (squares / (_sizes(group_ids, rewards) - 1).clamp(min=1)).sqrt()[group_ids]
 
 
 def others_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Mean reward of the others of the group; the completion's own where it is alone. Shape ``[S]``."""
+    """Mean reward of the other completions of the group; the completion's own reward in a group of one.
+
+    Args:
+        rewards: None missing. Shape ``[S]``.
+        group_ids: Group of each completion. Shape ``[S]``.
+
+    Returns:
+        Shape ``[S]``.
+    """
     sizes = _sizes(group_ids, rewards)[group_ids]
     return torch.where(sizes > 1, (_sums(rewards, group_ids)[group_ids] - rewards) / (sizes - 1).clamp(min=1), rewards)
 
@@ -164,31 +188,31 @@ BASELINES = {
 
 
 def standardise(values: Tensor) -> Tensor:
-    """Values of mean 0 and, but for ``EPSILON``, deviation 1. Shape ``[M]``."""
+    """Shift values to mean 0 and divide by their standard deviation (n - 1) plus ``EPSILON``. Shape ``[M]``."""
     return (values - values.mean()) / (_std(values) + EPSILON)
 
 
 def flat_groups(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Groups from which nothing can be learned, since all their rewards are equal or none is known.
+    """Groups without a learning signal: all their rewards are equal or missing.
 
     Args:
         rewards: NaN where it is missing. Shape ``[S]``.
         group_ids: Group of each completion, every group present. Shape ``[S]``.
 
     Returns:
-        Shape ``[B]``, bool; ``~flat_groups(…)[tree]`` is a mask that leaves them out of the loss.
+        Shape ``[B]``, bool; ``~flat_groups(…)[group_ids]`` masks their completions out of the loss.
     """
     lowest, highest = _extremes(rewards, group_ids)
     return ~(highest - lowest > SAME)
 
 
 def group_metrics(rewards: Tensor, group_ids: Tensor, *, right_reward: float) -> dict[str, Ratio]:
-    """Share of the groups without spread, and of those that are all right or all wrong.
+    """Share of the groups whose rewards are all equal, and of those that are all right or all wrong.
 
     Args:
-        rewards: Shape ``[S]``.
+        rewards: NaN where it is missing. Shape ``[S]``.
         group_ids: Group of each completion, every group present. Shape ``[S]``.
-        right_reward: Reward from which on a completion counts as right.
+        right_reward: Lowest reward of a completion that counts as right.
     """
     flat, (lowest, highest) = flat_groups(rewards, group_ids), _extremes(rewards, group_ids)
     shares = {
@@ -197,6 +221,17 @@ def group_metrics(rewards: Tensor, group_ids: Tensor, *, right_reward: float) ->
         "zero_std_groups_wrong": flat & (highest < right_reward) & lowest.isfinite(),
     }
     return {name: Ratio(share.sum(), share.new_tensor(len(flat), dtype=torch.long)) for name, share in shares.items()}
+
+
+def reward_ranges(rewards: Tensor, group_ids: Tensor) -> Tensor:
+    """Largest reward above the smallest of each group; not positive where fewer than two are known. Shape ``[B]``.
+
+    Args:
+        rewards: NaN where there is none. Shape ``[S]``.
+        group_ids: Group of each completion, every group present. Shape ``[S]``.
+    """
+    lowest, highest = _extremes(rewards, group_ids)
+    return highest - lowest
 
 
 def _extremes(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +246,7 @@ def _extremes(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _among(some: Tensor, values: Tensor, change) -> Tensor:
-    """What ``change`` makes of some of the values, 0 for the others. Shape ``[S]``."""
+    """Apply ``change`` to some of the values and set the others to 0. Shape ``[S]``."""
     changed = torch.zeros_like(values)
     return changed.masked_scatter(some, change(values[some]).to(values.dtype)) if some.any() else changed
 

@@ -1,7 +1,8 @@
-"""What a log-ratio is worth under an f-divergence penalty (f-DPO, arXiv 2309.16240, table 1).
+"""Scores of log-ratios for the f-divergences of f-DPO (arXiv 2309.16240, table 1).
 
-A score is f'(u) of the ratio u = π / π_ref, up to constants that cancel between chosen and rejected. With the reverse
-Kullback–Leibler divergence it is the log-ratio itself, which is plain DPO.
+A score is f'(u) of the ratio u = π / π_ref, up to constants that cancel between chosen and rejected. For the reverse
+Kullback–Leibler divergence the score is the log-ratio itself, which gives plain DPO. Scores have the shape of the
+log-ratios, and carry their gradient.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Entropy of the policy's predictions: as a bonus, and as the choice of tokens to learn from (arXiv 2506.01939)."""
+"""Entropy of the policy's predictions: as a bonus, and to select the tokens to learn from (arXiv 2506.01939)."""
 
 import torch
 from torch import Tensor
@@ -7,39 +7,39 @@ from alignlab.types.loss import LossTerm
 
 
 def entropy_bonus(entropies: Tensor, *, entropy_coef: float) -> LossTerm:
-    """A bonus for the mean entropy of the step's tokens, whatever the normaliser of the policy's loss.
+    """A bonus for the mean entropy of the step's tokens; the normaliser of the policy's loss does not affect it.
 
     Args:
         entropies: In nats, carry the gradient. Shape ``[N]``.
-        entropy_coef: Loss per nat; negative punishes entropy.
+        entropy_coef: Bonus per nat; a negative one penalises entropy.
     """
     return LossTerm(-entropy_coef * entropies, "supervised_tokens")
 
 
 def entropy_threshold(entropies: Tensor, top_share: float) -> Tensor:
-    """The entropy from which on a token is among the highest, interpolated between tokens.
+    """The (1 - ``top_share``) quantile of the entropies, interpolated between tokens.
 
     Args:
-        entropies: Of all tokens that are compared: the whole step over all ranks, gathered by the caller, as the
-            policy had them when it sampled, so that the choice does not depend on how a step is cut. Shape ``[M]``.
-        top_share: Share of the tokens to find, in 0…1.
+        entropies: Entropies of all tokens of the step, gathered from all ranks by the caller and computed with the
+            weights that sampled: the selection does not depend on how a step is split. Shape ``[M]``.
+        top_share: Share of the tokens to select, in 0…1.
 
     Returns:
         Shape ``[]``.
     """
-    # torch.quantile refuses more than 2**24 values.
+    # torch.quantile accepts at most 2**24 values.
     ascending = entropies.detach().sort().values
-    place = (1 - top_share) * (len(ascending) - 1)
-    below = int(place)
+    position = (1 - top_share) * (len(ascending) - 1)
+    below = int(position)
     above = min(below + 1, len(ascending) - 1)
-    return torch.lerp(ascending[below], ascending[above], place - below)
+    return torch.lerp(ascending[below], ascending[above], position - below)
 
 
 def top_entropy_mask(entropies: Tensor, threshold: Tensor) -> Tensor:
-    """Which tokens decide something; a factor of the policy's losses that leaves their normaliser as it is.
+    """Mask of the tokens with at least the threshold's entropy: a factor of the policy's losses, not of the normaliser.
 
     Args:
-        entropies: Shape ``[N]``.
+        entropies: Entropy at each token, in nats. Shape ``[N]``.
         threshold: From ``entropy_threshold``. Shape ``[]``.
 
     Returns:

@@ -1,11 +1,12 @@
-"""Losses over groups: one chosen completion against K ≥ 1 rejected ones, K differing from group to group.
+"""Losses over groups: one chosen completion against K ≥ 1 rejected ones, where K may differ between groups.
 
-The reward of a completion is r(y) = β (log π(y|x) - log π_ref(y|x)), or that per token. The hinge is the house's own:
+The reward of a completion is r(y) = β (log π(y|x) - log π_ref(y|x)), or that divided by its number of tokens. The hinge
+is not from a paper:
 
-    max(0, M - r(y_c) + α),   M = max r(y) over the rejected, or Σ r e^{λr} / Σ e^{λr} over them,
+    max(0, M - r(y_c) + α),   M = max r(y) over the rejected, or Σ r e^{λr} / Σ e^{λr} over the rejected.
 
-the first exactly (the gradient reaches the hardest rejected alone; of several equally hard ones the first), the second
-smooth; λ → ∞ makes them equal, and with K = 1 both are the pairwise hinge.
+The first M is the exact maximum: only the hardest rejected gets a gradient, the first of equally hard ones. The second
+is smooth and tends to the first for λ → ∞. With K = 1 both give the pairwise hinge.
 """
 
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ class Groups:
     """Groups of a micro-batch.
 
     Args:
-        rewards: Of every completion, with gradient. Shape ``[S]``.
+        rewards: Reward of each completion, with gradient. Shape ``[S]``.
         group_ids: Group of each completion, ascending from 0; the first of a group is the chosen. Shape ``[S]``.
-        scores: Scores of the completions where the data has them, for rankings. Shape ``[S]``.
+        scores: Scores of the completions if the data has them, for rankings. Shape ``[S]``.
     """
 
     rewards: Tensor
@@ -36,7 +37,7 @@ class Groups:
 
     @property
     def num_groups(self) -> int:
-        """B."""
+        """B, the number of groups."""
         return int(self.group_ids[-1]) + 1
 
     @property
@@ -46,7 +47,7 @@ class Groups:
 
     @property
     def rejected(self) -> tuple[Tensor, Tensor]:
-        """Rewards of the rejected ones and their groups. Shapes ``[S - B]``."""
+        """Rewards of the rejected completions and their groups. Shapes ``[S - B]``."""
         others = ~firsts(self.group_ids)
         return self.rewards[others], self.group_ids[others]
 
@@ -57,11 +58,14 @@ def group_rewards(
     """Rewards of completions.
 
     Args:
-        logps: Under the policy, with gradient. Shape ``[S]``.
-        reference_logps: Under the reference; zeros without one. Shape ``[S]``.
-        tokens: Supervised tokens. Shape ``[S]``.
-        beta: Strength of the pull towards the reference.
-        length_normalised: Per token.
+        logps: Log-probabilities under the policy, with gradient. Shape ``[S]``.
+        reference_logps: Log-probabilities under the reference; zeros without one. Shape ``[S]``.
+        tokens: Supervised tokens of each completion. Shape ``[S]``.
+        beta: Scale of the log-ratio; a larger one keeps the policy closer to the reference.
+        length_normalised: Whether to divide by ``tokens``.
+
+    Returns:
+        Shape ``[S]``.
     """
     ratio = logps - reference_logps
     return beta * (ratio / tokens if length_normalised else ratio)
@@ -74,7 +78,7 @@ def group_hinge(
 
     Args:
         groups: B groups.
-        margin: α, by which the chosen must lead.
+        margin: α, by which the reward of the chosen must exceed M.
         inverse_temperature: λ of the smooth maximum; ``None`` for the exact one.
 
     Returns:
@@ -89,7 +93,7 @@ def group_logistic(groups: Groups, *, inverse_temperature: Annotated[float, Fiel
 
 
 def group_softmax(groups: Groups) -> Tensor:
-    """-log σ(-log Σ e^{r(y) - r(y_c)}): softmax over all (S-DPO, arXiv 2406.09215, eq. 11). Shape ``[B]``."""
+    """-log σ(-log Σ e^{r(y) - r(y_c)}) over the rejected (S-DPO, arXiv 2406.09215, eq. 11). Shape ``[B]``."""
     rewards, group_ids = groups.rejected
     return softplus(_logsumexp(rewards - groups.chosen[group_ids], group_ids, groups.num_groups))
 
@@ -104,21 +108,22 @@ def all_pairs(groups: Groups, *, margin: Annotated[float, Field(ge=0)]) -> Tenso
 def plackett_luce(groups: Groups) -> Tensor:
     """-log of the probability of the whole ranking (DPO, arXiv 2305.18290, eq. 18, appendix A.3). Shape ``[B]``.
 
-    Completions rank by their scores; without scores, and among equal ones, as they stand: the chosen first.
+    Completions are ranked by their scores. Without scores, and for equal scores, the order of the data holds, with the
+    chosen first.
     """
     order = _ranking(groups)
     rewards = groups.rewards[order]
-    # log Σ over a completion and those behind it: a running logsumexp from the end of each group.
+    # log Σ over a completion and those ranked below it: a running logsumexp from the end of each group.
     sizes = torch.bincount(groups.group_ids)
-    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[groups.group_ids]
+    position = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[groups.group_ids]
     padded = rewards.new_full((groups.num_groups, int(sizes.max())), -torch.inf)
-    padded = padded.index_put((groups.group_ids, place), rewards)
-    behind = padded.flip(1).logcumsumexp(1).flip(1)[groups.group_ids, place]
-    return _sums(behind - rewards, groups.group_ids, groups.num_groups)
+    padded = padded.index_put((groups.group_ids, position), rewards)
+    normaliser = padded.flip(1).logcumsumexp(1).flip(1)[groups.group_ids, position]
+    return _sums(normaliser - rewards, groups.group_ids, groups.num_groups)
 
 
 def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
-    """M: the largest reward among the rejected, exactly or as a softmax-weighted mean. Shape ``[B]``."""
+    """M: the largest reward of the rejected, exact or as a softmax-weighted mean. Shape ``[B]``."""
     rewards, group_ids = groups.rejected
     if inverse_temperature is None:
         return groups.rewards[~firsts(groups.group_ids)][hardest_index(groups, flat=True)]
@@ -128,26 +133,31 @@ def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
 
 
 def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
-    """Place of the hardest among the rejected of its group, the first of equals; without gradient.
+    """Index of the rejected completion with the largest reward, the first of equal ones; without gradient.
 
     Args:
         groups: B groups.
-        flat: Count over the rejected of all groups instead.
+        flat: Count from the first rejected of the micro-batch instead of the first of the group.
 
     Returns:
-        Shape ``[B]``, from 0.
+        Counts from 0. Shape ``[B]``.
     """
     rewards, group_ids = (value.detach() for value in groups.rejected)
-    places = torch.arange(len(group_ids), device=group_ids.device)
+    indices = torch.arange(len(group_ids), device=group_ids.device)
     best = rewards.new_full((groups.num_groups,), -torch.inf).scatter_reduce(0, group_ids, rewards, "amax")
-    candidates = torch.where(rewards == best[group_ids], places, len(group_ids))
+    candidates = torch.where(rewards == best[group_ids], indices, len(group_ids))
     found = torch.full_like(best, len(group_ids), dtype=torch.long).scatter_reduce(0, group_ids, candidates, "amin")
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
     return found if flat else found - (sizes.cumsum(0) - sizes)
 
 
-def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
-    """Rewards, margins to the hardest and to the mean, accuracy, share of groups within the margin, and K."""
+def group_metrics(groups: Groups, losses: Tensor) -> dict[str, Ratio]:
+    """Rewards, margins to the hardest and to the mean, accuracy, share of groups with a loss above 0, and K.
+
+    Args:
+        groups: B groups.
+        losses: Of each. Shape ``[B]``.
+    """
     rewards, group_ids = (value.detach() for value in groups.rejected)
     chosen, worst = groups.chosen.detach(), hardest(groups).detach()
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
@@ -159,7 +169,7 @@ def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
         "rewards/margins": chosen - mean,
         "rewards/margins_hardest": chosen - worst,
         "rewards/accuracies": (chosen > worst).to(chosen.dtype),
-        "group/active_fraction": (worst - chosen + margin > 0).to(chosen.dtype),
+        "group/active_fraction": (losses.detach() > 0).to(chosen.dtype),
         "group/hardest_place": place / (sizes - 1).clamp(min=1),
         "group/num_rejected": sizes.to(chosen.dtype),
     }
@@ -168,7 +178,7 @@ def group_metrics(groups: Groups, margin: float) -> dict[str, Ratio]:
 
 
 def _ranking(groups: Groups) -> Tensor:
-    """Completions by group, the best first. Shape ``[S]``."""
+    """Indices of the completions, sorted by group and within it by descending score. Shape ``[S]``."""
     if groups.scores is None:
         return torch.arange(len(groups.group_ids), device=groups.group_ids.device)
     best_first = groups.scores.sort(descending=True, stable=True).indices

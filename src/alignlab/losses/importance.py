@@ -1,7 +1,7 @@
-"""Ratios of probabilities between the policy and whoever sampled the completions, and what is done about large ones.
+"""Importance ratios between the policy and the policy that sampled the completions, and corrections for large ones.
 
-Three policies meet here: the *policy* that is trained, the *old* one whose weights sampled, and the *sampled*
-log-probabilities that the sampling engine itself reported, which differ from the old ones by its numerics.
+Log-probabilities come from three sources: the *policy* in training; the *old* policy, computed by the trainer with the
+weights that sampled; and *sampled*, reported by the sampling engine with the same weights but its own numerics.
 """
 
 from typing import Literal
@@ -12,24 +12,25 @@ from torch import Tensor
 from alignlab.losses.logps import sequence_sums, token_counts
 
 RatioLevel = Literal["token", "sequence", "sequence_sum"]
-"""Ratio of each token (PPO, arXiv 1707.06347), their geometric mean over a completion (GSPO, arXiv 2507.18071, eq. 7),
-or their product, the ratio of whole completions (RLOO, arXiv 2402.14740)."""
+"""Ratio of each token (PPO, arXiv 1707.06347), geometric mean of the ratios of a completion (GSPO, arXiv 2507.18071,
+eq. 7), or their product, the ratio of the whole completion (RLOO, arXiv 2402.14740)."""
 
 MAX_LOG_RATIO = 20.0
-"""Beyond it exp would soon be infinite and its gradient not a number; such a ratio passes no gradient."""
+"""Log-ratios are clamped to this value, so that exp and its gradient stay finite; a clamped ratio has no gradient."""
 
 
 def log_ratios(
     token_logps: Tensor, old_token_logps: Tensor | None, sequence_ids: Tensor, num_sequences: int, level: RatioLevel
 ) -> Tensor:
-    """Log of the importance ratio that belongs to each token.
+    """Log of the importance ratio of each token.
 
     Args:
-        token_logps: Under the policy, carries the gradient. Shape ``[N]``.
-        old_token_logps: Under the policy that sampled. ``None``: it is the same, the ratio is 1, with its gradient.
+        token_logps: Log-probabilities under the policy, carry the gradient. Shape ``[N]``.
+        old_token_logps: Log-probabilities under the policy that sampled. ``None`` if that is the policy itself: the
+            ratio is then 1 but still carries the gradient. Shape ``[N]``.
         sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
-        level: What the ratio is taken of.
+        level: Whether the ratio is that of a token or of a completion, see ``RatioLevel``.
 
     Returns:
         At most ``MAX_LOG_RATIO``; equal within a completion unless ``level`` is ``token``. Shape ``[N]``.
@@ -52,19 +53,19 @@ def truncated_importance(
     level: RatioLevel,
     beyond: Literal["truncate", "mask"],
 ) -> Tensor:
-    """Weights that correct for an engine whose probabilities are not quite the trainer's (Ionides 2008).
+    """Importance weights for an engine whose probabilities differ slightly from the trainer's (Ionides 2008).
 
     Args:
-        old_token_logps: What the trainer says of the tokens with the weights that sampled. Shape ``[N]``.
-        sampled_token_logps: What the engine said; NaN where it said nothing, which counts as agreement. Shape ``[N]``.
+        old_token_logps: From the trainer, with the weights that sampled. Shape ``[N]``.
+        sampled_token_logps: From the engine; NaN where it reported none, which gives a ratio of 1. Shape ``[N]``.
         sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
         cap: Largest weight, above 1.
-        level: Weigh tokens by themselves or completions as wholes.
-        beyond: A larger weight becomes the cap, or 0.
+        level: Whether to weight single tokens or whole completions.
+        beyond: ``truncate`` sets a larger weight to the cap, ``mask`` to 0.
 
     Returns:
-        Factors of the policy's losses, not of its KL term, without gradient. Shape ``[N]``.
+        Factors of the policy's losses (not of the KL term), without gradient. Shape ``[N]``.
     """
     sampled = torch.where(sampled_token_logps.isnan(), old_token_logps, sampled_token_logps).detach()
     weights = log_ratios(old_token_logps.detach(), sampled, sequence_ids, num_sequences, level).exp()
@@ -80,15 +81,16 @@ def off_policy_mask(
     *,
     threshold: float,
 ) -> Tensor:
-    """Which tokens to learn from: not bad ones of completions that the policy has left behind (arXiv 2512.02556).
+    """Mask out tokens of negative advantage in completions that have become too unlikely (arXiv 2512.02556).
 
     Args:
-        token_logps: Under the policy. Shape ``[N]``.
-        sampled_token_logps: As sampled, by the engine where there is one; NaN counts as agreement. Shape ``[N]``.
-        advantages: Shape ``[N]``.
+        token_logps: Log-probabilities under the policy. Shape ``[N]``.
+        sampled_token_logps: Log-probabilities when sampled, from the engine if there is one; NaN counts as equal to
+            the policy's. Shape ``[N]``.
+        advantages: Advantage of each token. Shape ``[N]``.
         sequence_ids: Completion of each token. Shape ``[N]``.
         num_sequences: S.
-        threshold: Mean over a completion's tokens of log(sampled / policy), from which on it is left behind, in nats.
+        threshold: Largest mean over a completion's tokens of log(sampled / policy), in nats.
 
     Returns:
         False for tokens of negative advantage in completions beyond the threshold; a factor of the policy's losses

@@ -1,4 +1,4 @@
-"""Divergence of the policy from its reference, KL(policy ‖ reference): estimated, in the loss, and in the reward.
+"""KL(policy ‖ reference): estimators, as a term of the loss, and as a penalty in the reward.
 
 With d = log policy - log reference at a token that the policy sampled (Schulman 2020, "Approximating KL divergence"):
 
@@ -6,17 +6,18 @@ With d = log policy - log reference at a token that the policy sampled (Schulman
     k2 = d² / 2            biased, small where the two are close
     k3 = e^(-d) - 1 + d    unbiased, never negative
 
-A good estimate of the value is not yet one of the gradient (arXiv 2510.01555). As a term of the loss, differentiated
-as it stands (``plain``), k1 pushes nowhere on average, k2 has the right gradient, and k3, as in the GRPO paper, that
-of the other direction, KL(reference ‖ policy). The right one, E[d ∇ log policy], comes from the expectation's own
-probabilities: k1 and k3 times the ratio policy / sampler, differentiated through the ratio; k2 times its value.
-``on_policy`` takes the policy itself for the sampler, ``importance`` the policy that did sample.
+A good estimator of the value need not have the right gradient (arXiv 2510.01555). As a term of the loss and
+differentiated directly (``plain``), k1 has a zero mean gradient, k2 the right one, and k3, used in the GRPO paper, that
+of the other direction, KL(reference ‖ policy). The right gradient, E[d ∇ log policy], requires differentiating the
+probabilities of the expectation: k1 and k3 are multiplied by the ratio policy / sampler and differentiated through it,
+k2 is multiplied by the ratio's value. ``on_policy`` takes the policy itself as the sampler, ``importance`` the policy
+that sampled.
 
-In the reward, k1 summed over a completion has the right gradient; k2 and k3 there do not.
+In the reward, k1 summed over a completion has the right gradient; k2 and k3 do not.
 
-1. In the loss each token answers for itself only; what it does to the divergence of later tokens is seen by the
-   reward alone.
-2. The ratio of a token stands for that of the whole prefix.
+1. In the loss, each token is charged for its own divergence only. Its effect on the divergence of later tokens is taken
+   into account by the penalty in the reward alone.
+2. The ratio of a token is used in place of the ratio of the whole prefix.
 """
 
 from typing import Literal
@@ -35,15 +36,15 @@ ESTIMATORS = {
     "k2": lambda d: d.square() / 2,
     "k3": lambda d: torch.expm1((-d).clamp(max=MAX_LOG_RATIO)) + d,
 }
-MAX_RELATIVE_ERROR = 0.2  # of the adaptive coefficient
+MAX_RELATIVE_ERROR = 0.2  # bound of the adaptive coefficient's error
 
 
 def kl_values(token_logps: Tensor, reference_token_logps: Tensor, estimator: KLEstimator) -> Tensor:
     """An estimate of the divergence at each token, in nats; its mean over sampled tokens is the KL.
 
     Args:
-        token_logps: Under the policy; the gradient is that of the formula. Shape ``[N]``.
-        reference_token_logps: Under the reference. Shape ``[N]``.
+        token_logps: Log-probabilities under the policy, carry the gradient. Shape ``[N]``.
+        reference_token_logps: Log-probabilities under the reference. Shape ``[N]``.
         estimator: ``k1``, ``k2`` or ``k3``.
 
     Returns:
@@ -63,12 +64,13 @@ def kl_losses(
     """The divergence at each token as a term of the loss, to be multiplied by ``kl_coef``.
 
     Args:
-        token_logps: Under the policy, carries the gradient. Shape ``[N]``.
-        reference_token_logps: Under the reference. Shape ``[N]``.
-        old_token_logps: Under the policy that sampled; ``None`` where that is the policy itself. Shape ``[N]``.
-        estimator: What the value is estimated with.
-        gradient: ``plain`` differentiates the estimate; ``on_policy`` has the right gradient where the policy sampled,
-            ``importance`` also where an older one did, and weighs the value by the ratio (arXiv 2512.02556).
+        token_logps: Log-probabilities under the policy, carry the gradient. Shape ``[N]``.
+        reference_token_logps: Log-probabilities under the reference. Shape ``[N]``.
+        old_token_logps: Log-probabilities under the policy that sampled; ``None`` if that is the policy itself. Shape
+            ``[N]``.
+        estimator: Estimator of the value.
+        gradient: ``plain`` differentiates the estimate; ``on_policy`` has the right gradient if the policy itself
+            sampled, ``importance`` also if an older one did, and weights the value by the ratio (arXiv 2512.02556).
 
     Returns:
         Shape ``[N]``.
@@ -82,11 +84,11 @@ def kl_losses(
 
 
 def penalise_rewards(rewards: Tensor, token_kl: Tensor, sequence_ids: Tensor, *, kl_coef: float) -> Tensor:
-    """Take the divergence of a whole completion off its reward; ``value.token_rewards`` does so token by token.
+    """Subtract the divergence of a whole completion from its reward; ``value.token_rewards`` does it token by token.
 
     Args:
-        rewards: NaN where there is none. Shape ``[S]``.
-        token_kl: Estimates at each token, ``k1`` for the right gradient, without one of their own. Shape ``[N]``.
+        rewards: NaN where it is missing. Shape ``[S]``.
+        token_kl: Estimates at each token, without gradient; ``k1`` leads to the right gradient. Shape ``[N]``.
         sequence_ids: Completion of each token. Shape ``[N]``.
         kl_coef: Reward per nat.
 
@@ -97,15 +99,15 @@ def penalise_rewards(rewards: Tensor, token_kl: Tensor, sequence_ids: Tensor, *,
 
 
 def next_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:
-    """The coefficient for the next rollout, so that the divergence nears a target (arXiv 1909.08593).
+    """The coefficient for the next rollout, adapted to bring the divergence to a target (arXiv 1909.08593).
 
     The coefficient is the only state of this controller.
 
     Args:
-        kl_coef: The coefficient so far.
+        kl_coef: The current coefficient.
         kl: Divergence measured over the whole last rollout, all ranks, in the unit of ``target``.
-        target: Divergence aimed at, in nats; above 0.
-        gain: Share of the relative error that is corrected at once; 0.1 in the paper.
+        target: Desired divergence in nats, above 0.
+        gain: Share of the relative error that is corrected per rollout; 0.1 in the paper.
     """
     error = min(max(kl / target - 1, -MAX_RELATIVE_ERROR), MAX_RELATIVE_ERROR)
     return kl_coef * (1 + gain * error)

@@ -1,8 +1,10 @@
-"""Losses of completions that come alone, each desirable or not: KTO (arXiv 2402.01306).
+"""Losses of unpaired completions, each desirable or not: KTO (arXiv 2402.01306).
 
-1. The reference point is the mean log-ratio of prompts with completions of other rows, over the whole optimizer step,
-   never below 0 and without gradient; the paper takes it from a micro-batch.
+1. The reference point is the mean log-ratio of prompts with completions of other rows over the whole optimizer step,
+   clamped at 0 and without gradient; the paper uses the mean of a micro-batch.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,30 +15,49 @@ def reference_point(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 
     Args:
         log_ratio_sum: Sum of the log-ratios of mismatched completions over the step. Shape ``[]``.
-        count: Their number. Shape ``[]``.
+        count: Number of these completions. Shape ``[]``.
+
+    Returns:
+        Without gradient. Shape ``[]``.
     """
     return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
 
-def kto(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
+class LogRatios(NamedTuple):
+    """Log-ratios of policy and reference of the completions of a micro-batch.
+
+    Args:
+        values: r, with gradient. Shape ``[S]``.
+        desirable: Whether the completion is one to imitate. Shape ``[S]``, bool.
+        reference_point: z_0. Shape ``[]``.
+    """
+
+    values: Tensor
+    desirable: Tensor
+    reference_point: Tensor
+
+
+def kto(ratios: LogRatios, *, beta: float) -> Tensor:
     """1 - v(x, y): 1 - σ(β(r - z_0)) of a desirable completion, 1 - σ(β(z_0 - r)) of another (eq. 8).
 
     Args:
-        log_ratios: r, with gradient. Shape ``[S]``.
-        desirable: Whether the completion is one to imitate. Shape ``[S]``, bool.
-        point: z_0. Shape ``[]``.
+        ratios: Of S completions.
         beta: Strength of the pull towards the reference.
 
     Returns:
         Shape ``[S]``.
     """
-    sign = torch.where(desirable, 1.0, -1.0).to(log_ratios.dtype)
-    return torch.sigmoid(-beta * sign * (log_ratios - point))
+    return _loss(ratios, ratios.reference_point, beta)
 
 
-def apo_zero_unpaired(log_ratios: Tensor, desirable: Tensor, point: Tensor, *, beta: float) -> Tensor:
+def apo_zero_unpaired(ratios: LogRatios, *, beta: float) -> Tensor:
     """The same against 0 instead of z_0 (APO-zero, arXiv 2408.06266, without pairs).
 
-    Args and returns as in ``kto``; the reference point is not looked at.
+    Args and returns as in ``kto``.
     """
-    return kto(log_ratios, desirable, torch.zeros_like(point), beta=beta)
+    return _loss(ratios, torch.zeros_like(ratios.reference_point), beta)
+
+
+def _loss(ratios: LogRatios, point: Tensor, beta: float) -> Tensor:
+    sign = torch.where(ratios.desirable, 1.0, -1.0).to(ratios.values.dtype)
+    return torch.sigmoid(-beta * sign * (ratios.values - point))

@@ -1,4 +1,4 @@
-"""From token log-probabilities to those of completions, and from trees to pairs of completions."""
+"""Log-probabilities of completions from those of tokens, and pairs of completions from groups."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 class PairIndex(NamedTuple):
-    """Sequences that stand against each other.
+    """Indices of the two sequences of each pair.
 
     Args:
-        chosen: The first sequence of each tree, once per other one. Shape ``[P]``.
-        rejected: The other one. Shape ``[P]``.
+        chosen: The first sequence of the group, repeated for every other sequence of it. Shape ``[P]``.
+        rejected: The other sequence. Shape ``[P]``.
     """
 
     chosen: Tensor
@@ -22,7 +22,7 @@ def sequence_sums(values: Tensor, sequence_ids: Tensor, num_sequences: int) -> T
     """Sum values of tokens by sequence; carries the gradient.
 
     Args:
-        values: Shape ``[N]``.
+        values: Value of each token. Shape ``[N]``.
         sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
 
@@ -33,15 +33,24 @@ def sequence_sums(values: Tensor, sequence_ids: Tensor, num_sequences: int) -> T
 
 
 def token_counts(sequence_ids: Tensor, num_sequences: int, dtype: torch.dtype) -> Tensor:
-    """Supervised tokens of each sequence, at least 1. Shape ``[S]``."""
+    """Number of supervised tokens of each sequence, at least 1.
+
+    Args:
+        sequence_ids: Sequence of each token. Shape ``[N]``.
+        num_sequences: S.
+        dtype: Of the counts.
+
+    Returns:
+        Shape ``[S]``.
+    """
     return torch.bincount(sequence_ids, minlength=num_sequences).clamp(min=1).to(dtype)
 
 
 def firsts(group_ids: Tensor) -> Tensor:
-    """Whether a sequence is the first of its tree.
+    """Whether a sequence is the first of its group.
 
     Args:
-        group_ids: Tree of each sequence, ascending. Shape ``[S]``.
+        group_ids: Group of each sequence, ascending. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``, bool.
@@ -50,32 +59,32 @@ def firsts(group_ids: Tensor) -> Tensor:
 
 
 def pair_index(group_ids: Tensor) -> PairIndex:
-    """Pair the first sequence of each tree with every other of the same tree; K rejected give K pairs.
+    """Pair the first sequence of each group with every other one of the group; K rejected give K pairs.
 
     Args:
-        group_ids: Tree of each sequence, ascending. Shape ``[S]``.
+        group_ids: Group of each sequence, ascending. Shape ``[S]``.
     """
     first = firsts(group_ids)
-    places = torch.arange(len(group_ids), device=group_ids.device)
-    chosen = places[first][first.cumsum(0) - 1]  # of every sequence the first of its tree
-    return PairIndex(chosen[~first], places[~first])
+    indices = torch.arange(len(group_ids), device=group_ids.device)
+    chosen = indices[first][first.cumsum(0) - 1]  # the first sequence of each sequence's group
+    return PairIndex(chosen[~first], indices[~first])
 
 
 def desensitised_sums(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, pairs: PairIndex, alpha: float):
-    """Sums in which tokens past the pair's shorter completion count ``alpha`` (LD-DPO, arXiv 2409.06411, eq. 11).
+    """Sums with weight ``alpha`` on tokens beyond the pair's shorter completion (LD-DPO, arXiv 2409.06411, eq. 11).
 
     Args:
-        token_logps: In the order of the tokens of each sequence. Shape ``[N]``.
+        token_logps: Log-probabilities, in the order of the tokens of each sequence. Shape ``[N]``.
         sequence_ids: Sequence of each token, ascending. Shape ``[N]``.
         num_sequences: S.
-        pairs: P pairs; a sequence may stand in several.
-        alpha: Share in 0…1; 1 changes nothing.
+        pairs: P pairs; a sequence may belong to several.
+        alpha: In 0…1; 1 gives plain sums.
 
     Returns:
         Log-probabilities of the chosen and of the rejected of each pair. Shapes ``[P]``.
     """
     counts = torch.bincount(sequence_ids, minlength=num_sequences)
-    # Running sums with a zero in front: a stretch of tokens is the difference of two of them, hence double precision.
+    # Running sums with a zero in front. Sums of a range are differences of large numbers, hence double precision.
     running = torch.cat([token_logps.new_zeros(1), token_logps]).double().cumsum(0)
     start = counts.cumsum(0) - counts
     shared = torch.minimum(counts[pairs.chosen], counts[pairs.rejected])

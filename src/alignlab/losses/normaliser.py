@@ -1,13 +1,13 @@
-"""What a token weighs in the mean that is the loss of an optimizer step.
+"""Weights of tokens in the mean that is the loss of an optimizer step.
 
     sequence  mean over completions of the means over their tokens              GRPO, GSPO, SAPO, GMPO, RLOO
     token     mean over all tokens of the step                                  SFT, BNPO, DAPO, CISPO, VESPO, PPO
-    constant  sum over tokens by the longest length, mean over completions      Dr. GRPO (arXiv 2503.20783)
+    constant  sum over tokens / the longest length, mean over completions       Dr. GRPO (arXiv 2503.20783)
     sum       sum over tokens, mean over completions                            LUSPO (arXiv 2602.05261)
 
-Factors of single tokens multiply the losses and leave the weights as they are.
+Factors of single tokens (masks, importance weights) multiply the losses and leave these weights unchanged.
 
-1. Means are over the whole step, not over what one device holds at a time; so BNPO and DAPO weigh alike.
+1. Means are over the whole step, not over a micro-batch of one device; BNPO and DAPO are therefore the same.
 """
 
 from typing import Literal
@@ -25,12 +25,12 @@ UNITS = {"sequence": "sequences", "token": "supervised_tokens", "constant": "seq
 def normalise(
     losses: Tensor, sequence_ids: Tensor, num_sequences: int, normaliser: Normaliser, max_completion_tokens: int = 1
 ) -> LossTerm:
-    """Weigh the losses of tokens, and say what their sum is divided by.
+    """Weight the losses of tokens, and give the unit that their sum is divided by.
 
     Args:
-        losses: With all that was added to and multiplied into them. Shape ``[N]``.
+        losses: Loss of each token, with all terms and factors. Shape ``[N]``.
         sequence_ids: Completion of each token. Shape ``[N]``.
-        num_sequences: S, completions without a token among them.
+        num_sequences: S, including completions without tokens.
         normaliser: See above.
         max_completion_tokens: The longest length that sampling allows, for ``constant``.
     """

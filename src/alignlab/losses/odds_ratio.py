@@ -1,4 +1,4 @@
-"""Odds-ratio preference optimisation (ORPO, arXiv 2403.07691): imitation and preference in one, without a reference."""
+"""Odds-ratio preference optimisation without a reference (ORPO, arXiv 2403.07691)."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from alignlab.losses.preference import Pairs
 
 
 def odds_ratio(pairs: Pairs) -> Tensor:
-    """-log σ(log odds(chosen) - log odds(rejected)) of probabilities per token (eq. 4 and 7).
+    """-log σ(log odds(chosen) - log odds(rejected)), odds of the geometric mean probability per token (eq. 4 and 7).
 
     Args:
-        pairs: P pairs; the reference is not looked at.
+        pairs: P pairs; the reference is ignored.
 
     Returns:
         Shape ``[P]``.
@@ -20,5 +20,5 @@ def odds_ratio(pairs: Pairs) -> Tensor:
 
 
 def log_odds(logps: Tensor) -> Tensor:
-    """log(p / (1 - p)) from log p, exact also near p = 1."""
+    """log(p / (1 - p)) from log p, accurate also near p = 1. Any shape."""
     return logps - torch.log(-torch.expm1(logps.clamp(max=-1e-12)))

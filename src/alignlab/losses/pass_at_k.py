@@ -1,9 +1,9 @@
-"""Advantages of completions as members of sets of k, of which the best counts (Pass@k training, arXiv 2508.10751).
+"""Advantages from sets of k completions whose reward is that of their best (Pass@k training, arXiv 2508.10751).
 
-All sets of k completions of a group are seen at once, in closed form, as the paper does.
+All sets of k completions of a group are taken into account in closed form, as in the paper.
 
-1. Rewards may have any value, not 0 and 1 alone: a set has the reward of its best (as in arXiv 2505.15201).
-2. In a group of fewer than k all completions are the one set, from which nothing is learned.
+1. Rewards may have any value, not only 0 and 1: the reward of a set is its largest (as in arXiv 2505.15201).
+2. A group of fewer than k completions is a single set, and its advantages are 0.
 """
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 
 def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """How much better than all sets of k those sets are that a completion is in.
+    """Mean reward of the sets of k that include a completion, minus the mean of all sets of its group.
 
-    With the rewards of a group in ascending order from place 0, the best of a set stands at place p in C(p, k - 1) of
-    the C(n, k) sets; of the C(n - 1, k - 1) sets with a certain other one, below p, in C(p - 1, k - 2).
+    Sort the n rewards of a group in ascending order, from position 0. The completion at position p is the best of
+    C(p, k - 1) of the C(n, k) sets. Of the C(n - 1, k - 1) sets that include another completion below p, it is the best
+    of C(p - 1, k - 2).
 
     Args:
         rewards: None missing. Shape ``[S]``.
@@ -22,22 +23,22 @@ def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tenso
         k: Completions of a set, at least 1.
 
     Returns:
-        The advantage before scaling, and the deviation over the sets of the group, in float64. Shapes ``[S]``.
+        The advantage before scaling, and the standard deviation over the sets of the group, in float64. Shapes ``[S]``.
     """
     by_reward = rewards.sort(stable=True).indices
     order = by_reward[group_ids[by_reward].sort(stable=True).indices]
     best, group = rewards[order].double(), group_ids[order]
     sizes = torch.bincount(group_ids)
-    place = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group]
+    position = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[group]
     size = sizes[group]
     picked = size.clamp(max=k)
 
     sets, sets_of_one = _choose(size, picked), _choose(size - 1, picked - 1)
-    led = _choose(place, picked - 1)  # sets of which this completion is the best
+    led = _choose(position, picked - 1)  # sets of which this completion is the best
     mean = _sums(led / sets * best, group)[group]
     deviation = _sums(led / sets * (best - mean).square(), group)[group].sqrt()
-    beside = _choose(place - 1, picked - 2) / sets_of_one * best
-    led_by_better = _sums(beside, group).cumsum(0)[group] - beside.cumsum(0)
+    of_lower = _choose(position - 1, picked - 2) / sets_of_one * best  # added to each completion at a lower position
+    led_by_better = _sums(of_lower, group).cumsum(0)[group] - of_lower.cumsum(0)
     advantage = led / sets_of_one * best + led_by_better - mean
 
     back = order.argsort()

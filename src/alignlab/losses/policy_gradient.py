@@ -1,10 +1,11 @@
-"""Losses of a policy on completions that it sampled: PPO (arXiv 1707.06347), GRPO (arXiv 2402.03300) and their kin.
+"""Losses on completions that the policy sampled: PPO (arXiv 1707.06347), GRPO (arXiv 2402.03300) and variants.
 
-A loss gives one value per token; what a token weighs in the mean is settled apart from it, in ``normaliser``. GRPO,
-BNPO, DAPO and Dr. GRPO differ in that alone; GSPO, LUSPO and RLOO also in what the ratio is taken of.
+A loss gives one value per token; ``normaliser`` gives the weights of tokens in the mean. GRPO, BNPO, DAPO and Dr. GRPO
+differ only in these weights; GSPO, LUSPO and RLOO also use the ratio of a completion instead of that of a token.
 
-1. CISPO's bounds lie around 1, like all the others; ``clip_low: null`` sets none, as in the paper's runs.
-2. VESPO and GMPO take their ratio to the policy whose weights sampled, not to the engine's own probabilities.
+1. The bounds of CISPO are relative to 1, like those of the other losses; ``clip_low: null`` sets no lower bound, as in
+   the paper's runs.
+2. The ratio of VESPO and GMPO is relative to the old policy, not to the probabilities that the engine reported.
 """
 
 from dataclasses import dataclass
@@ -30,14 +31,15 @@ class PolicyTokens:
     """Sampled tokens of a micro-batch.
 
     Args:
-        token_logps: Under the policy, at the temperature of the sampling; carries the gradient. Shape ``[N]``.
-        advantages: Of a completion (``advantages[sequence_ids]``) or of each token. Shape ``[N]``.
+        token_logps: Log-probabilities under the policy, at the sampling temperature; carry the gradient. Shape ``[N]``.
+        advantages: Advantage of each token, which may be that of its completion. Shape ``[N]``.
         sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         num_sequences: S.
-        old_token_logps: Under the policy that sampled; ``None``: the same one. Shape ``[N]``.
-        reference_token_logps: Under the reference, where one is asked. Shape ``[N]``.
-        sampled_token_logps: As another engine reported them, where one sampled. Shape ``[N]``.
-        entropies: Of the predictions, in nats. Shape ``[N]``.
+        old_token_logps: Log-probabilities under the policy that sampled; ``None`` if that is the policy itself. Shape
+            ``[N]``.
+        reference_token_logps: Log-probabilities under the reference, if there is one. Shape ``[N]``.
+        sampled_token_logps: Log-probabilities that a separate engine reported, if one sampled. Shape ``[N]``.
+        entropies: Entropies of the predictions, in nats. Shape ``[N]``.
     """
 
     token_logps: Tensor
@@ -55,12 +57,12 @@ class PolicyTokens:
 
 
 class PolicyLoss(NamedTuple):
-    """Losses of tokens, and where their ratio was beyond a bound.
+    """Losses of tokens, and which ratios are clipped.
 
     Args:
         losses: Carry the gradient. Shape ``[N]``.
-        clipped_low: A bad token whose ratio is too low already. Shape ``[N]``, bool.
-        clipped_high: A good token whose ratio is too high already. Shape ``[N]``, bool.
+        clipped_low: Tokens whose ratio is clipped at the lower bound. Shape ``[N]``, bool.
+        clipped_high: Tokens whose ratio is clipped at the upper bound. Shape ``[N]``, bool.
     """
 
     losses: Tensor
@@ -71,14 +73,14 @@ class PolicyLoss(NamedTuple):
 def clipped(
     tokens: PolicyTokens, *, clip_low: ClipLow, clip_high: Clip, dual_clip: DualClip, ratio_level: RatioLevel
 ) -> PolicyLoss:
-    """-min(r A, clip(r, 1 - low, 1 + high) A): PPO, eq. 7; DAPO (arXiv 2503.14476) sets the bounds apart.
+    """-min(r A, clip(r, 1 - low, 1 + high) A): PPO, eq. 7; separate bounds as in DAPO (arXiv 2503.14476).
 
     Args:
         tokens: N tokens.
-        clip_low: How far below 1 the ratio of a bad token may go.
-        clip_high: How far above 1 the ratio of a good token may go.
-        dual_clip: Largest ratio of a bad token (arXiv 1912.09729); ``None`` sets none.
-        ratio_level: What the ratio is taken of; GSPO's (arXiv 2507.18071) is ``sequence``.
+        clip_low: Distance of the lower bound from 1, for tokens with a negative advantage.
+        clip_high: Distance of the upper bound from 1, for tokens with a positive advantage.
+        dual_clip: Largest ratio of tokens with a negative advantage (arXiv 1912.09729); ``None`` for no bound.
+        ratio_level: Whether the ratio is that of a token or of a completion; ``sequence`` for GSPO (arXiv 2507.18071).
     """
     ratios, advantages = tokens.log_ratios(ratio_level).exp(), tokens.advantages
     bounded = ratios.clamp(1 - clip_low, 1 + clip_high)
@@ -89,16 +91,16 @@ def clipped(
 
 
 def cispo(tokens: PolicyTokens, *, clip_low: ClipLow | None, clip_high: Clip, ratio_level: RatioLevel) -> PolicyLoss:
-    """-sg(clip(r)) A log policy: a large ratio is bounded, its token still learns (arXiv 2506.13585, eq. 4 and 5).
+    """-sg(clip(r)) A log policy: clipping bounds the weight of a gradient (arXiv 2506.13585, eq. 4 and 5).
 
     Args:
         tokens: N tokens.
-        clip_low: How far below 1 the weight may go; ``None``: as far as the ratio goes.
-        clip_high: How far above 1 the weight may go.
-        ratio_level: What the ratio is taken of.
+        clip_low: Distance of the lower bound from 1; ``None`` for no lower bound.
+        clip_high: Distance of the upper bound from 1.
+        ratio_level: Whether the ratio is that of a token or of a completion.
 
     Returns:
-        Losses whose value says little; both indicators mark bounded weights, whatever the advantage.
+        Losses with the right gradient; their values are not meaningful. Tokens of any advantage can be clipped.
     """
     ratios, lowest = tokens.log_ratios(ratio_level).exp().detach(), 0 if clip_low is None else 1 - clip_low
     losses = -ratios.clamp(lowest, 1 + clip_high) * tokens.advantages * tokens.token_logps
@@ -108,13 +110,13 @@ def cispo(tokens: PolicyTokens, *, clip_low: ClipLow | None, clip_high: Clip, ra
 def sapo(
     tokens: PolicyTokens, *, temperature_positive: Positive, temperature_negative: Positive, ratio_level: RatioLevel
 ) -> PolicyLoss:
-    """-(4/τ) σ(τ (r - 1)) A: the ratio fades instead of being cut off (arXiv 2511.20347).
+    """-(4/τ) σ(τ (r - 1)) A: the gradient decays smoothly with the ratio instead of being clipped (arXiv 2511.20347).
 
     Args:
         tokens: N tokens.
-        temperature_positive: τ of good tokens; a larger one fades sooner.
-        temperature_negative: τ of the others.
-        ratio_level: What the ratio is taken of.
+        temperature_positive: τ of tokens with a positive advantage; with a larger one the gradient decays sooner.
+        temperature_negative: τ of the other tokens.
+        ratio_level: Whether the ratio is that of a token or of a completion.
     """
     ratios, advantages = tokens.log_ratios(ratio_level).exp(), tokens.advantages
     temperatures = torch.full_like(advantages, temperature_negative).masked_fill(advantages > 0, temperature_positive)
@@ -126,8 +128,8 @@ def gmpo(tokens: PolicyTokens, *, clip_low: Clip, clip_high: Clip) -> PolicyLoss
 
     Args:
         tokens: N tokens; the advantage is that of the completion.
-        clip_low: How far below 0 the log-ratio of a bad token may go.
-        clip_high: How far above 0 the log-ratio of a good token may go.
+        clip_low: Distance of the log-ratio's lower bound from 0, for tokens without a positive advantage.
+        clip_high: Distance of the log-ratio's upper bound from 0, for tokens with a positive advantage.
     """
     ratios, good = tokens.log_ratios("token"), tokens.advantages > 0
     bounded = torch.where(good, ratios.clamp(max=clip_high), ratios.clamp(min=-clip_low))
@@ -150,9 +152,9 @@ def vespo(
     Args:
         tokens: N tokens.
         power_positive: k of completions with an advantage of at least 0.
-        rate_positive: λ of the same.
-        power_negative: k of the others.
-        rate_negative: λ of the others.
+        rate_positive: λ of completions with an advantage of at least 0.
+        power_negative: k of the other completions.
+        rate_negative: λ of the other completions.
     """
     ratios, good = tokens.log_ratios("sequence_sum").detach(), tokens.advantages >= 0
     powers, rates = (
@@ -169,11 +171,11 @@ def _unclipped(losses: Tensor) -> PolicyLoss:
 
 
 def policy_metrics(tokens: PolicyTokens, loss: PolicyLoss) -> dict[str, Ratio]:
-    """Means over the tokens: clipping, ratio, drift, and what is known of entropy and KL.
+    """Metrics as means over tokens: clipping, ratio and approximate KL; entropy and KL if ``tokens`` has their values.
 
     Args:
         tokens: N tokens.
-        loss: What a loss made of them.
+        loss: Their loss.
     """
     ratios = tokens.log_ratios("token").detach()
     values = {

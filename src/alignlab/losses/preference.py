@@ -1,12 +1,12 @@
-"""Losses over pairs of a chosen and a rejected completion: DPO (arXiv 2305.18290) and its family.
+"""Losses over pairs of a chosen and a rejected completion: DPO (arXiv 2305.18290) and its variants.
 
-Each takes the pairs of a micro-batch and returns one loss per pair, or a ``LossTerm`` where the unit of its mean is not
-the pair. β is the strength of the pull towards the reference, δ the difference of the two scores, and a score is the
-log-ratio of policy and reference unless another divergence is chosen.
+Each function takes the P pairs of a micro-batch and returns one loss per pair, of shape ``[P]``, or a ``LossTerm`` if
+its mean is not over pairs. A score is the log-ratio of policy and reference unless another divergence is chosen, δ is
+the difference of the two scores, and β is their scale: a larger β keeps the policy closer to the reference.
 
-1. ``sigmoid_norm`` and ``ipo`` divide each score by the number of its completion's tokens.
-2. ``aot`` and ``aot_unpaired`` sort over the pairs of a micro-batch: what they give depends on how a step is cut.
-3. ``nca_pair``, ``bco_pair``, ``sppo_hard``, ``aot…`` and ``apo…`` are about log-ratios, whatever the divergence.
+1. ``sigmoid_norm`` and ``ipo`` divide each score by the number of tokens of its completion.
+2. ``aot`` and ``aot_unpaired`` sort over the pairs of a micro-batch: their result depends on how a step is split.
+3. ``nca_pair``, ``bco_pair``, ``sppo_hard``, ``aot…`` and ``apo…`` use log-ratios; the divergence has no effect.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ class Pairs:
 
     Args:
         chosen: Log-probability of the chosen completion under the policy, with gradient.
-        rejected: That of the rejected one, with gradient.
-        reference_chosen: That of the chosen one under the reference; zeros without a reference.
-        reference_rejected: That of the rejected one under the reference.
+        rejected: Log-probability of the rejected completion under the policy, with gradient.
+        reference_chosen: Log-probability of the chosen completion under the reference; zeros without a reference.
+        reference_rejected: Log-probability of the rejected completion under the reference, likewise.
         chosen_tokens: Supervised tokens of the chosen completion.
         rejected_tokens: Supervised tokens of the rejected completion.
-        divergence: Log-ratio → score.
+        divergence: Maps log-ratios to scores.
     """
 
     chosen: Tensor
@@ -48,32 +48,32 @@ class Pairs:
 
     @property
     def chosen_ratio(self) -> Tensor:
-        """Log-ratio of the chosen."""
+        """Log-ratio of the chosen. Shape ``[P]``."""
         return self.chosen - self.reference_chosen
 
     @property
     def rejected_ratio(self) -> Tensor:
-        """Log-ratio of the rejected."""
+        """Log-ratio of the rejected. Shape ``[P]``."""
         return self.rejected - self.reference_rejected
 
     @property
     def chosen_score(self) -> Tensor:
-        """Score of the chosen."""
+        """Score of the chosen. Shape ``[P]``."""
         return self.divergence(self.chosen_ratio)
 
     @property
     def rejected_score(self) -> Tensor:
-        """Score of the rejected."""
+        """Score of the rejected. Shape ``[P]``."""
         return self.divergence(self.rejected_ratio)
 
     @property
     def delta(self) -> Tensor:
-        """Score of the chosen above that of the rejected."""
+        """Score of the chosen minus that of the rejected. Shape ``[P]``."""
         return self.chosen_score - self.rejected_score
 
     @property
     def mean_delta(self) -> Tensor:
-        """The same of scores per token."""
+        """Score per token of the chosen minus that of the rejected. Shape ``[P]``."""
         return self.chosen_score / self.chosen_tokens - self.rejected_score / self.rejected_tokens
 
 
@@ -94,7 +94,7 @@ def robust(pairs: Pairs, *, beta: float, label_smoothing: Smoothing) -> Tensor:
 
 
 def ipo(pairs: Pairs, *, beta: float) -> Tensor:
-    """Squared distance of δ from 1/(2β) (arXiv 2310.12036, eq. 17), on scores per token."""
+    """Squared distance of δ, on scores per token, from 1/(2β) (IPO, arXiv 2310.12036, eq. 17)."""
     return (pairs.mean_delta - 1 / (2 * beta)).square()
 
 
@@ -111,29 +111,29 @@ def exo_pair(pairs: Pairs, *, beta: float, label_smoothing: Annotated[float, Fie
 
 
 def nca_pair(pairs: Pairs, *, beta: float) -> Tensor:
-    """Each reward against noise (NCA, arXiv 2402.05369, eq. 11 with K = 2)."""
+    """Noise-contrastive alignment of each reward (NCA, arXiv 2402.05369, eq. 11 with K = 2)."""
     chosen, rejected = beta * pairs.chosen_ratio, beta * pairs.rejected_ratio
     return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
 
 
 def bco_pair(pairs: Pairs, *, beta: float) -> Tensor:
-    """Each reward against zero (BCO, arXiv 2404.04656, eq. 13, without the shift δ of the rewards)."""
+    """Binary classification of the rewards by their sign (BCO, arXiv 2404.04656, eq. 13, without the shift δ)."""
     return -logsigmoid(beta * pairs.chosen_ratio) - logsigmoid(-beta * pairs.rejected_ratio)
 
 
 def sppo_hard(pairs: Pairs, *, beta: float) -> Tensor:
-    """Log-ratios drawn to ±1/(2β) (SPPO, arXiv 2405.00675, eq. 4.7 with hard labels)."""
+    """Squared distance of the log-ratios from ±1/(2β) (SPPO, arXiv 2405.00675, eq. 4.7 with hard labels)."""
     return (pairs.chosen_ratio - 0.5 / beta).square() + (pairs.rejected_ratio + 0.5 / beta).square()
 
 
 def aot(pairs: Pairs, *, beta: float, label_smoothing: Smoothing) -> Tensor:
-    """Policy margins dominate those of the reference, quantile by quantile (AOT, arXiv 2406.05882, alg. 1, paired)."""
+    """Margins of policy and reference, sorted and compared by quantile (AOT, arXiv 2406.05882, alg. 1, paired)."""
     policy, reference = pairs.chosen - pairs.rejected, pairs.reference_chosen - pairs.reference_rejected
     return _logistic(beta * (policy.sort().values - reference.sort().values), label_smoothing)
 
 
 def aot_unpaired(pairs: Pairs, *, beta: float, label_smoothing: Smoothing) -> Tensor:
-    """Log-ratios of the chosen dominate those of the rejected, quantile by quantile (AOT, alg. 1, unpaired)."""
+    """Log-ratios of chosen and rejected, sorted and compared by quantile (AOT, alg. 1, unpaired)."""
     delta = pairs.chosen_ratio.sort().values - pairs.rejected_ratio.sort().values
     return _logistic(beta * delta, label_smoothing)
 
@@ -144,35 +144,35 @@ def apo_zero(pairs: Pairs, *, beta: float) -> Tensor:
 
 
 def apo_down(pairs: Pairs, *, beta: float) -> Tensor:
-    """Lower the chosen, and the rejected more (APO-down, arXiv 2408.06266, eq. 8)."""
+    """Lower the chosen, and the rejected even more (APO-down, arXiv 2408.06266, eq. 8)."""
     delta = pairs.chosen_ratio - pairs.rejected_ratio
     return torch.sigmoid(beta * pairs.chosen_ratio) + torch.sigmoid(-beta * delta)
 
 
 def discopop(pairs: Pairs, *, beta: float, temperature: Annotated[float, Field(gt=0)]) -> Tensor:
-    """Log-ratio modulated blend of logistic and exponential loss (DiscoPOP, arXiv 2406.08414, eq. 5)."""
+    """Mix of logistic and exponential loss, weighted by the log-ratio (DiscoPOP, arXiv 2406.08414, eq. 5)."""
     logits = beta * pairs.delta
     share = torch.sigmoid(logits / temperature)
     return (share - 1) * logsigmoid(logits) + share * torch.exp(-logits)
 
 
 def sft(pairs: Pairs, *, beta: float) -> LossTerm:
-    """Negative log-likelihood of the chosen, a mean over its tokens (RPO, arXiv 2404.19733, eq. 1, without β)."""
+    """Negative log-likelihood of the chosen, mean over tokens (RPO, arXiv 2404.19733, eq. 1, without β)."""
     return LossTerm(-pairs.chosen, "chosen_tokens")
 
 
 def wpo_weights(token_logps: Tensor, log_collisions: Tensor, sequence_ids: Tensor, num_sequences: int) -> Tensor:
-    """How likely a completion is to be the policy's own, as a log-weight (WPO, arXiv 2406.11827, eq. 4 and 5).
+    """Log-weights of completions by how likely the policy is to sample them (WPO, arXiv 2406.11827, eq. 4 and 5).
 
     Args:
-        token_logps: Shape ``[N]``.
-        log_collisions: Log of the sum of squared probabilities at each token. Shape ``[N]``.
+        token_logps: Log-probabilities under the policy. Shape ``[N]``.
+        log_collisions: Log of the sum of squared probabilities of the vocabulary at each token. Shape ``[N]``.
         sequence_ids: Sequence of each token. Shape ``[N]``.
         num_sequences: S.
 
     Returns:
-        Mean over the tokens of each completion, without gradient; a pair weighs the exp of the sum of its two.
-        Shape ``[S]``.
+        Mean over the tokens of each completion, without gradient. The weight of a pair is the exp of the sum of its
+        two. Shape ``[S]``.
     """
     excess = (token_logps - log_collisions).detach()
     tokens = torch.bincount(sequence_ids, minlength=num_sequences).clamp(min=1)

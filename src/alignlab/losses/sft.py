@@ -1,6 +1,6 @@
 """Losses for imitation: negative log-likelihood, and dynamic fine-tuning (Wu et al. 2025, arXiv 2508.05629)."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -10,35 +10,48 @@ from alignlab.types.loss import LossTerm, Ratio
 Reduction = Literal["token", "sequence"]
 
 
-def nll(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
+class SupervisedTokens(NamedTuple):
+    """Supervised tokens of a micro-batch.
+
+    Args:
+        logps: Log-probabilities under the policy, carry the gradient. Shape ``[N]``.
+        sequence_ids: Sequence of each token. Shape ``[N]``.
+        num_sequences: S.
+    """
+
+    logps: Tensor
+    sequence_ids: Tensor
+    num_sequences: int
+
+
+def nll(tokens: SupervisedTokens, *, reduction: Reduction) -> LossTerm:
     """Negative log-likelihood of the supervised tokens.
 
     Args:
-        token_logps: Log-probabilities, carry the gradient. Shape ``[N]``.
-        sequence_ids: Sequence of each token. Shape ``[N]``.
-        num_sequences: S.
+        tokens: N tokens.
         reduction: ``token`` weighs every token alike, ``sequence`` every sequence.
 
     Returns:
         Token losses per supervised token of the step, or their means over sequences per sequence.
     """
-    return normalise(-token_logps, sequence_ids, num_sequences, reduction)
+    return normalise(-tokens.logps, tokens.sequence_ids, tokens.num_sequences, reduction)
 
 
-def dft(token_logps: Tensor, sequence_ids: Tensor, num_sequences: int, *, reduction: Reduction) -> LossTerm:
+def dft(tokens: SupervisedTokens, *, reduction: Reduction) -> LossTerm:
     """Dynamic fine-tuning: each token's loss weighed by its own probability, without gradient (eq. 9).
 
     Args and returns as in ``nll``.
     """
-    return normalise(-token_logps.detach().exp() * token_logps, sequence_ids, num_sequences, reduction)
+    losses = -tokens.logps.detach().exp() * tokens.logps
+    return normalise(losses, tokens.sequence_ids, tokens.num_sequences, reduction)
 
 
 def token_metrics(token_logps: Tensor, argmax_correct: Tensor) -> dict[str, Ratio]:
     """``nll`` and ``token_accuracy`` of the supervised tokens.
 
     Args:
-        token_logps: Shape ``[N]``.
-        argmax_correct: Whether each label is the most likely token. Shape ``[N]``.
+        token_logps: Log-probabilities. Shape ``[N]``.
+        argmax_correct: Whether each label is the most likely token. Shape ``[N]``, bool.
     """
     count = token_logps.detach().new_tensor(token_logps.numel())
     return {"nll": Ratio(-token_logps.detach().sum(), count), "token_accuracy": Ratio(argmax_correct.sum(), count)}

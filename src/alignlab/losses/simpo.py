@@ -21,11 +21,11 @@ def simpo(
     """-log σ(β(u_c - u_r) - γ), u the log-probability per token (eq. 6).
 
     Args:
-        pairs: P pairs; the reference is not looked at.
+        pairs: P pairs; the reference is ignored.
         beta: Scale of the rewards.
-        margin: γ, by which the chosen must lead.
-        alpha: Bends the reward to (1 - p^-α) / α (AlphaPO, arXiv 2501.03884, eq. 5); 0: SimPO's own.
-        label_smoothing: Share of labels taken for wrong.
+        margin: γ, by which the reward of the chosen must exceed that of the rejected.
+        alpha: Changes the reward to (1 - p^-α) / α (AlphaPO, arXiv 2501.03884, eq. 5); 0 gives SimPO.
+        label_smoothing: Assumed share of wrong labels.
 
     Returns:
         Shape ``[P]``.

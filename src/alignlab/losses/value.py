@@ -1,7 +1,7 @@
 """Rewards and values of tokens: generalised advantage estimation (arXiv 1506.02438) and the critic's loss.
 
-Tokens lie flat, those of a completion side by side in their order. Nothing is earned after a completion's last token:
-its value is 0 there, also where the completion was cut off.
+The tokens of all completions are concatenated. The value after the last token of a completion is 0, also if the
+completion was truncated.
 """
 
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from alignlab.types.loss import Ratio
 
 
 class Estimate(NamedTuple):
-    """What GAE says of each token.
+    """Result of GAE for each token.
 
     Args:
         advantages: A. Shape ``[N]``.
-        returns: A + V, what the critic should have said. Shape ``[N]``.
+        returns: A + V, the targets of the critic. Shape ``[N]``.
     """
 
     advantages: Tensor
@@ -29,7 +29,7 @@ class ValueLoss(NamedTuple):
 
     Args:
         losses: Carry the gradient. Shape ``[N]``.
-        clipped: Where clipping took the gradient away. Shape ``[N]``, bool.
+        clipped: Where clipping removed the gradient. Shape ``[N]``, bool.
     """
 
     losses: Tensor
@@ -37,16 +37,16 @@ class ValueLoss(NamedTuple):
 
 
 def token_rewards(scores: Tensor, token_kl: Tensor, sequence_ids: Tensor, *, kl_coef: float) -> Tensor:
-    """Rewards of tokens: the completion's score at its last one, and what each pays for leaving the reference.
+    """Rewards of tokens: the score at the last token of a completion, minus a penalty for the KL of each token.
 
     Args:
-        scores: Shape ``[S]``.
-        token_kl: Estimates of the divergence; ``k1`` for the right gradient. Shape ``[N]``.
+        scores: Score of each completion. Shape ``[S]``.
+        token_kl: Estimates of the divergence from the reference; ``k1`` leads to the right gradient. Shape ``[N]``.
         sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         kl_coef: Reward per nat.
 
     Returns:
-        Shape ``[N]``. A completion without tokens leaves its score nowhere.
+        The score of a completion without tokens is lost. Shape ``[N]``.
     """
     last = torch.ones_like(sequence_ids, dtype=torch.bool)
     last[:-1] = sequence_ids[1:] != sequence_ids[:-1]
@@ -57,11 +57,11 @@ def gae(rewards: Tensor, values: Tensor, sequence_ids: Tensor, *, gamma: float, 
     """Generalised advantage estimation: A_t = Σ (γλ)^l δ_(t+l), δ_t = r_t + γ V_(t+1) - V_t (eq. 16).
 
     Args:
-        rewards: Shape ``[N]``.
-        values: What the critic expected before each token, without gradient. Shape ``[N]``.
+        rewards: Reward of each token. Shape ``[N]``.
+        values: The critic's value before each token, without gradient. Shape ``[N]``.
         sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         gamma: Discount per token, in 0…1.
-        lam: λ in 0…1: 0 trusts the critic, 1 the rewards.
+        lam: λ in 0…1: 0 relies on the critic, 1 on the rewards.
     """
     errors = rewards + gamma * _ahead(values, sequence_ids, 1) - values
     advantages = discounted_sums(errors, sequence_ids, gamma * lam)
@@ -69,10 +69,10 @@ def gae(rewards: Tensor, values: Tensor, sequence_ids: Tensor, *, gamma: float, 
 
 
 def discounted_sums(values: Tensor, sequence_ids: Tensor, discount: float) -> Tensor:
-    """Σ discount^l x_(t+l) over the rest of each completion, in log2(T) passes over all tokens.
+    """Σ discount^l x_(t+l) over the rest of each completion, in log2(length) passes over all tokens.
 
     Args:
-        values: Shape ``[N]``.
+        values: x. Shape ``[N]``.
         sequence_ids: Completion of each token, ascending. Shape ``[N]``.
         discount: In 0…1.
 
@@ -89,15 +89,15 @@ def discounted_sums(values: Tensor, sequence_ids: Tensor, discount: float) -> Te
 
 
 def whiten(values: Tensor, kept: Tensor | None = None, *, shift: bool = True) -> Tensor:
-    """Values of variance 1 (n - 1) and, if shifted, mean 0.
+    """Scale values to variance 1 (n - 1) and, with ``shift``, mean 0.
 
     Args:
-        values: Of the whole step or rollout over all ranks, gathered by the caller. Shape ``[M]``.
-        kept: What mean and variance are taken over; ``None`` for all. Shape ``[M]``, bool.
-        shift: False keeps the mean as it is.
+        values: Values of the whole step or rollout, gathered from all ranks by the caller. Shape ``[M]``.
+        kept: The values that mean and variance are computed from; ``None`` for all. Shape ``[M]``, bool.
+        shift: False keeps the mean.
 
     Returns:
-        Shape ``[M]``, also where it was not kept.
+        All values scaled, including those not kept. Shape ``[M]``.
     """
     counted = values if kept is None else values[kept]
     mean = counted.mean()
@@ -107,15 +107,15 @@ def whiten(values: Tensor, kept: Tensor | None = None, *, shift: bool = True) ->
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_value: float | None) -> ValueLoss:
-    """Half the squared error, the larger of that of the value and of the value held near the old one.
+    """Half the squared error of the value or of the value clipped around the old one, whichever is larger.
 
     The clipping is that of PPO's first implementation (Huang et al. 2022, "The 37 implementation details", no. 9).
 
     Args:
-        values: With gradient. Shape ``[N]``.
-        old_values: Those of the rollout. Shape ``[N]``.
-        returns: Shape ``[N]``.
-        clip_value: How far from the old value a value still learns; ``None``: anywhere.
+        values: Values of the critic in training, with gradient. Shape ``[N]``.
+        old_values: Values when the rollout was scored. Shape ``[N]``.
+        returns: Targets. Shape ``[N]``.
+        clip_value: Largest distance from the old value; ``None`` for no clipping.
     """
     losses = (values - returns).square() / 2
     if clip_value is None:
@@ -126,11 +126,11 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip_valu
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Ratio:
-    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, less for a harmful one.
+    """1 - Var(returns - values) / Var(returns): 1 for a perfect critic, 0 for a constant one, negative for a worse one.
 
     Args:
-        values: Of the whole rollout over all ranks, gathered by the caller. Shape ``[M]``.
-        returns: Shape ``[M]``.
+        values: Values of the whole rollout, gathered from all ranks by the caller. Shape ``[M]``.
+        returns: Their targets. Shape ``[M]``.
     """
     total, errors = ((x - x.mean()).square().sum().detach() for x in (returns, returns - values))
     return Ratio(total - errors, total)
@@ -143,12 +143,12 @@ def value_metrics(loss: ValueLoss) -> dict[str, Ratio]:
         loss: From ``value_loss``.
     """
     count = loss.losses.detach().new_tensor(loss.losses.numel())
-    parts = {"value_loss": loss.losses.detach(), "value_clip_fraction": loss.clipped}
-    return {name: Ratio(part.sum(), count) for name, part in parts.items()}
+    values = {"value_loss": loss.losses.detach(), "value_clip_fraction": loss.clipped}
+    return {name: Ratio(value.sum(), count) for name, value in values.items()}
 
 
 def _ahead(values: Tensor, sequence_ids: Tensor, distance: int) -> Tensor:
-    """The value so many tokens later in the same completion, 0 past its end. Shape ``[N]``."""
+    """The value ``distance`` tokens later in the same completion, 0 past its end. Shape ``[N]``."""
     later = torch.zeros_like(values)
     later[:-distance] = values[distance:] * (sequence_ids[distance:] == sequence_ids[:-distance])
     return later

@@ -1,13 +1,16 @@
 """What all methods share: one training step of planned micro-batches, one reducer, one way to log.
 
-A new method is a subclass that names the kind of row it eats and writes ``compute_loss``:
+A new method is a subclass that names the kind of row that it takes and writes ``compute_loss``:
 
     class SFT(Method):
-        eats = Demonstration
+        row_kind = Demonstration
 
         def compute_loss(self, batch: MicroBatch) -> LossOutput:
             logps = token_scores(self.policy, batch).logps
             return LossOutput([LossTerm(-logps, "supervised_tokens")])
+
+What a method holds beside its policy (a reference, a critic) is a ``Component``; a method that samples has a
+``rollout``.
 """
 
 import logging
@@ -25,13 +28,15 @@ from torch import Tensor, nn
 from alignlab.distributed.comm import num_ranks
 from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
-from alignlab.metrics import check_names
+from alignlab.metrics import METRICS, Metric, check_names
 from alignlab.models.adapters import zero_gradients
+from alignlab.models.component import Component
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
 from alignlab.optim.lost_steps import LostSteps, told_of_overflow
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.throughput import mfu
+from alignlab.rollout.data import RolloutData
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Row
@@ -96,6 +101,12 @@ class Method(lightning.LightningModule):
     head: ClassVar[Head] = "language_model"
     """What the policy ends in."""
 
+    own_metrics: ClassVar[Mapping[str, Metric]] = {}
+    """Metrics that ``alignlab.metrics`` does not have, by name, each with its unit and meaning."""
+
+    rollout: RolloutData | None = None
+    """Where training rows come from, for a method that samples them."""
+
     wants_companions: ClassVar[bool] = False
     """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
 
@@ -110,32 +121,27 @@ class Method(lightning.LightningModule):
         self.progress = Progress()
         self.validation = RunningMeans()
         self.lost_steps = LostSteps()
-        self.awaits_census = True
+        self.checks_gradients = True
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss(batch) -> LossOutput")
 
-    def has_signal(self, step: StepBatch) -> bool:
-        """Whether a step must give every trained tensor a gradient; the same on all ranks."""
-        return True
-
     def prepare_step(self, step: StepBatch) -> None:
         """What must be known of a whole step before its first micro-batch; in training and validation."""
-
-    def finish_step(self) -> None:
-        """What follows the update of the weights."""
-
-    def step_metrics(self) -> dict[str, float]:
-        """What a step logs besides the means over its micro-batches, equal on all ranks."""
-        return {}
 
     # --- what Lightning calls -----------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the policy, in train mode; may be called again and does nothing then."""
-        if self.policy is None:
-            self.policy = self.sharding.shard(self.factories.make_policy().train())
+        """Build the policy, in train mode, and what is held beside it; may be called again and does nothing then."""
+        if self.policy is not None:
+            return
+        policy = self.factories.make_policy().train()
+        for component in self.components:
+            component.build(policy)
+        self.policy = self.sharding.shard(policy)
+        for component in self.components:
+            component.shard(self.policy, self.sharding)
 
     def configure_optimizers(self):
         """One optimizer and its schedule; vectors (norms, biases) are spared weight decay."""
@@ -153,6 +159,8 @@ class Method(lightning.LightningModule):
         """Check that the model keeps the documents of a batch apart before it learns from them."""
         difference = self.sharding.forward(verify, self.policy, self.factories.packing)
         log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
+        for component in self.components:
+            component.before_fit(self.trainer)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
@@ -160,6 +168,8 @@ class Method(lightning.LightningModule):
         started = time.perf_counter()
         running, optimizer, sharding = RunningMeans(), self.optimizers(), self.sharding
         losses: list[Tensor] = []
+        for component in self.components:
+            component.before_step(step, self.progress.step)
         self.prepare_step(step)
         for index, batch in enumerate(step.micro_batches):
             last = index == len(step.micro_batches) - 1
@@ -169,9 +179,9 @@ class Method(lightning.LightningModule):
                 self.manual_backward(loss)
             losses.append(loss.detach())
             running.add(output, batch.counted)
-        if self.awaits_census and self.has_signal(step):
+        if self.checks_gradients and step.has_signal:
             self._refuse_dead_parameters()
-            self.awaits_census = False
+            self.checks_gradients = False
         lr = optimizer.param_groups[0]["lr"]
         running.close_step(step.totals)
         means = running.means()
@@ -181,12 +191,13 @@ class Method(lightning.LightningModule):
         norms, lost = self._norms(norm), lost or not bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
-        self.finish_step()
+        for component in self.components:
+            component.after_step(self.progress.step)
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # what was asked of the device is not done yet
         timing = self._timing(step.totals, time.perf_counter() - started)
         self.trainer._results.reset(fx="training_step")  # else what an earlier step logged is told again
-        self._log({**_named(means, "train"), **norms, **timing, **self.step_metrics(), "train/lr": lr})
+        self._log({**_named(means, "train"), **norms, **timing, **step.metrics, "train/lr": lr})
         self.lost_steps.count(lost, step, losses, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
@@ -206,7 +217,8 @@ class Method(lightning.LightningModule):
 
     def carries(self, name: str) -> bool:
         """Whether a checkpoint must carry a frozen weight of this name, because it changes all the same."""
-        return False
+        changing = {name for name, part in self.named_children() if isinstance(part, Component) and part.changes}
+        return not changing.isdisjoint(name.split("."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the progress, as plain numbers."""
@@ -215,7 +227,7 @@ class Method(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the progress."""
         self.progress = replace(self.progress, **checkpoint["progress"])
-        self.awaits_census = self.progress.step == 0
+        self.checks_gradients = self.progress.step == 0
 
     # --- the parts of a step ------------------------------------------------------------------------------------------
 
@@ -245,8 +257,13 @@ class Method(lightning.LightningModule):
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
-        """What the optimizer updates: the policy, and whatever learns beside it."""
-        return (self.policy,)
+        """What the optimizer updates: the policy, and components that learn."""
+        return (self.policy, *(component for component in self.components if component.is_trained))
+
+    @property
+    def components(self) -> list[Component]:
+        """What is held beside the policy."""
+        return [part for part in self.children() if isinstance(part, Component)]
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for module in self.trained_modules for p in module.parameters() if p.requires_grad]
@@ -275,7 +292,7 @@ class Method(lightning.LightningModule):
 
     def _log(self, values: Mapping[str, Tensor | float]) -> None:
         """Log under known names only, with the progress beside them as their axis."""
-        check_names(values)
+        check_names(values, METRICS | self.own_metrics)
         progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
         self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})
 

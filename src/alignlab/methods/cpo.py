@@ -1,13 +1,13 @@
 """Contrastive preference optimisation (CPO, arXiv 2401.08417): DPO against a uniform reference, plus imitation."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Concatenate
 
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.losses.preference import sft
-from alignlab.methods.base import Method
+from alignlab.losses.preference import Pairs, sft
+from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import free_pairs, pair_metrics, pair_term
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
@@ -31,11 +31,11 @@ class CPO(Method):
         self,
         *,
         beta: Annotated[float, Field(gt=0)],
-        loss: dict[str, Callable[..., Tensor | LossTerm]],
+        loss: dict[str, Callable[Concatenate[Pairs, ...], Tensor | LossTerm]],
         sft_weight: Annotated[float, Field(ge=0)],
-        **factories,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
         self.beta, self.losses, self.sft_weight = beta, loss, sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:

@@ -5,26 +5,26 @@
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Concatenate, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
+from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, pair_term
-from alignlab.methods.referenced import Referenced
+from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Preference
 
-PairLoss = Callable[..., Tensor | LossTerm]
+PairLoss = Callable[Concatenate[Pairs, ...], Tensor | LossTerm]
 
 
-class DPO(Referenced):
+class DPO(Method):
     """Minimise losses of pairs.
 
     Args:
@@ -34,7 +34,8 @@ class DPO(Referenced):
         divergence: Log-ratio → score; see ``losses.divergence``.
         length_desensitisation: What tokens past the pair's shorter completion count (LD-DPO, arXiv 2409.06411).
         weighting: ``wpo`` weighs a pair by how likely it is the policy's own (arXiv 2406.11827).
-        factories: See ``Referenced``.
+        reference: What the policy is compared with.
+        factories: See ``Method``.
     """
 
     row_kind = Preference
@@ -48,13 +49,15 @@ class DPO(Referenced):
         divergence: Callable[[Tensor], Tensor],
         length_desensitisation: Annotated[float, Field(ge=0, le=1)],
         weighting: Literal["none", "wpo"],
-        **factories,
+        reference: ReferenceSettings,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
+        self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.losses, self.divergence = beta, loss, divergence
         self.loss_weights = name_weights(loss, loss_weights)
         self.length_desensitisation, self.weighting = length_desensitisation, weighting
-        if self.precompute_reference and length_desensitisation < 1:
+        if reference.precompute_reference and length_desensitisation < 1:
             raise InputError(
                 f"method.precompute_reference=true with method.length_desensitisation={length_desensitisation}",
                 "it weighs the reference's single tokens, and only sums over whole completions are kept",
@@ -77,10 +80,10 @@ class DPO(Referenced):
         tokens = token_counts(batch.sequence_ids, num_sequences, token_logps.dtype)
         if self.length_desensitisation == 1.0:
             logps = sequence_sums(token_logps, batch.sequence_ids, num_sequences)
-            sides = (*self._sides(logps, index), *self._sides(self.reference_logps(batch), index))
+            sides = (*self._sides(logps, index), *self._sides(self.reference.logps(batch), index))
         else:
             cut = (batch.sequence_ids, num_sequences, index, self.length_desensitisation)
-            reference = self.reference_token_logps(batch) if self.reference else torch.zeros_like(token_logps)
+            reference = self.reference.token_logps(batch)
             sides = (*desensitised_sums(token_logps, *cut), *desensitised_sums(reference, *cut))
         return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], self.divergence)
 

@@ -15,21 +15,23 @@ from torch import Tensor
 
 from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_index
 from alignlab.losses.logps import firsts, sequence_sums, token_counts
-from alignlab.methods.referenced import Referenced
+from alignlab.methods.base import Factories, Method
+from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm, Ratio
 from alignlab.types.rows import Preference
 
 
-class GroupDPO(Referenced):
+class GroupDPO(Method):
     """Minimise a loss of groups.
 
     Args:
         beta: Strength of the pull towards the reference.
         loss: ``(groups)`` → one loss per group; see ``losses.group``.
         length_normalised: Rewards per token.
-        factories: See ``Referenced``.
+        reference: What the policy is compared with.
+        factories: See ``Method``.
     """
 
     row_kind = Preference
@@ -38,24 +40,26 @@ class GroupDPO(Referenced):
         self,
         *,
         beta: Annotated[float, Field(gt=0)],
-        loss: Callable[..., Tensor],
+        loss: Callable[[Groups], Tensor],
         length_normalised: bool,
-        **factories,
+        reference: ReferenceSettings,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
+        self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.loss, self.length_normalised = beta, loss, length_normalised
-        self.margin = getattr(loss, "keywords", {}).get("margin", 0.0)
         self.hardest_seen: dict[int, int] = {}
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Losses of all groups."""
         logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
         tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
-        reference = self.reference_logps(batch)
+        reference = self.reference.logps(batch)
         rewards = group_rewards(logps, reference, tokens, beta=self.beta, length_normalised=self.length_normalised)
         groups = Groups(rewards, batch.group_ids, batch.columns.get("scores"))
-        metrics = group_metrics(groups, self.margin) | self._changes(batch, groups)
-        return LossOutput([LossTerm(self.loss(groups), "groups")], metrics)
+        losses = self.loss(groups)
+        metrics = group_metrics(groups, losses) | self._changes(batch, groups)
+        return LossOutput([LossTerm(losses, "groups")], metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep also which rejected completion was the hardest of each row."""

@@ -5,31 +5,33 @@
 """
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Concatenate
 
 import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
 
-from alignlab.losses.kto import reference_point
+from alignlab.losses.kto import LogRatios, reference_point
 from alignlab.losses.logps import sequence_sums
-from alignlab.methods.referenced import Referenced
+from alignlab.methods.base import Factories, Method
+from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch, StepBatch
 from alignlab.types.loss import LossOutput, LossTerm, Ratio
 from alignlab.types.rows import Unpaired
 
 
-class KTO(Referenced):
+class KTO(Method):
     """Minimise a loss of single completions.
 
     Args:
         beta: Strength of the pull towards the reference.
-        loss: ``(log_ratios, desirable, point, *, beta)`` → one loss per completion; see ``losses.kto``.
+        loss: ``(ratios, *, beta)`` → one loss per completion; see ``losses.kto``.
         desirable_weight: λ_D.
         undesirable_weight: λ_U; λ_D n_D / λ_U n_U between 1 and 4/3 suits unbalanced data (section 4.2).
-        factories: See ``Referenced``.
+        reference: What the policy is compared with.
+        factories: See ``Method``.
     """
 
     row_kind = Unpaired
@@ -39,12 +41,14 @@ class KTO(Referenced):
         self,
         *,
         beta: Annotated[float, Field(gt=0)],
-        loss: Callable[..., Tensor],
+        loss: Callable[Concatenate[LogRatios, ...], Tensor],
         desirable_weight: Annotated[float, Field(ge=0)],
         undesirable_weight: Annotated[float, Field(ge=0)],
-        **factories,
+        reference: ReferenceSettings,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
+        self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.loss = beta, loss
         self.weights = (desirable_weight, undesirable_weight)
         self.point = torch.zeros(())
@@ -52,7 +56,6 @@ class KTO(Referenced):
     @torch.no_grad()
     def prepare_step(self, step: StepBatch) -> None:
         """Settle the reference point of the step."""
-        super().prepare_step(step)
         table = torch.zeros(2, dtype=torch.float64, device=self.device)
         for batch, companion in zip(step.micro_batches, step.companions, strict=True):
             ratios = self.sharding.forward(self._log_ratios, companion)
@@ -65,13 +68,13 @@ class KTO(Referenced):
         """Weighted losses of all completions."""
         ratios = self._log_ratios(batch)
         desirable = batch.columns["desirable"].bool()
-        losses = self.loss(ratios, desirable, self.point.to(ratios), beta=self.beta)
+        losses = self.loss(LogRatios(ratios, desirable, self.point.to(ratios)), beta=self.beta)
         weighted = torch.where(desirable, *(losses * weight for weight in self.weights))
         return LossOutput([LossTerm(weighted, "sequences")], self._metrics(ratios.detach(), desirable))
 
     def _log_ratios(self, batch: MicroBatch) -> Tensor:
         logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
-        return logps - self.reference_logps(batch)
+        return logps - self.reference.logps(batch)
 
     def _metrics(self, ratios: Tensor, desirable: Tensor) -> dict[str, Ratio]:
         rewards, kept = self.beta * ratios, desirable.to(ratios.dtype)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.losses.preference import sft
-from alignlab.methods.base import Method
+from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import free_pairs, pair_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
@@ -27,8 +27,8 @@ class ORPO(Method):
 
     row_kind = Preference
 
-    def __init__(self, *, beta: Annotated[float, Field(ge=0)], **factories):
-        super().__init__(**factories)
+    def __init__(self, *, beta: Annotated[float, Field(ge=0)], factories: Factories):
+        super().__init__(factories=factories)
         self.beta = beta
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:

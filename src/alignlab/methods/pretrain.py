@@ -1,10 +1,10 @@
 """Pretraining: predict every token of plain text."""
 
-from alignlab.losses.sft import nll, token_metrics
+from alignlab.losses.sft import token_metrics
 from alignlab.methods.base import Method
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
-from alignlab.types.loss import LossOutput
+from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Text
 
 
@@ -16,5 +16,6 @@ class Pretrain(Method):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Token mean of the negative log-likelihood."""
         scores = token_scores(self.policy, batch)
-        term = nll(scores.logps, batch.sequence_ids, batch.num_sequences, reduction="token")
-        return LossOutput([term], token_metrics(scores.logps, scores.argmax_correct))
+        return LossOutput(
+            [LossTerm(-scores.logps, "supervised_tokens")], token_metrics(scores.logps, scores.argmax_correct)
+        )

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from alignlab.losses.bradley_terry import bradley_terry
-from alignlab.methods.base import Method
+from alignlab.methods.base import Factories, Method
 from alignlab.models.scoring import sequence_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput
@@ -32,9 +32,9 @@ class RewardModel(Method):
         margin_column: str | None,
         weight_column: str | None,
         centring: Annotated[float, Field(ge=0)],
-        **factories,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
         self.margin_column, self.weight_column, self.centring = margin_column, weight_column, centring
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:

@@ -1,12 +1,12 @@
 """Supervised fine-tuning: imitate the assistant's turns of a dialogue."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Concatenate
 
 from pydantic import Field
 
-from alignlab.losses.sft import Reduction, token_metrics
-from alignlab.methods.base import Method
+from alignlab.losses.sft import Reduction, SupervisedTokens, token_metrics
+from alignlab.methods.base import Factories, Method
 from alignlab.models.neftune import add_embedding_noise
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
@@ -18,7 +18,7 @@ class SFT(Method):
     """Minimise a loss of the supervised tokens.
 
     Args:
-        loss: ``(token_logps, owner, num_sequences, *, reduction)`` → ``LossTerm``; one of ``losses.sft``.
+        loss: ``(tokens, *, reduction)`` → ``LossTerm``; one of ``losses.sft``.
         reduction: ``token`` weighs every supervised token of the step alike, ``sequence`` every dialogue.
         neftune_alpha: Scale of uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); 0 for none.
         factories: See ``Method``.
@@ -29,12 +29,12 @@ class SFT(Method):
     def __init__(
         self,
         *,
-        loss: Callable[..., LossTerm],
+        loss: Callable[Concatenate[SupervisedTokens, ...], LossTerm],
         reduction: Reduction,
         neftune_alpha: Annotated[float, Field(ge=0)],
-        **factories,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
         self.loss = loss
         self.reduction = reduction
         self.neftune_alpha = neftune_alpha
@@ -48,5 +48,6 @@ class SFT(Method):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Loss per supervised token, or per sequence."""
         scores = token_scores(self.policy, batch)
-        term = self.loss(scores.logps, batch.sequence_ids, batch.num_sequences, reduction=self.reduction)
+        tokens = SupervisedTokens(scores.logps, batch.sequence_ids, batch.num_sequences)
+        term = self.loss(tokens, reduction=self.reduction)
         return LossOutput([term], token_metrics(scores.logps, scores.argmax_correct))

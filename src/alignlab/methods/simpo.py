@@ -6,7 +6,7 @@ from pydantic import Field
 
 from alignlab.losses.preference import sft
 from alignlab.losses.simpo import simpo
-from alignlab.methods.base import Method
+from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import free_pairs, pair_metrics
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
@@ -36,9 +36,9 @@ class SimPO(Method):
         alpha: float,
         label_smoothing: Annotated[float, Field(ge=0, lt=0.5)],
         sft_weight: Annotated[float, Field(ge=0)],
-        **factories,
+        factories: Factories,
     ):
-        super().__init__(**factories)
+        super().__init__(factories=factories)
         self.settings = {"beta": beta, "margin": margin, "alpha": alpha, "label_smoothing": label_smoothing}
         self.sft_weight = sft_weight
 

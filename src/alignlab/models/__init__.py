@@ -1,1 +1,1 @@
-"""Weights: loaded, adapted, scored, exported."""
+"""Models: load weights, attach adapters, score batches, export."""

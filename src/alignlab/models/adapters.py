@@ -1,6 +1,6 @@
-"""Adapters of every kind that PEFT knows: attach a new one, go on with a saved one, and count what trains.
+"""PEFT adapters of every kind: attach a new one, continue with a saved one, list the trainable tensors.
 
-The base may be quantised. What trains is float32, whatever the base is: updates of a usual size vanish in 16 bits.
+The base may be quantised. Trainable tensors are always float32, since 16 bits would round away updates of usual size.
 """
 
 import copy
@@ -21,7 +21,7 @@ from alignlab.types.adapted import is_adapted
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-# Tensors whose gradient is exactly zero as long as the tensor that gates them is: LoRA's B and the gate of an
+# The gradient of these tensors is exactly zero while the tensor that gates them is zero. LoRA's B and the gate of an
 # adaption prompt start at zero, so that an adapter starts as the identity (arXiv 2106.09685, 2303.16199).
 GATED_BY = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "adaption_prompt": "adaption_gate"}
 
@@ -34,7 +34,7 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
         peft_config: Any config of PEFT; left unchanged.
 
     Raises:
-        InputError: The kind does not fit the model, or what it would train cannot be trained or saved soundly.
+        InputError: The kind does not fit the model, or some of its tensors could not be trained or saved correctly.
     """
     from peft import get_peft_model
 
@@ -44,24 +44,24 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     if not model.name_or_path:
         raise InputError(
             asked,
-            "the model has random weights, which exist nowhere the adapter could be opened with",
+            "the model has random weights, which are not saved anywhere for the adapter to be opened with",
             "Train all weights with peft=none, or start from saved ones with model.path",
         )
-    ends = _tied_ends(model)
+    tied = _tied_embeddings(model)
     commit = getattr(model.config, "_commit_hash", None)
     # A copy: PEFT writes the resolved targets into the config, and a model may be built more than once.
     own_config = copy.deepcopy(peft_config)
     own_config.task_type = own_config.task_type or TASKS[head_of(model)]
     with opening(asked, f"it does not fit {type(model).__name__}", "Type peft=lora, which fits every model"):
         adapted = get_peft_model(model, own_config, revision=commit)
-    raise_all([*_adapted_ends(adapted, ends, asked), *_narrow(adapted, asked), *_left_head(adapted, asked)])
+    raise_all([*_adapted_tied(adapted, tied, asked), *_low_precision(adapted, asked), *_unsaved_head(adapted, asked)])
     return adapted
 
 
 def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     """Put a saved adapter on its base, trainable.
 
-    A projected prefix was saved as the keys and values it projects to; these themselves train on.
+    PEFT saves a projected prefix as the keys and values that it projects to. These are then trained directly.
 
     Args:
         model: The weights that the adapter was trained on.
@@ -76,7 +76,7 @@ def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     with opening(f"the adapter in {folder}", why, "Check its files and its base model"):
         learns_prompt = PeftConfig.from_pretrained(folder).is_prompt_learning
         adapted = PeftModel.from_pretrained(model, folder, is_trainable=not learns_prompt)
-    if learns_prompt:  # PEFT opens these only frozen, but what it then reads is a tensor like any other
+    if learns_prompt:  # PEFT opens these only frozen
         adapted.prompt_encoder.requires_grad_(True)
         if head_of(adapted) == "reward":
             adapted.get_base_model().score.modules_to_save.requires_grad_(True)
@@ -93,63 +93,63 @@ def zero_gradients(
     gradient: Callable[[nn.Parameter], Tensor | None] = attrgetter("grad"),
     value: Callable[[nn.Parameter], Tensor] = Tensor.detach,
 ) -> list[str]:
-    """Names of trainable tensors that got no gradient, or one that is exactly zero.
+    """Names of trainable tensors without a gradient, or with one that is exactly zero.
 
-    To be asked after the backward pass and before the optimizer of the first step. A tensor whose gate is still zero
-    (see ``GATED_BY``) has none by construction and is not named; its gate must have one.
+    Call it in the first step, after the backward pass and before the optimizer. A tensor whose gate is still zero (see
+    ``GATED_BY``) has a zero gradient by construction and is not named; its gate must have a gradient.
 
     Args:
         model: With gradients.
-        gradient: The whole gradient of a parameter, however it is spread; asked for each in the same order.
-        value: The whole value, likewise.
+        gradient: Gives the full gradient of a parameter, also of a sharded one; called on all ranks in the same order.
+        value: Gives the full value of a parameter, likewise.
     """
     tensors = dict(model.named_parameters())
 
-    def is_silent(tensor: nn.Parameter) -> bool:
-        found = gradient(tensor)  # one whole gradient at a time: together they are as large as the model
+    def is_zero(tensor: nn.Parameter) -> bool:
+        found = gradient(tensor)  # one full gradient at a time: together they are as large as the model
         return found is None or not found.any()
 
-    silent = [name for name, tensor in tensors.items() if tensor.requires_grad and is_silent(tensor)]
-    return [name for name in silent if not _is_shut(name, tensors, value)]
+    names = [name for name, tensor in tensors.items() if tensor.requires_grad and is_zero(tensor)]
+    return [name for name in names if not _gate_is_zero(name, tensors, value)]
 
 
-def _is_shut(name: str, tensors: dict[str, nn.Parameter], value: Callable[[nn.Parameter], Tensor]) -> bool:
+def _gate_is_zero(name: str, tensors: dict[str, nn.Parameter], value: Callable[[nn.Parameter], Tensor]) -> bool:
     gate = re.sub("|".join(rf"\b{inner}\b" for inner in GATED_BY), lambda match: GATED_BY[match[0]], name)
     return gate != name and not value(tensors[gate]).any()
 
 
-def _tied_ends(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """Embedding and vocabulary head by name where they share one tensor, else nothing."""
+def _tied_embeddings(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Embedding and vocabulary head by name if they share one tensor, else an empty dict."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None or head.weight is not table.weight:
         return {}
     return {name: module for name, module in model.named_modules() if module is table or module is head}
 
 
-def _adapted_ends(adapted: "PeftModel", ends: dict[str, nn.Module], asked: str) -> list[InputError]:
+def _adapted_tied(adapted: "PeftModel", tied: dict[str, nn.Module], asked: str) -> list[InputError]:
     base = adapted.get_base_model()
-    changed = [name for name, module in ends.items() if base.get_submodule(name) is not module]
+    changed = [name for name, module in tied.items() if base.get_submodule(name) is not module]
     if not changed:
         return []
-    why = f"it adapts {', '.join(changed)}, but embedding and vocabulary head are one tied tensor: only one use trains"
+    why = f"it adapts {', '.join(changed)}, but embedding and vocabulary head share a tensor: one use would not train"
     return [InputError(asked, why, "Leave them out: peft.target_modules=all-linear peft.modules_to_save=null")]
 
 
-def _narrow(adapted: "PeftModel", asked: str) -> list[InputError]:
-    narrow = (torch.float16, torch.bfloat16)
-    names = [name for name, tensor in adapted.named_parameters() if tensor.requires_grad and tensor.dtype in narrow]
+def _low_precision(adapted: "PeftModel", asked: str) -> list[InputError]:
+    dtypes = (torch.float16, torch.bfloat16)
+    names = [name for name, tensor in adapted.named_parameters() if tensor.requires_grad and tensor.dtype in dtypes]
     if not names:
         return []
     why = f"{names[0]} (of {len(names)}) would train in 16 bits, where small updates are rounded away"
     return [InputError(asked, why, "Type model.dtype=float32, with trainer.precision=bf16-mixed for speed")]
 
 
-def _left_head(adapted: "PeftModel", asked: str) -> list[InputError]:
-    """Whether a reward model's head would be left as it is."""
+def _unsaved_head(adapted: "PeftModel", asked: str) -> list[InputError]:
+    """Whether a reward model's head would be neither trained nor saved."""
     from peft import get_peft_model_state_dict
 
     saved = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     if head_of(adapted) == "language_model" or any("score" in name.split(".") for name in saved):
         return []
-    why = "this kind of adapter neither trains nor saves a reward model's head beside itself"
+    why = "this kind of adapter neither trains nor saves a reward model's head"
     return [InputError(asked, why, "Type peft=lora")]

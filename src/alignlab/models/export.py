@@ -1,8 +1,7 @@
-"""Results as other tools read them: a Hugging Face folder or a PEFT adapter folder, checked after writing.
+"""Export to a Hugging Face model folder or a PEFT adapter folder, checked after writing.
 
-1. A folder appears whole or not at all.
-2. What was written is opened again and compared with the live model, tensor by tensor and in its logits, of a reward
-   model its scores.
+1. A folder is written completely or not at all.
+2. The written folder is opened again and compared with the live model: tensor by tensor, and by its logits or scores.
 3. An adapter is merged into its base in the base's own precision, never into quantised weights.
 """
 
@@ -23,32 +22,33 @@ from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of, settle_pad
 from alignlab.models.load import open_weights
-from alignlab.models.locations import Place, locate
+from alignlab.models.locations import Location, locate
 from alignlab.system.disk import write_manifest
 from alignlab.types.adapted import base_model, is_adapted
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Largest difference of a logit that rounding explains, as a share of the largest logit.
+# Largest difference of a logit that rounding can cause, as a share of the largest logit.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 NUM_EXAMPLE_TOKENS = 32
 
 
 class ExportError(RuntimeError):
-    """What lies on the disk is not what was trained."""
+    """The files on disk differ from the trained model."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What ``merge`` wrote.
+    """Result of ``merge``.
 
     Args:
-        folder: A Hugging Face folder.
-        dtype: Number format of the weights, that of the base.
+        folder: The written Hugging Face folder.
+        dtype: Dtype of the weights, that of the base.
         num_bytes: Size of all files.
-        max_logit_difference: Between base with adapter in float32 and the merged weights as written, on an example.
+        max_logit_difference: Largest difference of a logit between the base with its adapter in float32 and the merged
+            weights as written, on an example.
     """
 
     folder: Path
@@ -63,13 +63,15 @@ def save(
     folder: Path,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the weights (of an adapter only the adapter), the tokenizer with its template, and the generation config.
+    """Write the weights, the tokenizer with its template, and the generation config.
+
+    A model with an adapter is saved as the adapter alone, without its base.
 
     Args:
         model: The live model.
         tokenizer: Its tokenizer.
-        folder: Of a run, which replaces what it wrote there before, whole.
-        state_dict: Full tensors by name where the model holds only shards of them.
+        folder: Replaced as a whole if it exists.
+        state_dict: Full tensors by name, needed if the model holds only shards of them.
     """
     folder = Path(folder).absolute()
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -77,14 +79,14 @@ def save(
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     extra = {}
-    if is_adapted(model):  # the embedding is never resized, and PEFT would ask a hub whether it was
+    if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
     model.save_pretrained(str(partial), state_dict=state_dict, **extra)
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))
     for file in partial.iterdir():
-        file.chmod(partial.stat().st_mode & 0o666)  # safetensors makes its files for their owner alone
+        file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
     write_manifest(partial)
     if folder.exists():
         os.replace(folder, old)
@@ -102,11 +104,12 @@ def verify(
     """Open a saved folder again and compare it with the live model.
 
     Args:
-        folder: What ``save`` wrote.
+        folder: Written by ``save``.
         model: The live model; its base is read again in the same precision and quantisation.
-        example_inputs: Keyword arguments of the forward; ``None`` compares no logits.
-        state_dict: As given to ``save``.
-        expected: Logits of the live model where one rank cannot compute them alone.
+        example_inputs: Keyword arguments of the forward, tensors ``[B, T]``; ``None`` skips the comparison of logits.
+        state_dict: The one given to ``save``.
+        expected: Logits or scores of the live model, needed if one rank cannot compute them alone. Shape ``[B, T, V]``
+            or ``[B, 1]``.
 
     Returns:
         Largest difference of a logit.
@@ -118,7 +121,7 @@ def verify(
         reopened = reopen(folder, model)
         stored = _stored_tensors(folder, reopened)
     except (InputError, OSError, SafetensorError) as error:
-        raise ExportError(f"{folder} does not open again: {error}") from error
+        raise ExportError(f"{folder} cannot be opened again: {error}") from error
     if is_adapted(model):
         from peft import get_peft_model_state_dict
 
@@ -137,30 +140,38 @@ def verify(
 
 def reopen(folder: Path, like: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
     """Read a saved folder in the precision, quantisation, attention and device of a live model."""
-    live, place = base_model(like), locate(str(folder))
+    live, location = base_model(like), locate(str(folder))
     remote = type(live).__module__.startswith("transformers_modules")
     quantization = getattr(live.config, "quantization_config", None)
     attention = live.config._attn_implementation
     options = {"trust_remote_code": remote, "quantization": quantization, "head": head_of(live)}
-    model = open_weights(place, live.dtype, attention, **options)
-    if place.adapter:
-        model.config.pad_token_id = live.config.pad_token_id  # the base does not know of it
-        model = adapters.reattach(model, place.adapter)
+    model = open_weights(location, live.dtype, attention, **options)
+    if location.adapter:
+        model.config.pad_token_id = live.config.pad_token_id  # the base's config may lack it
+        model = adapters.reattach(model, location.adapter)
     return model if quantization else model.to(live.device)
 
 
 def _stored_tensors(folder: Path, reopened: nn.Module) -> Mapping[str, Tensor]:
-    """Of an adapter the file itself; full weights may be renamed and split on disk, so they are taken as opened."""
+    """Tensors in an adapter's file, or those of reopened full weights, which may be renamed and split on disk."""
     if is_adapted(reopened):
         return load_file(Path(folder) / "adapter_model.safetensors")
     return reopened.state_dict()
 
 
 def compare(stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[str]:
-    """What differs between two sets of tensors: names, shapes, dtypes, values; also if there is nothing in them."""
+    """Describe the differences between two sets of tensors by name: shapes, dtypes, values; or that both are empty.
+
+    Args:
+        stored: Tensors read from disk. Any shape.
+        live: Tensors of the live model. Any shape.
+
+    Returns:
+        One text per difference.
+    """
     faults = [f"{name} is missing" for name in sorted(live.keys() - stored.keys())]
     faults += [f"{name} is superfluous" for name in sorted(stored.keys() - live.keys())]
-    faults += [] if live else ["there is no tensor in it"]
+    faults += [] if live else ["it holds no tensors"]
     for name in sorted(live.keys() & stored.keys()):
         ours, theirs = live[name].detach().cpu(), stored[name].cpu()
         if theirs.numel() == 0 or ours.shape != theirs.shape:
@@ -172,7 +183,15 @@ def compare(stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[st
 
 @torch.no_grad()
 def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
-    """Logits ``[B, T, V]`` or scores ``[B, 1]`` in eval mode, float32, on the CPU; the mode is put back."""
+    """Compute logits or scores in eval mode, and restore the mode.
+
+    Args:
+        model: A language model or a reward model.
+        inputs: Keyword arguments of the forward; tensors have shape ``[B, T]``.
+
+    Returns:
+        Logits ``[B, T, V]`` or scores ``[B, 1]``, float32, on the CPU.
+    """
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
@@ -183,14 +202,14 @@ def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Change the number format of the weights in place; buffers (rotary frequencies) keep their precision."""
+    """Change the dtype of the weights in place; buffers (rotary frequencies) keep theirs."""
     for tensor in model.parameters():
         tensor.data = tensor.data.to(dtype)
     return model
 
 
 def _limit(dtype: torch.dtype, expected: Tensor) -> float:
-    """Largest difference that rounding explains; a single score may be near zero without its terms being so."""
+    """Largest difference that rounding can cause; a single score may be near zero although its terms are not."""
     largest = expected.abs().max().item()
     return TOLERANCE[dtype] * (max(largest, 1.0) if expected.shape[-1] == 1 else largest)
 
@@ -203,30 +222,30 @@ def _checked(what: str, ours: Tensor, theirs: Tensor, limit: float) -> float:
 
 
 def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = None) -> Merged:
-    """Merge a saved adapter into its base, in float32, rounded once to the precision of the base's files.
+    """Merge a saved adapter into its base in float32, and round once to the precision of the base's files.
 
     Args:
         adapter_folder: Adapter or run folder.
-        to: Folder to write, which must not exist or be empty; nothing is written where the check fails.
-        max_logit_difference: Largest admitted difference of a logit; ``None`` takes ``TOLERANCE`` of the dtype.
+        to: Folder to write; it must be empty or not exist. Nothing is written if the check fails.
+        max_logit_difference: Largest allowed difference of a logit; ``None`` for the ``TOLERANCE`` of the dtype.
 
     Raises:
-        InputError: It is no adapter, or one without a place in the weights (prefix, adaption prompt); ``to`` is taken.
-        ExportError: The merged weights compute something else than base and adapter.
+        InputError: There is no adapter, or one that cannot be merged (prefix, adaption prompt); or ``to`` is not empty.
+        ExportError: The logits of the merged weights differ from those of base and adapter.
     """
     if Path(to).exists() and (not Path(to).is_dir() or any(Path(to).iterdir())):
         raise InputError(f"to={to}", "it exists and is not empty", "Name a new folder")
-    place = locate(str(adapter_folder))
-    model, dtype = _open_mergeable(place)
+    location = locate(str(adapter_folder))
+    model, dtype = _open_mergeable(location)
     ids = torch.linspace(0, base_model(model).config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]
     before = logits(model, {"input_ids": ids})
     merged = cast(model.merge_and_unload(safe_merge=True), dtype)
-    # In float32 again, so that the difference is the rounding of the weights, not that of the activations.
+    # In float32 again, so that only the rounding of the weights is compared, not that of the activations.
     after = logits(cast(merged, torch.float32), {"input_ids": ids})
     limit = _limit(dtype, before) if max_logit_difference is None else max_logit_difference
     difference = _checked("the merged weights", after, before, limit)
     merged = cast(merged, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(location.tokenizer)
     if head_of(merged) == "reward":
         settle_pad(merged, tokenizer, ())
     save(merged, tokenizer, to)
@@ -235,19 +254,19 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
     return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)
 
 
-def _open_mergeable(place: Place) -> tuple["PeftModel", torch.dtype]:
+def _open_mergeable(location: Location) -> tuple["PeftModel", torch.dtype]:
     """Base and adapter in float32, and the precision of the base's files."""
     from peft.tuners.tuners_utils import BaseTuner
 
-    asked = f"from={place.asked}"
-    if place.adapter is None:
-        raise InputError(asked, "it holds full weights, there is nothing to merge", "Name an adapter folder")
-    base = open_weights(place, "auto", "eager", head=adapter_head(place.adapter))
+    asked = f"from={location.asked}"
+    if location.adapter is None:
+        raise InputError(asked, "it holds full weights; there is nothing to merge", "Name an adapter folder")
+    base = open_weights(location, "auto", "eager", head=adapter_head(location.adapter))
     if getattr(base.config, "quantization_config", None):
-        raise InputError(asked, f"its base {place.weights} exists only quantised", "Point it to the original weights")
+        raise InputError(asked, f"its base {location.weights} exists only quantised", "Name the unquantised base in it")
     dtype = base.dtype
-    model = adapters.reattach(cast(base, torch.float32), place.adapter)
+    model = adapters.reattach(cast(base, torch.float32), location.adapter)
     if not isinstance(model.base_model, BaseTuner):
         kind = model.active_peft_config.peft_type.value.lower()
-        raise InputError(asked, f"an adapter of kind {kind} is no change of weights", "Use it as it is, on its base")
+        raise InputError(asked, f"an adapter of kind {kind} does not change weights", "Use it on its base, unmerged")
     return model, dtype

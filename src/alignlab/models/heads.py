@@ -1,8 +1,8 @@
-"""The head on a decoder: over the vocabulary, or of a reward model one number per sequence.
+"""Heads of decoders: a language model's over the vocabulary, or a reward model's with one number per sequence.
 
-A reward model reads its number off the last token of a sequence by one linear map (arXiv 2009.01325, section 3.4).
-Last goes by the mask here. Transformers' own classes go by the pad token's id, so that token is chosen such that no
-sequence ends in it, and both find the same place.
+A reward model computes its number from the last token of a sequence by a linear map (arXiv 2009.01325, section 3.4).
+alignlab finds the last token by the mask, Transformers' own classes by the pad token's id. The pad token is therefore
+chosen such that no sequence ends in it, and both find the same position.
 """
 
 import logging
@@ -30,11 +30,11 @@ Head = Literal["language_model", "reward"]
 AUTO_CLASSES = {"language_model": AutoModelForCausalLM, "reward": AutoModelForSequenceClassification}
 
 TASKS = {"language_model": "CAUSAL_LM", "reward": "SEQ_CLS"}
-"""What PEFT calls them; under the second it trains and saves the head beside its adapter."""
+"""PEFT's name of the task of each head. For ``SEQ_CLS`` PEFT trains and saves the head with the adapter."""
 
 WEIGHT = "score.weight"
 
-# Tokens that models keep free for padding, in order of preference.
+# Tokens that models reserve for padding, in order of preference.
 PADS = ("<|finetune_right_pad_id|>", "<|pad|>", "<pad>", "[PAD]", "<|endoftext|>", "<unk>", "[UNK]")
 RESERVED = ("pad", "reserved", "unused")
 
@@ -52,35 +52,35 @@ def adapter_head(folder: str) -> Head:
     """
     from peft import PeftConfig
 
-    instead = "Name a folder that holds an adapter of PEFT"
+    instead = "Name a folder that holds a PEFT adapter"
     with opening(f"the adapter in {folder}", "PEFT cannot read its adapter_config.json", instead):
         return "reward" if PeftConfig.from_pretrained(folder).task_type == TASKS["reward"] else "language_model"
 
 
 def refuse_other_adapter(folder: str, head: Head, asked: str) -> None:
-    """Refuse an adapter that was trained under another head than the model is to have.
+    """Refuse an adapter that was trained with another head.
 
     Args:
         folder: Adapter folder.
-        head: What the model is to have.
-        asked: As the user typed it.
+        head: Head that the model will have.
+        asked: The user's setting, for errors.
 
     Raises:
-        InputError: It was.
+        InputError: The adapter was trained with another head.
     """
     names = {"language_model": "a language model", "reward": "a reward model"}
     if adapter_head(folder) != head:
-        why = f"its adapter is that of {names[adapter_head(folder)]}, and {names[head]} is asked for"
+        why = f"its adapter was trained for {names[adapter_head(folder)]}, but {names[head]} is needed here"
         raise InputError(asked, why, "Merge the adapter into its base, and name the merged weights")
 
 
 def with_head(config: PreTrainedConfig, head: Head, asked: str) -> PreTrainedConfig:
-    """The config with what its head asks for.
+    """Set the keys of a config that its head needs.
 
     Args:
         config: Changed in place.
-        head: What the model is to have.
-        asked: As the user typed it.
+        head: Head that the model will have.
+        asked: The user's setting, for errors.
 
     Raises:
         InputError: Transformers has no reward model of this architecture.
@@ -96,19 +96,19 @@ def with_head(config: PreTrainedConfig, head: Head, asked: str) -> PreTrainedCon
 
 
 def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked: str) -> set[str]:
-    """Give a language model that becomes a reward model a new head.
+    """Initialise the head of a reward model whose files are those of a language model.
 
     Args:
         model: As opened; changed in place.
-        head: What it is to have.
-        report: Of Transformers, on what the files held.
-        asked: As the user typed it.
+        head: Head that the model must have.
+        report: Loading info of Transformers: missing and mismatched tensors.
+        asked: The user's setting, for errors.
 
     Returns:
-        Names of the tensors that the files lacked and that are filled now.
+        Names of the tensors that the files lacked and that are initialised now.
 
     Raises:
-        InputError: The files hold a head with several numbers, or the architecture has it elsewhere.
+        InputError: The files hold a head with several numbers, or the architecture's head has another name.
     """
     if head == "language_model":
         return set()
@@ -116,7 +116,7 @@ def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked:
         raise InputError(asked, f"{type(model).__name__} has no head named score", "Use a decoder, such as llama")
     for name, stored, _ in report["mismatched_keys"]:
         if name == WEIGHT:
-            why = f"its head gives {stored[0]} numbers per sequence, and a reward is one"
+            why = f"its head gives {stored[0]} numbers per sequence, but a reward is one number"
             raise InputError(asked, why, "Name weights with a single label, or a language model, which gets a new head")
     if WEIGHT not in report["missing_keys"]:
         return set()
@@ -126,12 +126,12 @@ def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked:
 
 @torch.no_grad()
 def draw_head(model: PreTrainedModel) -> None:
-    """Small random weights that follow from the global seed alone; a zero head would give the decoder no gradient.
+    """Initialise a reward head with small random weights of variance 1 / (hidden size + 1) (arXiv 2009.01325).
 
-    Their variance is 1 / (hidden size + 1) (arXiv 2009.01325).
+    They depend on the global seed alone. A zero head would give the decoder no gradient.
     """
     weight = model.score.weight
-    seed = torch.initial_seed()  # what was drawn since is of no account
+    seed = torch.initial_seed()  # does not depend on the numbers drawn before
     drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
     weight.copy_(drawn * (weight.shape[1] + 1) ** -0.5)
 
@@ -139,11 +139,11 @@ def draw_head(model: PreTrainedModel) -> None:
 def settle_pad(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
     """Choose a pad token in which no sequence ends, for the tokenizer and the config, in place.
 
-    Without one the config names none: Transformers then takes the last token, and refuses batches.
+    If no token is free, the config has no pad token: Transformers then reads the last token, and refuses batches.
 
     Args:
         model: With a reward head.
-        tokenizer: Its pad token is kept where it serves.
+        tokenizer: Its pad token is kept if no sequence ends in it.
         ends: Ids in which sequences end.
     """
     rows = model.get_input_embeddings().weight.shape[0]
@@ -153,7 +153,7 @@ def settle_pad(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: Colle
     reserved = sorted(token for token in free if any(word in token.lower() for word in RESERVED))
     pad = next((token for token in (tokenizer.pad_token, *PADS, *reserved) if token in free), None)
     if pad is None:
-        log.info("pad token: no token is free, so that Transformers can score one sequence at a time only")
+        log.info("pad token: no token is free, so Transformers can score only one sequence at a time")
     elif pad != tokenizer.pad_token:
         log.info("pad token: %r instead of %r, in which sequences may end", pad, tokenizer.pad_token)
         tokenizer.pad_token = pad

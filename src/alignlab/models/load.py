@@ -1,7 +1,7 @@
 """Pretrained weights and their tokenizer: embedded, in a folder (model, adapter or run), or on a hub.
 
-Weights are never resized: every id of the tokenizer must have a row in the embedding. A pad token outside it, or none,
-is replaced by one inside, and the log says so.
+Weights are never resized: every id of the tokenizer must have a row in the embedding. A pad token without a row, or a
+missing pad token, is replaced by another token, and the log names it.
 """
 
 import json
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
-from alignlab.models.locations import Place, locate
+from alignlab.models.locations import Location, locate
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
@@ -35,12 +35,12 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Pretrained:
-    """Weights that somebody trained.
+    """Pretrained weights.
 
     Args:
-        path: As ``locate`` takes it; an adapter folder gives its base with that adapter, to be trained further.
-        dtype: Number format of the (base) weights; ``auto`` is that of the files.
-        attn_implementation: A name of ``attention.IMPLEMENTATIONS``.
+        path: A path as in ``locate``; an adapter folder gives its base with that adapter, to be trained further.
+        dtype: Dtype of the (base) weights; ``auto`` is that of the files.
+        attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
         trust_remote_code: Run the code that comes with the weights.
         revision: Branch, tag or commit on the hub.
@@ -61,58 +61,58 @@ class Pretrained:
         self.gradient_checkpointing = gradient_checkpointing
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
-        """The tokenizer beside the weights, with a pad token that has a row in the embedding.
+        """Load the tokenizer of the weights, with a pad token that has a row in the embedding.
 
         Args:
-            texts: Not needed here; ``Scratch`` trains on them.
+            texts: Unused here; ``Scratch`` trains on them.
 
         Raises:
-            InputError: There is none, or it does not fit the weights.
+            InputError: There is no tokenizer, or it does not fit the weights.
         """
-        place = locate(self.path, self.revision)
-        _look_at_files(place)
-        tokenizer = _read(place, AutoTokenizer, place.tokenizer, trust_remote_code=self.trust_remote_code)
-        config = _read_config(place, self.trust_remote_code)
+        location = locate(self.path, self.revision)
+        _check_config_files(location)
+        tokenizer = _read(location, AutoTokenizer, location.tokenizer, trust_remote_code=self.trust_remote_code)
+        config = _read_config(location, self.trust_remote_code)
         return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
 
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None, head: Head = "language_model"
     ) -> "PreTrainedModel | PeftModel":
-        """The weights, ready to be trained, with their adapter where the path holds one.
+        """Load the weights for training, with their adapter if the path holds one.
 
         Args:
-            tokenizer: Decides the stop and pad tokens of generation.
+            tokenizer: Sets the stop and pad tokens of generation.
             quantization: A quantisation config of Transformers for the (base) weights.
-            head: ``reward`` makes a reward model, of a language model too.
+            head: ``reward`` makes a reward model, also from a language model.
 
         Raises:
-            InputError: Nothing is at the path, or its files do not fill the architecture.
+            InputError: There is no model at the path, or its files lack tensors of the architecture.
         """
-        place = locate(self.path, self.revision)
+        location = locate(self.path, self.revision)
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
-        model = open_weights(place, self.dtype, attention, **options)
+        model = open_weights(location, self.dtype, attention, **options)
         prepare(model, tokenizer, self.gradient_checkpointing)
-        return adapters.reattach(model, place.adapter) if place.adapter else model
+        return adapters.reattach(model, location.adapter) if location.adapter else model
 
 
-def refuse_damaged(place: Place) -> None:
-    """Compare a model or an adapter that a run of ours has written with its checksums.
+def refuse_damaged(location: Location) -> None:
+    """Compare a model or an adapter that an alignlab run has written with its checksums.
 
     Raises:
-        InputError: A file is missing or not what was written.
+        InputError: A file is missing or its content has changed.
     """
-    for folder in (Path(one) for one in (place.weights, place.adapter) if one):
+    for folder in (Path(path) for path in (location.weights, location.adapter) if path):
         if (folder / MANIFEST).exists():
             try:
                 read_manifest(folder)
             except ValueError as error:
                 instead = f"Take another copy; or remove {folder / MANIFEST} if you have changed it yourself"
-                raise InputError(f"model.path={place.asked}", f"{folder} is damaged: {error}", instead) from error
+                raise InputError(f"model.path={location.asked}", f"{folder} is damaged: {error}", instead) from error
 
 
 def open_weights(
-    place: Place,
+    location: Location,
     dtype: Dtype | torch.dtype,
     attn_implementation: str,
     *,
@@ -120,50 +120,51 @@ def open_weights(
     quantization: Any = None,
     head: Head = "language_model",
 ) -> PreTrainedModel:
-    """Read the full weights of a place, without its adapter.
+    """Read the full weights at a location, without its adapter.
 
     Args:
-        place: See ``locate``.
-        dtype: Number format.
+        location: See ``locate``.
+        dtype: Dtype of the weights.
         attn_implementation: A name registered with Transformers.
         trust_remote_code: Run the code that comes with the weights.
         quantization: A quantisation config of Transformers.
-        head: What the model is to have; a language model gets a new one to become a reward model.
+        head: Head of the model; a language model gets a new head to become a reward model.
 
     Raises:
-        InputError: The files cannot be read or do not fill the architecture; no other layer is left random.
+        InputError: The files cannot be read, or lack tensors of the architecture other than a reward model's new head.
     """
-    asked = f"model.path={place.asked}"
-    if place.adapter:
-        refuse_other_adapter(place.adapter, head, asked)
-    config = _read_config(place, trust_remote_code)
-    _look_at_files(place)
+    asked = f"model.path={location.asked}"
+    if location.adapter:
+        refuse_other_adapter(location.adapter, head, asked)
+    config = _read_config(location, trust_remote_code)
+    _check_config_files(location)
     config = with_head(config, head, asked)
     attention = fitting(attn_implementation, config)
     options = {"dtype": dtype, "attn_implementation": attention, "quantization_config": quantization, "config": config}
-    # Mismatched shapes are let through here so that all of them are named below.
+    # Mismatched shapes are allowed here so that the error below can name all of them.
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True, "trust_remote_code": trust_remote_code}
-    with _no_table_of(head):
-        model, report = _read(place, AUTO_CLASSES[head], place.weights, **options)
+    with _without_load_report(head):
+        model, report = _read(location, AUTO_CLASSES[head], location.weights, **options)
     new = fill_head(model, head, report, asked)
-    if new and not place.adapter:  # which would bring its own
+    if new and not location.adapter:  # an adapter brings its own head
         log.info("score head: new, drawn from seed %d", torch.initial_seed())
     wrong = sorted(report["missing_keys"] - new) + sorted(key for key, *_ in report["mismatched_keys"])
     if wrong:
         raise InputError(
             asked,
-            f"its files lack {len(wrong)} tensors of {type(model).__name__} in its shapes: {', '.join(wrong[:4])}",
+            f"its files lack {len(wrong)} tensors of {type(model).__name__}, or have them in other shapes:"
+            f" {', '.join(wrong[:4])}",
             "Name a folder whose config.json belongs to its weights",
         )
-    # bitsandbytes on some CPUs repacks 4-bit weights in the first eval forward, which then pass on no gradient.
+    # On some CPUs, bitsandbytes repacks 4-bit weights in the first eval forward; no gradient flows through them then.
     for module in (module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")):
         module.support_avx512bf16_for_cpu = False
     return model
 
 
 @contextmanager
-def _no_table_of(head: Head) -> Iterator[None]:
-    """Without Transformers' table of what the files lack: of a new reward model that is its head, and we say so."""
+def _without_load_report(head: Head) -> Iterator[None]:
+    """Silence Transformers' load report for a reward model: the missing head in it is expected, and logged here."""
     reports = logging.getLogger("transformers.modeling_utils")
 
     def wanted(record: logging.LogRecord) -> bool:
@@ -176,36 +177,36 @@ def _no_table_of(head: Head) -> Iterator[None]:
         reports.removeFilter(wanted)
 
 
-def _read(place: Place, kind: Any, source: str, **options: Any) -> Any:
-    """``kind.from_pretrained``, whose many ways of failing become one."""
-    revision = place.revision if source == place.weights else None
+def _read(location: Location, kind: Any, source: str, **options: Any) -> Any:
+    """Call ``kind.from_pretrained``, and turn its errors into an ``InputError``."""
+    revision = location.revision if source == location.weights else None
     instead = "Name a folder or hub id with a causal language model and its tokenizer"
     try:
-        with opening(f"model.path={place.asked}", f"{kind.__name__} cannot read {source}", instead):
+        with opening(f"model.path={location.asked}", f"{kind.__name__} cannot read {source}", instead):
             return kind.from_pretrained(source, revision=revision, **options)
     except UnpicklingError as error:
-        raise refusal(source, f"model.path={place.asked}", error) from error
+        raise refusal(source, f"model.path={location.asked}", error) from error
 
 
-def _read_config(place: Place, trust_remote_code: bool) -> PreTrainedConfig:
-    """The config of the weights, of which a model can be made.
+def _read_config(location: Location, trust_remote_code: bool) -> PreTrainedConfig:
+    """The checked config of the weights.
 
     Raises:
-        InputError: It cannot be read, or holds sizes that are none.
+        InputError: It cannot be read, or holds invalid values.
     """
-    config = _read(place, AutoConfig, place.weights, trust_remote_code=trust_remote_code)
-    refuse_values(config, f"config.json of model.path={place.asked} with ")
+    config = _read(location, AutoConfig, location.weights, trust_remote_code=trust_remote_code)
+    refuse_values(config, f"config.json of model.path={location.asked} with ")
     return config
 
 
-def _look_at_files(place: Place) -> None:
-    """Refuse what a library would pass over without a word, or complain of in words that do not lead to it.
+def _check_config_files(location: Location) -> None:
+    """Check config files for faults that Transformers ignores, or reports with a message that does not name the file.
 
     Raises:
-        InputError: A config is no JSON object, or holds values that are none.
+        InputError: A config is not a JSON object, or holds invalid values.
     """
-    asked = f"model.path={place.asked}"
-    for file in (Path(place.weights) / name for name in ("config.json", "generation_config.json")):
+    asked = f"model.path={location.asked}"
+    for file in (Path(location.weights) / name for name in ("config.json", "generation_config.json")):
         if file.exists():
             with opening(asked, f"{file} cannot be read", "Save it again"):
                 keys = dict(json.loads(file.read_text(encoding="utf-8")).items())
@@ -213,20 +214,20 @@ def _look_at_files(place: Place) -> None:
 
 
 def fit_to_embedding(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTrainedTokenizerBase:
-    """Settle the pad token such that every id has a row; padding is masked by position, so any token can serve.
+    """Choose the pad token such that every id has a row; padding is masked by position, so any token can be used.
 
     Args:
         tokenizer: Changed in place.
         rows: Rows of the embedding.
 
     Raises:
-        InputError: Another token than the pad token has no row, or no token can serve as pad.
+        InputError: A token other than the pad token has no row, or there is no token to pad with.
     """
     outside = sorted(token for token, index in tokenizer.get_vocab().items() if index >= rows)
     if outside and outside != [tokenizer.pad_token]:
         raise InputError(
             f"a tokenizer of {num_rows(tokenizer)} tokens over an embedding of {rows} rows",
-            f"{', '.join(map(repr, outside[:4]))} would have no row, and weights are not resized unasked",
+            f"{', '.join(map(repr, outside[:4]))} would have no row, and weights are not resized automatically",
             "Use the tokenizer of these weights, or call resize_token_embeddings on the model and save both",
         )
     if not outside and tokenizer.pad_token is not None:
@@ -234,10 +235,10 @@ def fit_to_embedding(tokenizer: PreTrainedTokenizerBase, rows: int) -> PreTraine
     inside = tokenizer.get_vocab().keys() - outside
     pad = next((token for token in (*PADS, tokenizer.eos_token) if token in inside), None)
     if pad is None:
-        raise InputError("a tokenizer without pad token", "it has no end of sequence either", "Set its eos_token")
+        raise InputError("a tokenizer without pad token", "it has no end-of-sequence token either", "Set its eos_token")
     log.info("pad token: %r instead of %r; masks go by position, so it may have another use", pad, tokenizer.pad_token)
     tokenizer.pad_token = pad
-    if outside:  # forget the token: a text that spells it would give an id without a row
+    if outside:  # remove the token: a text that contains it would give an id without a row
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in outside]
         tokenizer._tokenizer = Tokenizer.from_str(json.dumps(content))

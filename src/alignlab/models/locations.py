@@ -1,4 +1,4 @@
-"""Where weights lie: embedded, in a model, adapter or run folder, or on a hub."""
+"""Find weights: embedded, in a model, adapter or run folder, or on a hub."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import httpx  # which transport library it is differs between releases
+from huggingface_hub.utils import httpx  # the HTTP library differs between releases
 
 from alignlab.errors import InputError
 from alignlab.models.opening import opening
@@ -20,15 +20,15 @@ POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-class Place(NamedTuple):
-    """What stands behind a ``model.path``.
+class Location(NamedTuple):
+    """What a ``model.path`` refers to.
 
     Args:
-        asked: As the user typed it.
+        asked: The path as the user typed it.
         weights: Folder or hub id of the full weights.
         tokenizer: Folder or hub id of the tokenizer.
         revision: Revision of the weights on the hub.
-        adapter: Adapter folder that belongs on top of the weights.
+        adapter: Folder of the adapter to put on the weights, if any.
     """
 
     asked: str
@@ -38,15 +38,15 @@ class Place(NamedTuple):
     adapter: str | None
 
 
-def locate(path: str, revision: str | None = None) -> Place:
-    """Find out what a path holds: local folders first, then the hub, which is asked once and without retries.
+def locate(path: str, revision: str | None = None) -> Location:
+    """Find the weights of a path: local folders first, then the hub, with a single request and without retries.
 
     Args:
         path: ``pocket``, a model, adapter or run folder, or a hub id.
         revision: Branch, tag or commit on the hub.
 
     Raises:
-        InputError: Nothing is there, and where it was looked for.
+        InputError: There is no model or adapter; names the places searched.
     """
     folder = POCKET if path == "pocket" else typed_path(path, "model.path")
     for candidate in (folder, folder / "model"):  # a run keeps its result in model/
@@ -55,21 +55,21 @@ def locate(path: str, revision: str | None = None) -> Place:
         if (candidate / "config.json").is_file():
             refuse_programs(candidate, f"model.path={path}")
             found = str(candidate.resolve())
-            return Place(path, found, found, None, None)
+            return Location(path, found, found, None, None)
     looked = f"no config.json and no adapter_config.json in {folder.resolve()} or its folder model"
     if folder.exists() or path == "pocket" or not HUB_ID.fullmatch(path):
         raise InputError(f"model.path={path}", looked, "Name a folder that holds a model, or a hub id")
     _ask_hub(path, revision, looked)
-    return Place(path, path, path, revision, None)
+    return Location(path, path, path, revision, None)
 
 
-def _locate_adapter(asked: str, folder: Path) -> Place:
+def _locate_adapter(asked: str, folder: Path) -> Location:
     file = folder / "adapter_config.json"
     with opening(f"model.path={asked}", f"{file} cannot be read", "Name another folder, or save the adapter again"):
         recorded = json.loads(file.read_text(encoding="utf-8"))
         base, revision = (recorded.get(key) or "" for key in ("base_model_name_or_path", "revision"))
         base, revision = Path(base) and base, str(revision) or None  # a path is a text
-    # The embedded model lies elsewhere on every machine.
+    # The folder of the embedded model differs between machines.
     if not Path(base).exists() and Path(base).parts[-2:] == POCKET.parts[-2:]:
         base = "pocket"
     try:
@@ -78,28 +78,28 @@ def _locate_adapter(asked: str, folder: Path) -> Place:
         raise InputError(
             f"model.path={asked}",
             f"the adapter needs the weights that it was trained on, {base or 'which it does not name'}: {error.why}",
-            f"Write where they lie as base_model_name_or_path into {file}",
+            f"Write their path as base_model_name_or_path into {file}",
         ) from error
     refuse_programs(folder, f"model.path={asked}")
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
-    return Place(asked, below.weights, tokenizer, below.revision, str(folder))
+    return Location(asked, below.weights, tokenizer, below.revision, str(folder))
 
 
-def _full_weights(path: str, revision: str | None, adapter: Path) -> Place:
-    """Where the weights under an adapter lie.
+def _full_weights(path: str, revision: str | None, adapter: Path) -> Location:
+    """Find the base weights of an adapter.
 
     Raises:
-        InputError: Nothing is there, or another adapter, or the adapter itself.
+        InputError: There are none, or there is another adapter, or the adapter itself.
     """
     folder = typed_path(path, "model.path")
     if any((candidate / "adapter_config.json").is_file() for candidate in (folder, folder / "model") if path):
-        why = f"{folder} holds an adapter, and one on top of another is not supported"
+        why = f"{folder} holds an adapter, and an adapter on another adapter is not supported"
         raise InputError(f"model.path={adapter}", why, "Merge that one into its own base first")
     return locate(path, revision)
 
 
 def _ask_hub(path: str, revision: str | None, looked: str) -> None:
-    """One question: ``from_pretrained`` by itself would retry for half a minute per file without a network."""
+    """Send a single request: without a network, ``from_pretrained`` would retry for half a minute per file."""
     if isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
         return
     try:

@@ -1,7 +1,7 @@
 """NEFTune: uniform noise on the embeddings in training (Jain et al. 2023, arXiv 2310.05914).
 
-Departure from the paper: in the flat layout the length L that scales the noise is that of a token's own document, not
-of the whole sequence, so that packing changes nothing.
+1. In the flat layout, the length L that scales the noise is that of a token's own document, not of the whole sequence,
+   so that packing does not change the scale.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from alignlab.types.adapted import base_model
 
 
 def add_embedding_noise(model: nn.Module, alpha: float) -> None:
-    """From now on add noise of magnitude ``alpha / sqrt(L · d)`` to the embeddings whenever the model trains.
+    """Register hooks that add noise of magnitude ``alpha / sqrt(L · d)`` to the embeddings in train mode.
 
     Args:
         model: A causal language model of Transformers, with or without an adapter.
@@ -39,14 +39,18 @@ def add_embedding_noise(model: nn.Module, alpha: float) -> None:
 
 
 def document_lengths(inputs: dict[str, Any]) -> Tensor:
-    """Tokens of the document or padded row that each position belongs to. Shape ``[B, T]``.
+    """Number of tokens of the document or padded row that each position belongs to.
 
     Args:
-        inputs: Keyword arguments of the decoder: padded rows have a 2D ``attention_mask``, flat ones ``position_ids``.
+        inputs: Keyword arguments of the decoder, with ``position_ids [B, T]``, and for padded rows a 2D
+            ``attention_mask``.
+
+    Returns:
+        Shape ``[B, T]``.
     """
     mask = inputs.get("attention_mask")
     if mask is not None and mask.ndim == 2:
-        own = mask[:, -inputs["position_ids"].shape[1] :]  # a trained prefix stands before the row's own tokens
+        own = mask[:, -inputs["position_ids"].shape[1] :]  # without the positions of a trained prefix
         return own.sum(1, keepdim=True).expand(own.shape)
     positions = inputs["position_ids"]
     document = (positions == 0).flatten().cumsum(0) - 1

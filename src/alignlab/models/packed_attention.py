@@ -1,9 +1,9 @@
-"""Attention over the packed layout, plugged into Transformers through its attention and mask registries.
+"""Attention over the packed layout, registered with Transformers' attention and mask interfaces.
 
-The layout travels as the keyword ``layout`` of the model's forward and reaches every layer unchanged. Each bucket is
+The layout is passed as the keyword ``layout`` of the model's forward and reaches every layer unchanged. Each bucket is
 computed by the attention function that Transformers itself would use: ``sdpa``, or the model's own eager function,
-which honours whatever the architecture asks for beyond causality (soft-capping, sinks, position biases). Without the
-keyword (generation, the padded layout) the registered names behave exactly like their namesakes.
+which supports the architecture's additions to causal attention (soft-capping, sinks, position biases). Without the
+keyword (generation, the padded layout), ``packed`` behaves like ``sdpa`` and ``packed_eager`` like ``eager``.
 """
 
 import sys
@@ -19,36 +19,36 @@ from alignlab.errors import InputError, nearest
 from alignlab.types.layout import PackedLayout
 
 IMPLEMENTATIONS = {"auto": "packed", "sdpa": "packed", "eager": "packed_eager"}
-"""What is typed as ``model.attn_implementation``, and the name under which Transformers finds it."""
+"""Names for ``model.attn_implementation``, and the names under which they are registered with Transformers."""
 
-# Keywords by which a layer asks for more than scaled dot products; sdpa cannot honour them, the model's own can.
+# Keywords that extend scaled dot products: sdpa does not support them, the model's own eager function does.
 EAGER_ONLY = ("softcap", "s_aux", "position_bias")
 
-# A 4D mask is taken by Transformers as already prepared, so none is built over T x T; the layout replaces it.
+# Transformers takes a 4D mask as prepared and builds none of T x T; the layout replaces it.
 NO_MASK = (1, 1, 0, 0)
 
 
 def implementation(name: str) -> str:
-    """The registered name for what the user typed.
+    """The registered name of what the user typed.
 
     Raises:
-        InputError: The name is not one that can isolate the trees of a flat batch.
+        InputError: This attention cannot separate the groups of a flat batch.
     """
     if name not in IMPLEMENTATIONS:
         raise InputError(
             f"model.attn_implementation={name}",
-            "this attention is not known to keep the documents of a flat batch apart",
+            "this attention is not known to keep the documents of a flat batch separate",
             f"{nearest(name, IMPLEMENTATIONS)} Type one of: {', '.join(IMPLEMENTATIONS)}",
         )
     return IMPLEMENTATIONS[name]
 
 
 def fitting(registered: str, config: PreTrainedConfig) -> str:
-    """The registered name, or for an architecture with attention code of its own the nearest that it has.
+    """The registered name, or the closest supported one for an architecture that does not use the attention registry.
 
     Args:
-        registered: A name that ``implementation`` gave.
-        config: Of the model that is to be made.
+        registered: A name from ``implementation``.
+        config: Config of the model to build.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if kind is None or kind._supports_attention_backend:
@@ -66,7 +66,7 @@ def packed_attention(
     sliding_window: int | None,
     **options,
 ) -> Tensor:
-    """Attend bucket by bucket and put the outputs back in flat order.
+    """Compute attention bucket by bucket and restore the flat order of the outputs.
 
     Args:
         module: The attention layer; the inner function reads its settings.
@@ -75,8 +75,8 @@ def packed_attention(
         value: Shape ``[1, key-value heads, T, d]``.
         layout: Layout of the T tokens.
         inner: Attention function of Transformers, called once per bucket.
-        sliding_window: Path positions each query sees, itself included; ``None`` for all.
-        options: Passed on (``dropout``, ``scaling``, ``softcap``, …).
+        sliding_window: Path positions that each query attends to, including its own; ``None`` for all.
+        options: Passed to ``inner`` (``dropout``, ``scaling``, ``softcap``, …).
 
     Returns:
         Shape ``[1, T, heads, d]``.
@@ -93,12 +93,12 @@ def packed_attention(
 
 
 def _rows(states: Tensor, index: Tensor) -> Tensor:
-    """``[1, heads, T, d]`` gathered by ``[b, L]`` into ``[b, heads, L, d]``."""
+    """Gather ``[1, heads, T, d]`` by indices ``[b, L]`` into ``[b, heads, L, d]``."""
     return states[0].transpose(0, 1)[index].transpose(1, 2)
 
 
 def _eager(module, query, key, value, attention_mask, **options):
-    """The eager function of the file that defines the layer; it adds a float mask and has no causal flag."""
+    """Call the eager function of the layer's own module, which adds a float mask and has no causal flag."""
     if attention_mask is None:
         shape = (query.shape[2], key.shape[2])
         attention_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(shape[1] - shape[0])[None, None]
@@ -110,12 +110,12 @@ def _eager(module, query, key, value, attention_mask, **options):
 
 
 def _fastest(module, *states, **options):
-    asks_more = any(options.get(name) is not None for name in EAGER_ONLY)
-    return (_eager if asks_more else sdpa_attention_forward)(module, *states, **options)
+    needs_eager = any(options.get(name) is not None for name in EAGER_ONLY)
+    return (_eager if needs_eager else sdpa_attention_forward)(module, *states, **options)
 
 
 def _with_layout(inner: Callable) -> Callable:
-    """An attention function of Transformers that also understands the keyword ``layout``."""
+    """Extend an attention function of Transformers with the keyword ``layout``."""
 
     def attend(module, query, key, value, attention_mask, *, layout=None, sliding_window=None, **options):
         if layout is None:

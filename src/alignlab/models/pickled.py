@@ -1,4 +1,4 @@
-"""Weights in PyTorch's older files, which are pickles: refused where opening them would run code."""
+"""Weights in PyTorch's older pickle files: refused if opening them would run code."""
 
 import re
 from pathlib import Path
@@ -10,20 +10,20 @@ import torch
 from alignlab.errors import InputError
 
 FILES = ("pytorch_model*.bin", "adapter_model*.bin")
-"""What Transformers and PEFT open where there is no safetensors file beside it."""
+"""Files that Transformers and PEFT open if the folder has no safetensors file."""
 
 NAMED = re.compile(r"(?:GLOBAL|global|Unsupported class|function) ([\w.]+)")
 
 
 def refuse_programs(folder: Path, asked: str) -> None:
-    """Refuse weights that hold more than tensors and plain values, before anything opens them.
+    """Refuse pickled weights that hold more than tensors and plain values, before they are opened.
 
     Args:
-        folder: Of a model or an adapter.
+        folder: Folder of a model or an adapter.
         asked: What the user typed.
 
     Raises:
-        InputError: Names the file, and what it would run where that is known.
+        InputError: A file would run code; names the file and, if known, the function that it would call.
     """
     if any(folder.glob("*.safetensors")):
         return
@@ -33,20 +33,18 @@ def refuse_programs(folder: Path, asked: str) -> None:
         except UnpicklingError as error:
             raise refusal(file, asked, error) from error
         except (OSError, RuntimeError, ValueError, EOFError, KeyError):
-            continue  # damaged, which whoever reads it for its tensors tells
+            continue  # damaged: reported when its tensors are read
 
 
 def refusal(file: Path | str, asked: str, error: UnpicklingError) -> InputError:
-    """The refusal of a file that would run code.
+    """The error for a file that would run code.
 
     Args:
-        file: Or the folder or hub id that it lies in.
+        file: The file, or the folder or hub id that contains it.
         asked: What the user typed.
-        error: What PyTorch said.
+        error: PyTorch's error.
     """
     named = NAMED.search(str(error))
     why = f"{file} is a pickle that holds more than tensors{f' ({named[1]})' if named else ''}; opening it runs code"
-    instead = (
-        "Ask for a safetensors file, or convert it where it may do harm: safetensors.torch.save_file(torch.load(…))"
-    )
+    instead = "Use a safetensors file, or convert it on an isolated machine: safetensors.torch.save_file(torch.load(…))"
     return InputError(asked, why, instead)

@@ -1,4 +1,4 @@
-"""Trained reward models, opened frozen: one number per sequence, whatever the architecture."""
+"""Frozen reward models of any architecture that gives one number per sequence."""
 
 import torch
 from torch import Tensor, nn
@@ -8,30 +8,30 @@ from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of
 from alignlab.models.load import Dtype, open_weights
-from alignlab.models.locations import Place, locate
+from alignlab.models.locations import Location, locate
 from alignlab.models.scoring import sequence_scores
 from alignlab.types.adapted import base_model
 from alignlab.types.batch import MicroBatch
 
-INSTEAD = "Name what method=reward_model wrote (a run or its folder model), or a sequence classifier of one label"
+INSTEAD = "Name a run of method=reward_model (or its folder model), or a sequence classifier with one label"
 
 
 def open_reward_model(path: str, dtype: Dtype, asked: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """A reward model in eval mode, without gradients, on the CPU, and its own tokenizer.
+    """Open a reward model in eval mode, without gradients, on the CPU, and its tokenizer.
 
     Args:
-        path: As ``places.locate`` takes it: a model, adapter or run folder, or a hub id.
-        dtype: Number format of the (base) weights.
-        asked: The key under which the user gave the path, for errors.
+        path: A model, adapter or run folder, or a hub id, as in ``locations.locate``.
+        dtype: Dtype of the (base) weights.
+        asked: Config key of the path, for errors.
 
     Raises:
-        InputError: Nothing is there, it cannot be read, or it does not give one trained number per sequence.
+        InputError: There is no model, it cannot be read, or it lacks a trained head with one number per sequence.
     """
     asked = f"{asked}={path}"
     try:
-        place = locate(path)
-        model = (_open_adapter if place.adapter else _open_whole)(place, dtype, asked)
-        tokenizer = AutoTokenizer.from_pretrained(place.tokenizer)
+        location = locate(path)
+        model = (_open_adapter if location.adapter else _open_whole)(location, dtype, asked)
+        tokenizer = AutoTokenizer.from_pretrained(location.tokenizer)
     except InputError as error:
         raise InputError(asked, error.why, INSTEAD) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -40,16 +40,16 @@ def open_reward_model(path: str, dtype: Dtype, asked: str) -> tuple[nn.Module, P
     return model.eval().requires_grad_(False), tokenizer
 
 
-def _open_adapter(place: Place, dtype: Dtype, asked: str) -> nn.Module:
-    if adapter_head(place.adapter) != "reward":
-        raise InputError(asked, "its adapter is that of a language model, which scores no sequences", INSTEAD)
-    return adapters.reattach(open_weights(place, dtype, "packed", head="reward"), place.adapter)
+def _open_adapter(location: Location, dtype: Dtype, asked: str) -> nn.Module:
+    if adapter_head(location.adapter) != "reward":
+        raise InputError(asked, "its adapter is for a language model, which does not score sequences", INSTEAD)
+    return adapters.reattach(open_weights(location, dtype, "packed", head="reward"), location.adapter)
 
 
-def _open_whole(place: Place, dtype: Dtype, asked: str) -> nn.Module:
-    _refuse_other_head(AutoConfig.from_pretrained(place.weights, revision=place.revision), asked)
+def _open_whole(location: Location, dtype: Dtype, asked: str) -> nn.Module:
+    _refuse_other_head(AutoConfig.from_pretrained(location.weights, revision=location.revision), asked)
     model, report = AutoModelForSequenceClassification.from_pretrained(
-        place.weights, revision=place.revision, dtype=dtype, output_loading_info=True
+        location.weights, revision=location.revision, dtype=dtype, output_loading_info=True
     )
     if report["missing_keys"]:
         why = f"its files lack {', '.join(sorted(report['missing_keys'])[:4])}, which would be random"
@@ -58,18 +58,18 @@ def _open_whole(place: Place, dtype: Dtype, asked: str) -> nn.Module:
 
 
 def _refuse_other_head(config, asked: str) -> None:
-    """Refuse, before any weight is read, what would score with a new head or with several numbers."""
+    """Refuse, before weights are read, a model without a trained head or with several numbers per sequence."""
     names = config.architectures or ["a model without architectures in its config.json"]
     if not any("SequenceClassification" in name for name in names):
-        raise InputError(asked, f"it holds {names[0]}, which scores no sequences", INSTEAD)
+        raise InputError(asked, f"it holds {names[0]}, which does not score sequences", INSTEAD)
     if config.num_labels != 1:
         raise InputError(
-            asked, f"its head gives {config.num_labels} numbers per sequence, and a reward is one", INSTEAD
+            asked, f"its head gives {config.num_labels} numbers per sequence, but a reward is one number", INSTEAD
         )
 
 
 def context_of(model: nn.Module) -> int | None:
-    """Most tokens of a sequence that a model has positions for; None where nothing is said."""
+    """Longest sequence in tokens that a model has positions for; ``None`` if its config does not name it."""
     return getattr(base_model(model).config.get_text_config(), "max_position_embeddings", None)
 
 
@@ -77,11 +77,11 @@ def context_of(model: nn.Module) -> int | None:
 def rewards_of(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Scores of the sequences of a padded micro-batch.
 
-    A decoder is read at the last token by position, never by the pad token's id, in which a sequence may end; what
-    pools otherwise (an encoder) is asked by its own forward.
+    A decoder is scored at the last token by position, not by the pad token's id, since a sequence may end in that
+    token. A model that pools in another way (an encoder) is scored by its own forward.
 
     Args:
-        model: As ``open_reward_model`` gives it.
+        model: From ``open_reward_model``.
         batch: Padded on the right.
 
     Returns:
@@ -89,7 +89,7 @@ def rewards_of(model: nn.Module, batch: MicroBatch) -> Tensor:
     """
     if head_of(model) == "reward":
         return sequence_scores(model, batch)
-    # Positions are its own matter: some encoders count them from 2.
+    # Without position ids: some encoders count positions from 2.
     inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
     scores = model(**inputs).logits[:, 0]
     return scores if scores.dtype == torch.float64 else scores.float()

@@ -1,8 +1,9 @@
-"""What a model says of a micro-batch: the functions through which every method looks at one.
+"""Score a micro-batch with a model; every method uses these functions.
 
-Of a language model the log-probabilities of the supervised tokens: only the positions that predict one reach the
-vocabulary head, in chunks, so that logits ``[B, T, V]`` never exist. Of a reward model the scores of the sequences:
-only their last tokens reach its head. The flat and the padded layout differ only in what the decoder is given.
+For a language model, they compute the log-probabilities of the supervised tokens: the vocabulary head is applied only
+to the source positions, in chunks, so that the logits ``[B, T, V]`` are never stored. For a reward model, they compute
+the scores of the sequences: the head is applied only to their last tokens. The flat and the padded layout differ only
+in the inputs of the decoder.
 """
 
 from collections.abc import Callable, Collection
@@ -20,15 +21,15 @@ from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
 from alignlab.types.layout import packed_layout, positions
 
-# Logits held at once, in elements; beyond it chunks are recomputed in the backward pass instead of kept (256 MiB).
+# Logits stored at once, in elements (256 MiB). For more, chunks are recomputed in the backward pass.
 MAX_LOGITS = 2**26
 
-# Config keys by which an architecture limits how far back it sees.
+# Config keys by which an architecture limits how far back a token attends.
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
 class TokenScores(NamedTuple):
-    """What the model says of the supervised tokens.
+    """Scores of the supervised tokens.
 
     Args:
         logps: Log-probability of each label, float32 at least, carries the gradient. Shape ``[N]``.
@@ -58,9 +59,9 @@ def token_scores(
     Args:
         model: A causal language model of Transformers, with or without an adapter.
         batch: Flat or padded.
-        max_logits: Logits held at once, in elements.
-        temperature: Divides the logits; that of the sampling for what was sampled.
-        want: What to compute besides; each costs a pass over the logits.
+        max_logits: Logits stored at once, in elements.
+        temperature: Divides the logits; for sampled tokens that of the sampling.
+        want: Further quantities to compute; each costs a pass over the logits.
 
     Returns:
         Scores in the order of ``batch.labels``.
@@ -70,8 +71,8 @@ def token_scores(
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
         return TokenScores(*score(hidden, batch.labels), hidden)
-    pieces = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
-    scored = [checkpoint(score, states, labels, use_reentrant=False) for states, labels in pieces]
+    chunks = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
+    scored = [checkpoint(score, states, labels, use_reentrant=False) for states, labels in chunks]
     return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)), hidden)
 
 
@@ -103,25 +104,34 @@ def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
     """
     hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.last_positions]
     head = base_model(model).score
-    # One number of 16 bits could not tell apart what differs by less than a hundredth of its size.
+    # A number of 16 bits cannot represent relative differences below about a hundredth.
     with torch.autocast(hidden.device.type, enabled=False):
         scores = head(hidden.to(next(head.parameters()).dtype))[:, 0]
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def last_hidden_state(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Run the decoder without its vocabulary head. Shape ``[B, T, hidden]``."""
+    """Run the decoder without its head.
+
+    Args:
+        model: A language model or a reward model, with or without an adapter.
+        inputs: ``MicroBatch.inputs``: ``input_ids [B, T]``, ``position_ids [B, T]``, and ``layout`` or
+            ``attention_mask [B, T]``.
+
+    Returns:
+        Shape ``[B, T, hidden]``.
+    """
     decoder = base_model(model).get_decoder()
     if "layout" in inputs:
         no_mask = inputs["input_ids"].new_empty(NO_MASK, dtype=torch.bool)
         return decoder(**inputs, attention_mask=no_mask, use_cache=False).last_hidden_state
     if is_adapted(model) and model.active_peft_config.is_prompt_learning and not model._adapters_disabled:
-        return _behind_virtual_tokens(model, decoder, inputs)
+        return _with_virtual_tokens(model, decoder, inputs)
     return decoder(**inputs, use_cache=False).last_hidden_state
 
 
-def _behind_virtual_tokens(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Prefix tuning: trained keys and values stand before every sequence, as a filled cache, and take positions."""
+def _with_virtual_tokens(model: nn.Module, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Prefix tuning: pass trained keys and values as a filled cache before every sequence; they occupy positions."""
     num_virtual = model.active_peft_config.num_virtual_tokens
     mask = inputs["attention_mask"]
     given = {
@@ -133,7 +143,7 @@ def _behind_virtual_tokens(model: nn.Module, decoder: nn.Module, inputs: dict[st
 
 
 def vocabulary_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The map from hidden states to logits, with the scalings that architectures put behind their output matrix."""
+    """The map from hidden states ``[N, hidden]`` to logits ``[N, V]``, with the architecture's scaling of logits."""
     base = base_model(model)
     matrix, config = base.get_output_embeddings(), base.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
@@ -151,26 +161,26 @@ def vocabulary_head(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
 @torch.no_grad()
 def verify(model: nn.Module, packing: bool) -> float:
-    """Compare this file with the model's own forward on two short documents and a prompt with two completions.
+    """Compare these functions with the model's own forward on two short documents and a prompt with two completions.
 
-    A model that mixes tokens by other means than attention (state spaces, convolutions), or scales its logits in a
-    way unknown here, is caught before it trains on other documents' tokens.
+    This refuses, before training, a model that mixes tokens by other means than attention (state spaces, convolutions),
+    so that documents of a flat batch would affect each other, or that scales its logits in an unknown way.
 
     Args:
-        model: The policy, in any mode; it is compared in eval mode and left as it was.
-        packing: Whether it will see flat batches; a padded batch is compared otherwise.
+        model: The policy; compared in eval mode, and its mode restored.
+        packing: Whether training uses flat batches; otherwise a padded batch is compared.
 
     Returns:
         Largest absolute difference of a log-probability, in nats, or of a reward model's score.
 
     Raises:
-        InputError: The difference is beyond what the dtype explains.
+        InputError: The difference is larger than rounding in the model's dtype can cause.
     """
     groups = [[0, 5], [2, 4], [4, 3, 5]] if packing else [[0, 8]]
     config, was_training = base_model(model).config.get_text_config(), model.training
     device = next(model.parameters()).device
     tokens = torch.arange(7, 7 + 13 * sum(map(sum, groups)), 13, device=device)[None] % config.vocab_size
-    tokens[tokens == config.pad_token_id] += 1  # Transformers would look for the last token before it
+    tokens[tokens == config.pad_token_id] += 1  # Transformers would take the token before it as the last one
     score, plain = VIEWS[head_of(model)]
     model.eval()
     try:
@@ -184,10 +194,10 @@ def verify(model: nn.Module, packing: bool) -> float:
         model.train(was_training)
     windows = probe.inputs["layout"].windows if packing else set()
     if packing and any(getattr(config, key, None) for key in WINDOWS) and not any(windows):
-        # The probe is shorter than any window, so it cannot show that the flat mask leaves it out.
-        raise _unfit(model, packing, "it narrows its attention by a mask alone, which the flat layout replaces")
+        # The test batch is shorter than any window, so the comparison cannot show that the window is missing.
+        raise _unfit(model, packing, "it limits its attention by a mask alone, which the flat layout replaces")
     if not difference <= _tolerance(model):
-        raise _unfit(model, packing, f"its answers differ by {difference:.3g} from its own forward")
+        raise _unfit(model, packing, f"its scores differ by {difference:.3g} from those of its own forward")
     return difference
 
 
@@ -196,39 +206,39 @@ def _unfit(model: nn.Module, packing: bool, reason: str) -> InputError:
         f"{type(base_model(model)).__name__} with data.packing={str(packing).lower()}",
         f"{reason}; the flat layout needs a decoder that mixes tokens by attention alone"
         if packing
-        else f"{reason}; its logits are scaled in a way that is not known here",
+        else f"{reason}; its logits are scaled in an unknown way",
         "Type data.packing=false" if packing else "Use another architecture",
     )
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Nats by which two orders of the same sums may differ."""
+    """Largest difference, in nats, that another order of summation can cause."""
     config = base_model(model).config
-    narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
-    return 0.5 if narrow or getattr(config, "quantization_config", None) else 2e-3
+    low_precision = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    return 0.5 if low_precision or getattr(config, "quantization_config", None) else 2e-3
 
 
 def _probe(tokens: Tensor, groups: list[list[int]], packing: bool) -> MicroBatch:
-    device, source_positions, labels, last_positions, start = tokens.device, [], [], [], 0
+    device, source_positions, label_positions, last_positions, start = tokens.device, [], [], [], 0
     for prompt, *completions in groups:
         before = start + prompt
         for length in completions:
-            for place in range(before, before + length):
-                source = start + prompt - 1 if place == before else place - 1
+            for position in range(before, before + length):
+                source = start + prompt - 1 if position == before else position - 1
                 if source >= start:
                     source_positions.append(source)
-                    labels.append(place)
+                    label_positions.append(position)
             before += length
             last_positions.append(before - 1)
         start = before
     layout = {"layout": packed_layout(groups).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
     inputs = {"input_ids": tokens, "position_ids": positions(groups).to(device)[None], **layout}
-    places, nothing = torch.tensor(labels, device=device), torch.zeros(0, dtype=torch.long, device=device)
+    labels, nothing = torch.tensor(label_positions, device=device), torch.zeros(0, dtype=torch.long, device=device)
     return MicroBatch(
         inputs=inputs,
         source_positions=torch.tensor(source_positions, device=device),
-        labels=tokens[0][places],
-        sequence_ids=torch.zeros_like(places),
+        labels=tokens[0][labels],
+        sequence_ids=torch.zeros_like(labels),
         group_ids=nothing,
         columns={},
         num_tokens=tokens.numel(),
@@ -237,7 +247,7 @@ def _probe(tokens: Tensor, groups: list[list[int]], packing: bool) -> MicroBatch
 
 
 def _paths(tokens: Tensor, groups: list[list[int]]):
-    """Each prompt + completion as a sequence of its own, with the tokens that are not supervised in it."""
+    """Each prompt + completion as a separate sequence, with the number of its tokens that are not supervised."""
     start = 0
     for prompt, *completions in groups:
         before = start + prompt
@@ -261,4 +271,4 @@ def _plain_score(model: nn.Module, path: Tensor, _: int) -> Tensor:
 
 
 VIEWS = {"language_model": (_logps, _plain_logps), "reward": (sequence_scores, _plain_score)}
-"""By head: what this file answers for a batch, and the model's own forward for one sequence of it."""
+"""For each head, the function of this module on a batch, and the model's own forward on one sequence of it."""

@@ -1,7 +1,8 @@
-"""Random weights of any Transformers architecture, with a tokenizer from elsewhere or trained on the data.
+"""Random weights of any Transformers architecture, with an existing tokenizer or one trained on the data.
 
-A trained tokenizer is a byte-level BPE (arXiv 1508.07909 on bytes): no unknown token, decoding gives back the text,
-digits stand one by one. Markers of the chat template are single tokens, and the pad token is never the end of sequence.
+A trained tokenizer is a byte-level BPE (arXiv 1508.07909 on bytes): it has no unknown token, decoding restores the
+text, and each digit is a token. Markers of the chat template are single tokens, and the pad token is never the end of
+sequence.
 """
 
 import itertools
@@ -36,11 +37,11 @@ from alignlab.system.paths import typed_path
 log = logging.getLogger(__name__)
 
 Texts = Callable[[], Iterable[str]]
-"""Gives the training texts, anew at every call."""
+"""Returns an iterator over the training texts; each call starts again."""
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
-MIN_FREQUENCY = 2  # a pair seen once is not worth a token
+MIN_FREQUENCY = 2  # a pair that occurs once gets no token
 
 # Keys of older config files that Transformers still converts.
 LEGACY_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
@@ -53,12 +54,12 @@ class Scratch:
         config: ``model_type`` and any keys of its Transformers config. The vocabulary size is that of the tokenizer;
             ``vocab_size`` may ask for more rows, for instance a round number.
         tokenizer: A tokenizer folder or hub id, or ``train``.
-        vocabulary_size: Tokens of a trained tokenizer, at most.
+        vocabulary_size: Largest number of tokens of a trained tokenizer.
         chat_template: For a trained tokenizer: a Jinja file, ``pocket`` (the embedded one), or ``null`` for the ChatML
-            markers without a template, which the data's fallback then supplies.
-        seed: Decides the weights.
-        dtype: Number format of the weights.
-        attn_implementation: A name of ``attention.IMPLEMENTATIONS``.
+            markers without a template; the data then uses its fallback template.
+        seed: Seed of the weights.
+        dtype: Dtype of the weights.
+        attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
     """
 
@@ -79,13 +80,13 @@ class Scratch:
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
-        """The tokenizer named, or one trained on the texts.
+        """Load the named tokenizer, or train one.
 
         Args:
-            texts: Gives the texts to train on.
+            texts: Returns the texts to train on.
 
         Raises:
-            InputError: There is no such tokenizer, or nothing to train it on.
+            InputError: There is no such tokenizer, or no text to train it on.
         """
         if self.tokenizer == "train":
             return train_tokenizer(texts() if texts else (), self.vocabulary_size, _template(self.chat_template))
@@ -94,19 +95,19 @@ class Scratch:
         with opening(asked, "no tokenizer could be read there", "Name its folder, or type train"):
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         if tokenizer.pad_token is None:
-            log.info("pad token: the end of sequence %r; masks go by position", tokenizer.eos_token)
+            log.info("pad token: the end of sequence %r; padding is masked by position", tokenizer.eos_token)
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     def load_model(
         self, tokenizer: PreTrainedTokenizerBase, quantization: Any = None, head: Head = "language_model"
     ) -> PreTrainedModel:
-        """The architecture with random weights, the same ones for the same seed, whatever was drawn before.
+        """Build the architecture with random weights that depend on the seed alone.
 
         Args:
-            tokenizer: Decides the vocabulary size and the stop and pad tokens.
-            quantization: Must be ``None``; random weights are there to be trained.
-            head: Of a language model, or of a reward model.
+            tokenizer: Sets the vocabulary size and the stop and pad tokens.
+            quantization: Must be ``None``: quantised weights could not be trained.
+            head: Head of a language model or of a reward model.
 
         Raises:
             InputError: The config is not one of a causal language model.
@@ -117,7 +118,7 @@ class Scratch:
         config = with_head(config, head, f"model.config.model_type={config.model_type}")
         attention = fitting(implementation(self.attn_implementation), config)
         asked = f"model.config of model_type={config.model_type}"
-        with opening(asked, "no model can be made of it", "Change the value named"), torch.random.fork_rng(devices=[]):
+        with opening(asked, "no model can be built", "Change the value named"), torch.random.fork_rng(devices=[]):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
             model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
@@ -128,10 +129,11 @@ class Scratch:
 
 
 def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedConfig:
-    """A Transformers config whose vocabulary and special tokens are those of the tokenizer.
+    """Make a Transformers config with the vocabulary and special tokens of the tokenizer.
 
     Raises:
-        InputError: An unknown architecture or key, a value that the architecture refuses, or a vocabulary too small.
+        InputError: The architecture or a key is unknown, the architecture refuses a value, or the vocabulary is smaller
+            than the tokenizer's.
     """
     kind = keys.get("model_type")
     if not isinstance(kind, str) or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
@@ -149,10 +151,10 @@ def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
         faults.append(InputError(asked, f"the tokenizer has {rows} tokens", "Leave it out, or ask for more"))
     raise_all(faults)
     refuse_values(keys, "model.config.")
-    # No pad token here: Embedding(padding_idx) would start that row at zero, and pad may be the end of sequence.
+    # Without pad token: Embedding(padding_idx) would start its row at zero, and it may be the end of sequence too.
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     values = {"vocab_size": rows, **keys, **special}
-    with opening(f"model.config of model_type={kind}", "it is refused", "Change the value named"):
+    with opening(f"model.config of model_type={kind}", f"{architecture.__name__} refuses it", "Change the value named"):
         config = architecture(**{key: value for key, value in values.items() if key != "model_type"})
     refuse_values(config, "model.config.")
     return config
@@ -163,7 +165,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | 
 
     Args:
         texts: At least one that is not empty.
-        vocabulary_size: Tokens at most; fewer where the texts have no more pairs that occur twice.
+        vocabulary_size: Largest number of tokens; there are fewer if the texts have too few pairs that occur twice.
         template: Chat template as Jinja text, or ``None`` for the ChatML markers.
 
     Raises:
@@ -174,7 +176,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | 
     digits, level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.Sequence([digits, level]), decoders.ByteLevel()
     asked = f"model.vocabulary_size={vocabulary_size}"
-    with opening(asked, "no tokenizer can be trained so", "Type model.vocabulary_size=32000"):
+    with opening(asked, "no tokenizer of this size can be trained", "Type model.vocabulary_size=32000"):
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary_size,
             min_frequency=MIN_FREQUENCY,
@@ -210,7 +212,7 @@ def _template(name: str | None) -> str | None:
 
 
 def _markers(template: str) -> list[str]:
-    """What the template writes around messages in the form ``<|…|>``, in order of appearance."""
+    """Markers of the form ``<|…|>`` that the template writes around messages, in order of appearance."""
     roles = ("system", "user", "assistant")
     messages = [{"role": role, "content": "-"} for role in roles]
     blank = _wrap(Tokenizer(models.BPE()), template)
@@ -222,13 +224,13 @@ def _markers(template: str) -> list[str]:
 
 
 def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Rows that an embedding needs for the tokenizer: its largest id and one."""
+    """Rows that an embedding needs for the tokenizer: its largest id plus one."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient_checkpointing: bool) -> None:
-    """Make fresh weights fit for training, and for generation or scoring with their tokenizer, in place."""
-    # Embedding(padding_idx) would never train that row, and a pad token may double as the end of sequence.
+    """Prepare a model in place: for training, and for generation or scoring with its tokenizer."""
+    # Embedding(padding_idx) would never train that row, and the pad token may be the end of sequence too.
     model.get_input_embeddings().padding_idx = None
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

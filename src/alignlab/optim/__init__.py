@@ -1,1 +1,1 @@
-"""From sums to a step: reduction, schedules, throughput, and steps that changed nothing."""
+"""Optimisation: reduction of losses, learning rate schedules, throughput, and handling of non-finite steps."""

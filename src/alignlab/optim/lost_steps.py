@@ -1,4 +1,7 @@
-"""Steps that changed nothing because their loss or gradient was not finite: their rows are named, many end the run."""
+"""Lost steps: optimizer steps that are skipped because their loss or gradient is not finite.
+
+The log names their rows. Several lost steps in a row end the run.
+"""
 
 import logging
 from collections.abc import Iterator
@@ -14,64 +17,67 @@ from alignlab.types.batch import StepBatch
 log = logging.getLogger(__name__)
 
 MAX_LOST_STEPS = 5
-"""Lost steps in a row that end the run."""
+"""Number of lost steps in a row that ends the run."""
 
 MAX_NAMED_ROWS = 8
-"""Rows that a message names."""
+"""Largest number of rows that a message names."""
 
 
 class LostSteps:
-    """Counts lost steps in a row."""
+    """Count lost steps in a row."""
 
     def __init__(self):
         self.in_a_row = 0
 
     def count(self, lost: bool, step: StepBatch, sums: list[Tensor], number: int) -> None:
-        """Take note of a step; every rank must.
+        """Count a step. All ranks must call this.
 
         Args:
             lost: Whether its loss or gradient was not finite; the same on all ranks.
-            step: What this rank had of it.
+            step: This rank's part of the step.
             sums: Loss of each of its micro-batches, each ``[]``.
-            number: Of the step.
+            number: Number of the step, for messages.
 
         Raises:
-            RunError: It was the last of ``MAX_LOST_STEPS``.
+            RunError: The last ``MAX_LOST_STEPS`` steps were lost.
         """
         self.in_a_row = self.in_a_row + 1 if lost else 0
         if self.in_a_row == 1:
             log.warning("step %d changed nothing: %s", number, blame(step, sums))
         if self.in_a_row == MAX_LOST_STEPS:
             why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
-            instead = "Look at these rows; or lower optimizer.lr, raise scheduler.warmup_steps, and start anew"
+            instead = "Look at these rows; or lower optimizer.lr or raise scheduler.warmup_steps, and start again"
             raise RunError("training on", why, instead)
 
 
 @contextmanager
 def told_of_overflow(lr: float) -> Iterator[None]:
-    """Tell in a paragraph that an optimizer meets numbers that its weights' format does not hold.
+    """Turn an overflow error of the optimizer into a ``RunError``.
+
+    Args:
+        lr: Learning rate of the step, for the message.
 
     Raises:
-        RunError: In place of PyTorch's error.
+        RunError: A number does not fit the dtype of the weights.
     """
     try:
         yield
     except (RuntimeError, OverflowError) as error:
         if "overflow" not in str(error) and not isinstance(error, OverflowError):
             raise
-        why = f"the optimizer met a number too large for the format of the weights ({error})"
+        why = f"a number in the optimizer is too large for the dtype of the weights ({error})"
         raise RunError(f"a step at rate {lr:g}", why, "Lower optimizer.lr, or type model.dtype=float32") from error
 
 
 def blame(step: StepBatch, sums: list[Tensor]) -> str:
-    """What was not finite in a step, and of which rows; every rank must ask.
+    """Describe what was not finite in a step, and its rows on all ranks. All ranks must call this.
 
     Args:
-        step: What this rank had of it.
+        step: This rank's part of the step.
         sums: Loss of each of its micro-batches, each ``[]``.
     """
-    fine = torch.stack(sums).isfinite().tolist()
-    counted = [(batch.origins, ok) for batch, ok in zip(step.micro_batches, fine, strict=True) if batch.counted]
+    finite = torch.stack(sums).isfinite().tolist()
+    counted = [(batch.origins, ok) for batch, ok in zip(step.micro_batches, finite, strict=True) if batch.counted]
     bad = _distinct([row for origins, ok in counted if not ok for row in origins])
     rows = bad or _distinct([row for origins, _ in counted for row in origins])
     what = "the loss of a micro-batch" if bad else "the gradient"

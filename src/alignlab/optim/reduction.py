@@ -1,7 +1,7 @@
-"""The one reducer: each sum divided by its unit's count in the whole optimizer step, over micro-batches and ranks.
+"""Reduction: each sum is divided by the count of its unit in the whole optimizer step, over micro-batches and ranks.
 
-Means of micro-batch means are not the mean: they depend on how a step is cut. Here every method and strategy divides
-in this place, once, so 1 x 8, 2 x 4 and 8 x 1 micro-batches on one or more ranks have the same gradient.
+The mean of the means of micro-batches depends on how a step is split. Here every method and strategy divides once, so
+that 1 x 8, 2 x 4 and 8 x 1 micro-batches on any number of ranks give the same gradient.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,15 @@ from alignlab.types.loss import LossOutput, LossTerm
 
 
 def step_loss(terms: Sequence[LossTerm], totals: StepTotals, counted: int) -> Tensor:
-    """The share of a micro-batch in the step's loss; its backward accumulates to the gradient of that loss.
+    """A micro-batch's part of the step's loss; the gradients of all parts accumulate to that of the step's loss.
 
     Args:
-        terms: What the method's loss returned.
+        terms: Terms of the method's loss.
         totals: Counts of the whole step over all ranks.
         counted: 0 for a filler micro-batch.
 
     Returns:
-        Scalar, multiplied by the number of ranks because data-parallel strategies average gradients. Shape ``[]``.
+        Multiplied by the number of ranks, because data-parallel strategies average gradients. Shape ``[]``.
 
     Raises:
         InputError: A term has a unit that a step does not count.
@@ -33,23 +33,23 @@ def step_loss(terms: Sequence[LossTerm], totals: StepTotals, counted: int) -> Te
 
 
 def _inverse(count: float) -> float:
-    """1 / count; 0 where there is nothing to take a mean of."""
+    """1 / count, or 0 if the count is 0."""
     return 1 / count if count else 0.0
 
 
 class RunningMeans:
-    """The loss and the metrics of one step, or of all steps of a validation, over micro-batches and ranks."""
+    """Loss and metrics of one step, or of all steps of a validation, over micro-batches and ranks."""
 
     def __init__(self):
-        self._start()
+        self._reset()
 
-    def _start(self) -> None:
+    def _reset(self) -> None:
         self._losses: dict[str, Tensor] = {}
         self._steps: list[StepTotals] = []
         self._metrics: dict[str, Tensor] = {}
 
     def add(self, output: LossOutput, counted: int = 1) -> None:
-        """Add the sums of a micro-batch; 0 for a filler."""
+        """Add the sums of a micro-batch; ``counted`` is 0 for a filler."""
         for term in output.terms:
             _add(self._losses, term.unit, term.sum.detach().double() * counted)
         for name, ratio in output.metrics.items():
@@ -57,13 +57,13 @@ class RunningMeans:
             _add(self._metrics, name, pair * counted)
 
     def close_step(self, totals: StepTotals) -> None:
-        """Add the counts of the step whose micro-batches were added."""
+        """Add the counts of the step whose micro-batches have been added."""
         self._steps.append(totals)
 
     def means(self) -> dict[str, Tensor]:
-        """``loss`` and the mean of each metric over all ranks, each ``[]``; then the sums start anew.
+        """Compute ``loss`` and the mean of each metric over all ranks, each ``[]``, and reset the sums.
 
-        Metrics without any weight are left out, and the loss where nothing was added.
+        Metrics with a weight of 0 are left out, and the loss if no term was added.
         """
         names, units = sorted(self._metrics), sorted(self._losses)
         if not names and not units:
@@ -74,7 +74,7 @@ class RunningMeans:
         losses, pairs = table[: len(units)], table[len(units) :].view(-1, 2)
         counts = [sum(totals.count(unit) for totals in self._steps) for unit in units]
         loss = sum(total * _inverse(count) for total, count in zip(losses, counts, strict=True))
-        self._start()
+        self._reset()
         metrics = {name: total / weight for name, (total, weight) in zip(names, pairs, strict=True) if weight > 0}
         return {"loss": loss, **metrics} if units else metrics
 

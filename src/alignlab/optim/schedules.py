@@ -1,7 +1,8 @@
 """Learning rate schedules over optimizer steps, from Transformers: ``fn(optimizer, *, num_training_steps, …)``.
 
-Each rises linearly in the first ``warmup_steps``, from ``1 / warmup_steps`` of the rate in the first step to the whole
-rate in the last of them. ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, from 1 on optimizer steps.
+Each rises linearly in the first ``warmup_steps``, from ``1 / warmup_steps`` of the learning rate in the first step to
+the full learning rate in the last. Values of ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, values
+of 1 and above are optimizer steps.
 """
 
 import math
@@ -19,13 +20,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def constant(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps) -> LRScheduler:
-    """Warm-up, then the same rate to the end."""
+    """Warm-up, then a constant learning rate."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
 
 
 def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
-    """Warm-up, then a straight line down to ``min_lr_ratio`` of the rate."""
+    """Warm-up, then a linear decay to ``min_lr_ratio`` of the learning rate."""
     return polynomial(
         optimizer,
         num_training_steps=num_training_steps,
@@ -36,7 +37,7 @@ def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps
 
 
 def cosine(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
-    """Warm-up, then half a cosine down to ``min_lr_ratio`` of the rate (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
+    """Warm-up, then a cosine decay to ``min_lr_ratio`` of the rate (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     schedule = optimization.get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, warmup, num_training_steps, min_lr_rate=min_lr_ratio
@@ -53,7 +54,7 @@ def wsd(
     min_lr_ratio: Share,
     decay_type: Literal["linear", "cosine", "1-sqrt"],
 ) -> LRScheduler:
-    """Warm-up, a stable stretch, then a decay in the last ``decay_steps`` (Hu et al. 2024, arXiv 2404.06395)."""
+    """Warm-up, a constant rate, then a decay in the last ``decay_steps`` (Hu et al. 2024, arXiv 2404.06395)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     decay = num_steps("decay_steps", decay_steps, num_training_steps)
     if warmup + decay > num_training_steps:
@@ -68,7 +69,7 @@ def wsd(
 def inverse_sqrt(
     optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, timescale_steps: int | None
 ) -> LRScheduler:
-    """Warm-up, then the inverse square root of the step over ``timescale_steps`` (None: the warm-up's length)."""
+    """Warm-up, then a decay with the inverse square root of step / ``timescale_steps`` (``None``: warm-up steps)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     return _counted_from_one(optimization.get_inverse_sqrt_schedule(optimizer, warmup, timescale_steps), warmup)
 
@@ -81,10 +82,10 @@ def polynomial(
     min_lr_ratio: Share,
     power: Annotated[float, Field(gt=0)],
 ) -> LRScheduler:
-    """Warm-up, then ``(1 − progress)^power`` down to ``min_lr_ratio`` of the rate."""
+    """Warm-up, then a decay with ``(1 − progress)^power`` to ``min_lr_ratio`` of the learning rate."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     rate = optimizer.defaults["lr"]
-    if min_lr_ratio == 1:  # the library refuses an end that is not below the start
+    if min_lr_ratio == 1:  # Transformers requires an end below the start
         return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
     schedule = optimization.get_polynomial_decay_schedule_with_warmup(
         optimizer, warmup, num_training_steps, lr_end=rate * min_lr_ratio, power=power
@@ -93,13 +94,13 @@ def polynomial(
 
 
 def _counted_from_one(schedule: LambdaLR, warmup: int) -> LambdaLR:
-    """The schedule with its warm-up one step ahead: the library's begins at a rate of 0, a step that learns nothing."""
+    """Shift the warm-up by one step: Transformers starts at a rate of 0, at which the first step has no effect."""
     factors = [lambda step, factor=factor: factor(step + (step < warmup)) for factor in schedule.lr_lambdas]
     return LambdaLR(schedule.optimizer, factors)
 
 
 def num_steps(name: str, asked: int | float, num_training_steps: int) -> int:
-    """Optimizer steps for a number of steps (1 and above) or a share of the run (below 1), rounded up.
+    """Convert a number of steps (1 and above) or a share of the run (below 1, rounded up) to optimizer steps.
 
     Args:
         name: Key of the setting, for the error.
@@ -107,7 +108,7 @@ def num_steps(name: str, asked: int | float, num_training_steps: int) -> int:
         num_training_steps: Optimizer steps of the whole run.
 
     Raises:
-        InputError: It is a fraction above 1, or more than the run has.
+        InputError: It is a fraction above 1, or more steps than the run has.
     """
     if asked > 1 and asked != int(asked):
         instead = "Give whole optimizer steps, or a share of the run below 1"

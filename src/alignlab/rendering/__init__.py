@@ -1,9 +1,9 @@
-"""Chat templates within limits: Transformers' sandbox, with a budget of characters and processor time.
+"""Chat templates with limits: Transformers' sandbox with a budget of characters and processor time.
 
-A template is a program that comes with a model. The sandbox keeps it from files and processes, not from running for
-ever or filling the memory. Here loops, calls, operators, filters and what is written are paid for before they are done,
-in units that do not depend on the machine; processor time is the last limit, for what is not counted. All templates of
-the process are compiled so, those that ``apply_chat_template`` renders too.
+A template is a program that comes with a model. The sandbox denies it files and processes, but does not stop it from
+running forever or filling the memory. Here loops, calls, operators, filters and output are charged to a budget before
+they are executed, in units that do not depend on the machine. A limit of processor time covers what is not charged.
+This applies to all templates of the process, including those that ``apply_chat_template`` renders.
 """
 
 import functools
@@ -14,19 +14,19 @@ from transformers.utils import chat_template_utils
 
 from alignlab.errors import InputError
 from alignlab.rendering.budget import BUDGET, TooMuch
-from alignlab.rendering.prices import PRICES, limited_range, paid
+from alignlab.rendering.costs import COSTS, charged, limited_range
 from alignlab.rendering.sandbox import FAULTS, HOOKS, LimitedSandbox
 
 MAX_TEMPLATE_CHARACTERS = 2**18
-"""Of a template's text; the longest known have some ten thousand."""
+"""Longest text of a template; the longest known have about ten thousand characters."""
 
 
 @functools.lru_cache
 def _compiled(text: str) -> Template:
-    """A template compiled within limits, with the extensions, filters and globals that Transformers gives it.
+    """Compile a template with limits, and with the extensions, filters and globals of Transformers.
 
     Raises:
-        TemplateError: It is too long, or no template.
+        TemplateError: It is too long, or not a valid template.
     """
     if len(text) > MAX_TEMPLATE_CHARACTERS:
         raise TooMuch(f"it has {len(text):,} characters, more than {MAX_TEMPLATE_CHARACTERS:,}")
@@ -38,7 +38,7 @@ def _compiled(text: str) -> Template:
     )
     sandbox.globals |= {**theirs.globals, "range": limited_range}
     sandbox.globals.pop("lipsum", None)
-    sandbox.filters |= {name: paid(name, f) if name in PRICES else f for name, f in theirs.filters.items()}
+    sandbox.filters |= {name: charged(name, f) if name in COSTS else f for name, f in theirs.filters.items()}
     sandbox.filters |= {name: pass_context(hook) for name, hook in HOOKS.items()}
     BUDGET.begin(None)
     try:
@@ -53,18 +53,18 @@ render_jinja_template = chat_template_utils.render_jinja_template
 
 
 def read_template(path: Path, asked: str) -> str:
-    """A template's file.
+    """Read the file of a template.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         asked: What the user typed.
 
     Raises:
-        InputError: It is too large, or no text.
+        InputError: It is too large, or not a text.
     """
     instead = "Name a Jinja file"
     if path.stat().st_size > 4 * MAX_TEMPLATE_CHARACTERS:
-        why = f"{path} has {path.stat().st_size:,} bytes, and a template at most {MAX_TEMPLATE_CHARACTERS:,} characters"
+        why = f"{path} has {path.stat().st_size:,} bytes; a template has at most {MAX_TEMPLATE_CHARACTERS:,} characters"
         raise InputError(asked, why, instead)
     try:
         return path.read_text(encoding="utf-8")

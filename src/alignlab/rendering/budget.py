@@ -1,4 +1,4 @@
-"""What one rendering of a template may take, in units that do not depend on the machine."""
+"""Budget of one rendering of a template, in units that do not depend on the machine."""
 
 import threading
 import time
@@ -8,46 +8,54 @@ from jinja2 import TemplateError
 from jinja2.utils import Namespace
 
 BASE_CHARACTERS, CHARACTERS_EACH = 20_000_000, 64
-"""Characters that one rendering may make on the way, in all and for each character of its messages and tools."""
+"""Characters that one rendering may produce in all its steps: a constant, and for each character of its input."""
 
-TURN, CALL = 20, 80
-"""Characters that a turn of a loop, and a call, count for."""
+ITERATION, CALL = 20, 80
+"""Characters charged for an iteration of a loop, and for a call."""
 
 MAX_SECONDS = 2.0
-"""Of processor time of one rendering."""
+"""Processor time of one rendering."""
 
 
 class TooMuch(TemplateError):
-    """A template asks for more than a rendering may take."""
+    """A template exceeds the budget of a rendering."""
 
 
 class Budget(threading.local):
-    """What is left to the rendering that this thread is at, in characters."""
+    """Remaining characters of this thread's current rendering."""
 
     left = 2**62
     given: Any = None
     deadline: float | None = None
 
     def begin(self, given: Any) -> None:
-        """Start a rendering of what is given."""
+        """Start a rendering with its input; ``None`` allows the constant part alone."""
         self.left, self.given, self.deadline = BASE_CHARACTERS, given, None
 
     def spend(self, characters: int) -> None:
-        """Pay."""
+        """Charge characters to the budget.
+
+        Raises:
+            TooMuch: The budget or the processor time is used up.
+        """
         before = self.left
         self.left = left = before - characters
         if left < 0 or left >> 16 != before >> 16:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Stop what is too much, or has taken too long."""
+    def check(self) -> None:
+        """Check the remaining characters and the processor time.
+
+        Raises:
+            TooMuch: One of them is used up.
+        """
         if self.left < 0 and self.given is not None:
-            # Asked for only here, since nearly all renderings stay below the first limit.
+            # Computed only here, since nearly all renderings stay below the constant part.
             given, self.given = self.given, None
             self.left += CHARACTERS_EACH * size_of(given, limit=2**62)
         if self.left < 0:
             raise TooMuch("it loops, calls or writes too much")
-        if self.deadline is None:  # not in ``begin``: asking the clock costs as much as a small rendering
+        if self.deadline is None:  # not in ``begin``: reading the clock takes as long as a small rendering
             self.deadline = time.thread_time() + MAX_SECONDS
         if time.thread_time() > self.deadline:
             raise TooMuch(f"it takes more than {MAX_SECONDS:g} seconds")
@@ -57,11 +65,11 @@ BUDGET = Budget()
 
 
 def size_of(value: Any, limit: float = BASE_CHARACTERS) -> int:
-    """Characters that a value has as text, about.
+    """Approximate number of characters of a value as text.
 
     Args:
-        value: What stands in it in several places counts in each.
-        limit: Where counting may stop; what is larger is too large.
+        value: A value or a nesting of containers; a part that occurs several times counts each time.
+        limit: Counting may stop above this number.
     """
     if isinstance(value, str):
         return len(value)

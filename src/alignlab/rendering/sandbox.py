@@ -1,4 +1,4 @@
-"""Jinja's sandbox with loops, calls, assignments and what is written led through the budget."""
+"""Jinja's sandbox in which loops, calls, assignments and output are charged to the budget."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -7,24 +7,24 @@ from jinja2 import Template, TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from alignlab.rendering.budget import BUDGET, CALL, TURN, size_of
-from alignlab.rendering.prices import PRICES, each, pay_method, pay_operator
+from alignlab.rendering.budget import BUDGET, CALL, ITERATION, size_of
+from alignlab.rendering.costs import COSTS, charge_each, charge_method, charge_operator
 
-LONG = 256
-"""Turns of a loop from which on the clock is looked at while it turns."""
+LONG_LOOP = 256
+"""Number of iterations from which a loop checks the clock while it runs."""
 
 FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError)
-"""What a template at fault raises besides Jinja's own errors, when it is compiled or rendered."""
+"""Errors of an invalid template, besides Jinja's own, when it is compiled or rendered."""
 
 
 class LimitedTemplate(Template):
-    """A template whose rendering begins with a budget."""
+    """A template whose rendering starts with a new budget."""
 
     def render(self, *args: Any, **kwargs: Any) -> str:
-        """The text.
+        """Render the template.
 
         Raises:
-            TemplateError: The template refuses, fails, or takes too much (``TooMuch``).
+            TemplateError: The template raises an error, or exceeds its budget (``TooMuch``).
         """
         BUDGET.begin(kwargs)
         try:
@@ -34,10 +34,10 @@ class LimitedTemplate(Template):
 
 
 class LimitedSandbox(ImmutableSandboxedEnvironment):
-    """The sandbox with everything that grows or repeats paid for.
+    """The sandbox, in which everything that grows or repeats is charged.
 
-    A single expression without calls and loops grows its parts by a small factor only (``FEW``), so what grows is
-    caught where it is kept, handed on or written.
+    A single expression without calls and loops is larger than its parts by a small factor only (``FEW``). Values are
+    therefore charged when they are assigned, passed on or written.
     """
 
     template_class = LimitedTemplate
@@ -45,48 +45,45 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
 
     @staticmethod
     def concat(pieces: Iterable[str]) -> str:
-        """Join what was written."""
         pieces = list(pieces)
         BUDGET.spend(sum(map(len, pieces)))
         return "".join(pieces)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute, if the result may be so large."""
-        pay_operator(operator, left, right)
+        charge_operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call, if what it makes may be so large."""
         BUDGET.spend(CALL)
         for value in (*args, *kwargs.values()):
             _kept(__context, value)
         receiver = getattr(__obj, "__self__", None)
         method = __obj if receiver is not None else getattr(__obj, "__wrapped__", None)
         if method is not None and isinstance(method.__self__, str | bytes | int):
-            pay_method(method.__self__, method.__name__, [*args, *kwargs.values()])
+            charge_method(method.__self__, method.__name__, [*args, *kwargs.values()])
         return super().call(__context, __obj, *args, **kwargs)
 
     def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
-        """Compile with loops, macros, assignments and long sums led through the filters that pay for them."""
-        for node in list(source.find_all(PAID)):
+        """Compile, with the filters in ``HOOKS`` inserted into loops, macros, assignments and long sums."""
+        for node in list(source.find_all(CHARGED)):
             if isinstance(node, nodes.For):
-                node.iter = self._filtered(" turns", node.iter, _length_of_text(node))
+                node.iter = self._filtered(" loop", node.iter, _length_of_text(node))
             elif isinstance(node, nodes.Assign):
                 node.node = self._filtered(" kept", node.node)
             elif isinstance(node, nodes.Output | nodes.Concat):
-                pay = self._all_kept if isinstance(node, nodes.Concat) and len(node.nodes) > FEW else self._shown
-                node.nodes = [pay(piece) for piece in node.nodes]
-            elif isinstance(node, nodes.Filter) and node.name not in PRICES and node.node is not None:
-                node.node = self._shown(node.node)
+                charge = self._keep if isinstance(node, nodes.Concat) and len(node.nodes) > FEW else self._show
+                node.nodes = [charge(piece) for piece in node.nodes]
+            elif isinstance(node, nodes.Filter) and node.name not in COSTS and node.node is not None:
+                node.node = self._show(node.node)
             elif isinstance(node, BUFFERED):
-                self._pay_buffer(node)
+                self._charge_buffer(node)
             elif isinstance(node, nodes.Add) and _num_summands(node) > FEW:
                 node.left = self._filtered(" kept", node.left)
         source.set_environment(self)
         return super()._generate(source, *args, **kwargs)
 
-    def _pay_buffer(self, node: nodes.Node) -> None:
-        """Pay for what a macro or a block writes, which is joined where no hook is."""
+    def _charge_buffer(self, node: nodes.Node) -> None:
+        """Charge for the output of a macro or a block here, since no hook is called when it is joined."""
         for output in list(node.find_all(nodes.Output)):
             output.nodes = [
                 piece if isinstance(piece, nodes.TemplateData | nodes.Const) else self._filtered(" kept", piece)
@@ -94,11 +91,11 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
             ]
         node.body.insert(0, nodes.ExprStmt(self._filtered(" text", nodes.Const(None), _length_of_text(node))))
 
-    def _shown(self, node: nodes.Expr) -> nodes.Expr:
-        """An expression that becomes text, which what it holds may be much larger than."""
+    def _show(self, node: nodes.Expr) -> nodes.Expr:
+        """Charge for an expression that is converted to text."""
         return self._filtered(" shown", node) if isinstance(node, OPEN) else node
 
-    def _all_kept(self, node: nodes.Expr) -> nodes.Expr:
+    def _keep(self, node: nodes.Expr) -> nodes.Expr:
         return self._filtered(" kept", node)
 
     def _filtered(self, name: str, node: nodes.Expr, *values: int) -> nodes.Filter:
@@ -107,23 +104,23 @@ class LimitedSandbox(ImmutableSandboxedEnvironment):
 
 BUFFERED = (nodes.Macro, nodes.CallBlock, nodes.AssignBlock, nodes.FilterBlock)
 
-PAID = (nodes.For, nodes.Assign, nodes.Output, nodes.Concat, nodes.Add, nodes.Filter, *BUFFERED)
+CHARGED = (nodes.For, nodes.Assign, nodes.Output, nodes.Concat, nodes.Add, nodes.Filter, *BUFFERED)
 
 OPEN = (
     *(nodes.Name, nodes.Getattr, nodes.Getitem, nodes.Call, nodes.CondExpr, nodes.Or, nodes.And, nodes.List),
     *(nodes.Dict, nodes.Tuple),
 )
-"""Expressions that may be anything, a list or a mapping too."""
+"""Expressions whose value may be of any type, including a list or a mapping."""
 
 FEW = 16
-"""Parts of a sum that are not paid for one by one."""
+"""Largest number of parts of a sum that are not charged one by one."""
 
-PIECE = 8
-"""Characters that a piece counts for besides its text."""
+EXTRA_CHARACTERS = 8
+"""Characters charged for a piece of output in addition to its text."""
 
 
 def _num_summands(node: nodes.Expr) -> int:
-    """Parts of a sum that stand on its left side, with itself."""
+    """Number of parts of a sum, counted along its left side up to ``FEW`` + 1."""
     number = 1
     while isinstance(node, nodes.Add | nodes.Filter) and number <= FEW:
         number, node = number + isinstance(node, nodes.Add), node.left if isinstance(node, nodes.Add) else node.node
@@ -131,40 +128,40 @@ def _num_summands(node: nodes.Expr) -> int:
 
 
 def _length_of_text(node: nodes.Node) -> int:
-    """Characters that a node writes each time, without loops and macros in it, which pay for theirs."""
+    """Characters that a node writes each time, without the loops and macros in it, which are charged separately."""
     total = 0
     for child in node.iter_child_nodes():
         if isinstance(child, nodes.TemplateData):
-            total += len(child.data) + PIECE
+            total += len(child.data) + EXTRA_CHARACTERS
         elif isinstance(child, nodes.Const) and isinstance(child.value, str):
             total += len(child.value)
         elif not isinstance(child, nodes.For | nodes.Macro | nodes.CallBlock):
-            total += _length_of_text(child) + PIECE * isinstance(child, nodes.Expr)
+            total += _length_of_text(child) + EXTRA_CHARACTERS * isinstance(child, nodes.Expr)
     return total
 
 
-def _turns(context: Any, values: Any, text: int) -> Any:
-    """What a loop goes through, paid for; ``text`` characters are written at each turn."""
+def _loop(context: Any, values: Any, text: int) -> Any:
+    """Charge for the values of a loop that writes ``text`` characters in each iteration."""
     if hasattr(values, "__len__"):
-        BUDGET.spend((len(values) + 1) * (TURN + text))
-        return values if len(values) < LONG else _timed(values)
-    return each(values, text) if isinstance(values, Iterator) else values
+        BUDGET.spend((len(values) + 1) * (ITERATION + text))
+        return values if len(values) < LONG_LOOP else _timed(values)
+    return charge_each(values, text) if isinstance(values, Iterator) else values
 
 
 def _timed(values: Iterable[Any]) -> Iterator[Any]:
     for number, value in enumerate(values):
         if not number % 16:
-            BUDGET.look()
+            BUDGET.check()
         yield value
 
 
 def _text(context: Any, value: Any, text: int) -> None:
-    """What a macro writes at each call, paid for."""
+    """Charge for the text that a macro writes in each call."""
     BUDGET.spend(text)
 
 
 def _kept(context: Any, value: Any) -> Any:
-    """A value that is kept, handed on or written, paid for."""
+    """Charge for a value that is assigned, passed on or written."""
     if isinstance(value, str):
         BUDGET.spend(len(value))
     elif isinstance(value, CONTAINERS):
@@ -173,7 +170,7 @@ def _kept(context: Any, value: Any) -> Any:
 
 
 def _shown(context: Any, value: Any) -> Any:
-    """A value that becomes text, paid for where it is none yet."""
+    """Charge for a value that is converted to text."""
     if type(value) is not str and isinstance(value, CONTAINERS):
         BUDGET.spend(size_of(value))
     return value
@@ -181,5 +178,5 @@ def _shown(context: Any, value: Any) -> Any:
 
 CONTAINERS = (dict, list, tuple, set, Namespace)
 
-HOOKS = {" turns": _turns, " text": _text, " kept": _kept, " shown": _shown}
-"""Filters that only compiled templates name: no template can type a blank in a name."""
+HOOKS = {" loop": _loop, " text": _text, " kept": _kept, " shown": _shown}
+"""Filters for compiled templates only: a template cannot use them, since a name in its text cannot contain a space."""

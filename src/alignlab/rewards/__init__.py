@@ -1,1 +1,1 @@
-"""What a completion is worth: text in, floats out."""
+"""Rewards: functions from completions to one number each, and how they are run and combined."""

@@ -1,4 +1,4 @@
-"""What a reward answers, read as one number per completion whatever it is; what cannot be read is a failure."""
+"""Call a reward, and convert what it returns to one number per completion; other results count as failures."""
 
 import copy
 import math
@@ -9,31 +9,31 @@ from itertools import islice
 from typing import Any
 
 MAX_TRACEBACK_LINES = 6
-MAX_TOLD_CHARACTERS = 2000
+MAX_MESSAGE_CHARACTERS = 2000
 
 UNORDERED = (str, bytes, bytearray, Mapping, Set)
-"""What can be iterated over and is no list of numbers."""
+"""Types that can be iterated over and are not lists of numbers."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reward said of some completions.
+    """The result of a reward for S completions.
 
     Args:
-        values: A number, NaN where it has no opinion, None where it failed. Length S.
-        failure: What went wrong where it failed: ``failed`` (it raised), ``timed_out``, ``died``, ``not_called``,
-            ``wrong_length`` or ``not_finite``.
-        told: The same in words; the last line is the error.
+        values: For each completion a number, NaN if the reward gives none, None if the reward failed. Length S.
+        failure: Kind of failure: ``failed`` (the reward raised), ``timed_out``, ``died``, ``not_called``,
+            ``wrong_length`` or ``not_finite``; empty if there is none.
+        message: Description of the failure; its last line is the error.
     """
 
     values: list[float | None]
     failure: str = ""
-    told: str = ""
+    message: str = ""
 
 
-def nothing(size: int, failure: str, told: str) -> Answer:
-    """The answer of a reward that failed for all completions."""
-    return Answer([None] * size, failure, told[-MAX_TOLD_CHARACTERS:])
+def failed_answer(size: int, failure: str, message: str) -> Answer:
+    """Make the answer of a reward that failed for all completions."""
+    return Answer([None] * size, failure, message[-MAX_MESSAGE_CHARACTERS:])
 
 
 def ask(
@@ -43,62 +43,62 @@ def ask(
     columns: Mapping[str, list],
     num_retries: int,
 ) -> Answer:
-    """Call a reward on copies of its arguments, again where it raised, and read its answer.
+    """Call a reward on copies of its arguments, retry if it raises, and read its result.
 
     Args:
-        reward: ``(completions, prompts, **columns)`` → numbers.
-        completions: S texts.
-        prompts: Of each. Length S.
-        columns: Each of length S.
-        num_retries: Further calls after one that raised.
+        reward: Callable ``(completions, prompts, **columns)`` that returns numbers.
+        completions: Texts of the completions. Length S.
+        prompts: Prompt of each completion. Length S.
+        columns: Columns of the rows, each of length S.
+        num_retries: Number of retries after a call that raised.
     """
-    told = ""
+    message = ""
     for _ in range(1 + num_retries):
         try:
             texts, of_prompts, named = copy.deepcopy((list(completions), list(prompts), dict(columns)))
             return read(reward(texts, of_prompts, **named), len(completions))
-        except BaseException:  # code of others: whatever it raises, SystemExit too, is told and counted
-            told = "\n".join(traceback.format_exc().splitlines()[-MAX_TRACEBACK_LINES:])
-    return nothing(len(completions), "failed", told)
+        except BaseException:  # foreign code: anything it raises, even SystemExit, is reported and counted
+            message = "\n".join(traceback.format_exc().splitlines()[-MAX_TRACEBACK_LINES:])
+    return failed_answer(len(completions), "failed", message)
 
 
 def read(answer: Any, size: int) -> Answer:
-    """Numbers out of what a reward returned: any list, array, tensor or generator of the right length.
+    """Read the numbers of a result: any list, array, tensor or generator of the right length.
 
     Args:
-        answer: Anything; reading it may raise what its own methods raise.
-        size: S.
+        answer: What the reward returned, of any type. Its own methods may raise.
+        size: Number of completions S.
     """
     if isinstance(answer, UNORDERED) or not _can_be_iterated(answer):
-        return nothing(size, "wrong_length", f"it gave a {type(answer).__name__} for {size} completions")
-    values = list(islice(answer, size + 1))  # one more than wanted, for generators may have no end
+        return failed_answer(size, "wrong_length", f"it gave a {type(answer).__name__} for {size} completions")
+    values = list(islice(answer, size + 1))  # one more than expected, since a generator may not end
     if len(values) != size:
         amount = f"{len(values)} numbers" if len(values) < size else "more numbers than one each"
-        return nothing(size, "wrong_length", f"it gave {amount} for {size} completions")
+        return failed_answer(size, "wrong_length", f"it gave {amount} for {size} completions")
     numbers = [_number(value) for value in values]
     if None not in numbers:
         return Answer(numbers)
     first = type(values[numbers.index(None)]).__name__
-    told = f"it gave no finite number for {numbers.count(None)} of {size} completions (the first is a {first})"
-    return Answer(numbers, "not_finite", told)
+    message = f"it gave no finite number for {numbers.count(None)} of {size} completions (the first is a {first})"
+    return Answer(numbers, "not_finite", message)
 
 
 def _can_be_iterated(answer: Any) -> bool:
     try:
         iter(answer)
-    except TypeError:  # an array without an axis, too
+    except TypeError:  # also for an array without dimensions
         return False
     return True
 
 
 def _number(value: Any) -> float | None:
-    """NaN for no opinion, None for what is no finite number."""
+    """NaN for None; None for a value that is not a finite number."""
     if value is None:
         return math.nan
     if isinstance(value, (str, bytes, bytearray)):
         return None
     try:
-        number = float(value)  # numbers of arrays and tensors too
-    except Exception:  # too large, more than one number, or whatever its own method raises
+        number = float(value)  # also for elements of arrays and tensors
+    except Exception:  # too large, not a single number, or an error of its own method
         return None
     return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Whether a completion's final answer is the right one."""
+"""Reward for the right final answer of a completion."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ NUMBER = re.compile(r"(?<![\w.,/-])-?\$?\d[\d,]*(?:\.\d+)?(?![\w/])")
 
 
 def final_answer(text: str) -> str | None:
-    """The final answer that a text marks as such: the last ``<answer>``, or what follows GSM8K's ``####``.
+    """Find the marked final answer of a text: the last ``<answer>``, or the text after GSM8K's ``####``.
 
     Args:
         text: A completion, or a worked solution of the data.
@@ -19,37 +19,38 @@ def final_answer(text: str) -> str | None:
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands in the last ``<answer>…</answer>``, without blanks around it; in time linear in the text."""
-    found, place = None, 0
-    while (start := text.find(OPENS, place)) >= 0:
+    """Text inside the last ``<answer>…</answer>``, without surrounding blanks; found in linear time."""
+    found, position = None, 0
+    while (start := text.find(OPENS, position)) >= 0:
         end = text.find(CLOSES, start + len(OPENS))
         if end < 0:
             break
-        found, place = text[start + len(OPENS) : end].strip(), end + len(CLOSES)
+        found, position = text[start + len(OPENS) : end].strip(), end + len(CLOSES)
     return found
 
 
 def last_marked(text: str) -> str | None:
-    """What follows the last ``####``, behind any blanks up to the end of its line; in time linear in the text."""
-    found, place = None, 0
-    while (mark := text.find(MARK, place)) >= 0:
+    """Text from the first non-blank after the last ``####`` to the end of its line; found in linear time."""
+    found, position = None, 0
+    while (mark := text.find(MARK, position)) >= 0:
         first = NOT_BLANK.search(text, mark + len(MARK))
         if first is None:
             break
         end = text.find("\n", first.start())
         found = text[first.start() : end if end >= 0 else None].rstrip()
-        place = first.start() + len(found)
+        position = first.start() + len(found)
     return found
 
 
 def exact_answer(completion: str, answer: str) -> float:
-    """1 where the final answers agree, as numbers where both are numbers; else 0.
+    """1 if the final answers are equal, else 0. They are compared as numbers if both are numbers.
 
-    A completion that marks no answer is taken as a whole; where the right answer is a bare number, by its last number.
+    For a completion that marks no answer, its last number is compared if the right answer is a number, and otherwise
+    the whole completion.
 
     Args:
-        completion: What the model wrote.
-        answer: The right answer alone, or a worked solution that marks it.
+        completion: Text of the completion.
+        answer: The right answer, or a worked solution that marks it.
     """
     right = _canonical(final_answer(str(answer)) or str(answer))
     given = final_answer(completion)
@@ -68,26 +69,26 @@ def _canonical(answer: str) -> str | float:
 
 
 class ExactAnswer:
-    """``exact_answer`` against a column of the row.
+    """Compares completions with a column of the row by ``exact_answer``.
 
     Args:
-        column: Of the right answer.
+        column: Name of the column of right answers.
     """
 
     def __init__(self, *, column: str):
         self.column = column
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
-        """1 or 0 for each completion; None where the row has no right answer."""
+        """Return 1 or 0 per completion; None if the row has no right answer."""
         pairs = zip(completions, right_answers(columns, self.column), strict=True)
         return [None if answer is None else exact_answer(text, answer) for text, answer in pairs]
 
 
 def right_answers(columns: Mapping[str, list], column: str) -> list:
-    """The column of the right answers.
+    """Return the column of right answers.
 
     Raises:
-        KeyError: No row has it.
+        KeyError: No row has the column.
     """
     if column not in columns:
         raise KeyError(f"no row has a column {column!r}; there are {', '.join(sorted(columns))}")

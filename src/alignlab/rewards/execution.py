@@ -1,7 +1,7 @@
-"""Where a reward runs: in a thread of the run, or in a process of its own that can be stopped.
+"""Executors of rewards: a thread of the run, or a separate process that can be stopped.
 
-A thread cannot be ended, and one that computes without giving way holds up all others; so whatever may hang runs in a
-process: our rewards that run code or patterns of the user, and rewards from other packages that can be pickled.
+A thread cannot be ended, and one that keeps the interpreter lock blocks all others. Rewards that may hang therefore run
+in a process: our rewards that run code or patterns of the user, and rewards of other packages that can be pickled.
 """
 
 import contextlib
@@ -20,48 +20,48 @@ from multiprocessing.connection import Pipe
 from typing import Any, TextIO
 
 from alignlab.errors import InputError
-from alignlab.rewards.answers import Answer, ask, nothing
-from alignlab.rewards.own_process import Apart
+from alignlab.rewards.answers import Answer, ask, failed_answer
+from alignlab.rewards.own_process import OwnProcessReward
 
 log = logging.getLogger(__name__)
 
 SECONDS_TO_START = 120
-"""For a process to import what its reward needs."""
+"""Time for a process to import what its reward needs."""
 
 MAX_PRINTED = 2**16
-"""Characters of a line that are held at once."""
+"""Maximum characters of a line that are read at once."""
 
-MAX_LEFT_BEHIND = 5
-"""Threads that hang, after which a reward is not called again."""
+MAX_HANGING_CALLS = 5
+"""Number of hanging calls after which a reward is not called again."""
 
 
 class InThread:
-    """A reward in this process. A call that hangs is left behind; after several the reward is not called again."""
+    """Runs a reward in threads of this process. Calls that hang are abandoned; after several it is not called again."""
 
     def __init__(self, reward: Callable[..., Any]):
-        self.reward, self.left_behind = reward, 0
+        self.reward, self.hanging = reward, 0
 
     def make_ready(self) -> str:
-        """Nothing, or why it cannot be called."""
-        return f"{self.left_behind} calls of it hang" if self.left_behind >= MAX_LEFT_BEHIND else ""
+        """Return an empty text, or why the reward cannot be called."""
+        return f"{self.hanging} calls of it hang" if self.hanging >= MAX_HANGING_CALLS else ""
 
     def ask(self, *arguments: Any) -> Answer:
-        """As `answers.ask`."""
+        """Call the reward as ``answers.ask`` does."""
         return ask(self.reward, *arguments)
 
     def give_up(self) -> None:
-        """Leave a call behind."""
-        self.left_behind += 1
+        """Abandon a call that hangs."""
+        self.hanging += 1
 
     def close(self) -> None:
-        """Nothing: threads end with the process."""
+        """Do nothing: threads end with the process."""
 
 
 class InProcess:
-    """A reward in a process of its own, which keeps its state between calls; stopped and started anew if need be.
+    """Runs a reward in a separate process, which keeps its state between calls and is restarted if needed.
 
     Args:
-        reward: Can be pickled, and unpickled there.
+        reward: A reward that can be pickled.
     """
 
     def __init__(self, reward: Callable[..., Any]):
@@ -69,10 +69,10 @@ class InProcess:
         self.worker: _Worker | None = None
 
     def make_ready(self) -> str:
-        """Nothing, or why it cannot be called; starts the process where it does not run, and waits until it does.
+        """Start the process if it does not run, and wait for it; return an empty text, or why it cannot be called.
 
         Raises:
-            InputError: The reward refuses what it was told.
+            InputError: The reward refuses its arguments.
         """
         if self.worker is not None and not self.worker.is_alive():
             self.close()
@@ -88,20 +88,20 @@ class InProcess:
     def ask(
         self, completions: Sequence[str], prompts: Sequence[Any], columns: Mapping[str, list], num_retries: int
     ) -> Answer:
-        """As `answers.ask`."""
+        """Call the reward as ``answers.ask`` does."""
         worker = self.worker
         try:
             worker.channel.send((completions, prompts, dict(columns), num_retries))
             return Answer(**json.loads(worker.channel.recv_bytes()))
         except (EOFError, OSError, ValueError):
-            return nothing(len(completions), "died", worker.epitaph())
+            return failed_answer(len(completions), "died", worker.exit_message())
 
     def give_up(self) -> None:
-        """Stop it; the next call begins with a new process."""
+        """Stop the process; the next call starts a new one."""
         self.close()
 
     def close(self) -> None:
-        """Stop the process and all that it started."""
+        """Stop the process and every process that it started."""
         if self.worker is not None:
             self.worker.stop()
         self.worker = None
@@ -124,20 +124,20 @@ class _Worker:
         threading.Thread(target=_relay, args=(self.process.stdout,), daemon=True).start()
         self.stop = weakref.finalize(self, _stop, self.process, writing, os.getpid())
         self.fault: str | None = None
-        with contextlib.suppress(OSError):  # it has ended already, which is told when it is waited for
+        with contextlib.suppress(OSError):  # it has already ended, which wait_until_ready reports
             self.channel.send((sys.path, pickled))
 
     def is_alive(self) -> bool:
-        """Whether it has not ended; it is not waited for, so that its number stays its own."""
+        """Whether the process runs. It is not reaped, so that its id is not reused."""
         if self.process.returncode is not None:
             return False
         try:
             return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:  # another part of the program waits for all children
+        except ChildProcessError:  # reaped by another part of the program
             return False
 
     def wait_until_ready(self) -> str:
-        """Nothing, or why it did not become ready."""
+        """Return an empty text, or why the process is not ready."""
         if self.fault is None:
             self.fault = self._greeting()
         return self.fault
@@ -148,13 +148,13 @@ class _Worker:
                 return f"its process was not ready within {SECONDS_TO_START} s"
             message = json.loads(self.channel.recv_bytes())
         except (EOFError, OSError, ValueError):
-            return self.epitaph()
+            return self.exit_message()
         if "refused" in message:
             raise InputError(*message["refused"])
         return message.get("failed", "")
 
-    def epitaph(self) -> str:
-        """How the process ended; one that only broke the connection is ended."""
+    def exit_message(self) -> str:
+        """End the process if it still runs, and describe how it ended."""
         _kill(self.process)
         code = self.process.wait()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
@@ -171,60 +171,60 @@ def _start(channel: int, lifeline: int) -> subprocess.Popen:
         text=True,
         errors="replace",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        start_new_session=True,  # Ctrl-C in a terminal is for the run
+        start_new_session=True,  # Ctrl-C in a terminal must reach the run only
     )
 
 
 def _relay(output: TextIO) -> None:
-    """Print what a reward prints, so that it stands in train.log too."""
+    """Print what a reward prints, so that train.log contains it too."""
     while text := output.readline(MAX_PRINTED):
         print(text, end="", flush=True)
 
 
-def _stop(process: subprocess.Popen, lifeline: int, owner: int) -> None:
-    if os.getpid() == owner:  # else a forked child clears up what it inherited
+def _stop(process: subprocess.Popen, lifeline: int, parent: int) -> None:
+    if os.getpid() == parent:  # a forked child inherits the finalizer
         _kill(process)
         process.wait()
         os.close(lifeline)
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """Kill a process and those that it started, unless it was waited for: then its number may be another's."""
+    """Kill a process and those that it started, unless it was reaped, since its id may then be reused."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def place_for(name: str, reward: Callable[..., Any]) -> InThread | InProcess:
-    """Where a reward runs, ready to be called.
+def make_executor(name: str, reward: Callable[..., Any]) -> InThread | InProcess:
+    """Choose and start the executor of a reward.
 
     Args:
-        name: Of the reward.
+        name: Name of the reward.
         reward: The reward.
 
     Raises:
-        InputError: It refuses what it was told, or its process does not become ready.
+        InputError: The reward refuses its arguments, or its process does not become ready.
     """
-    if not (isinstance(reward, Apart) or _may_move(reward)):
+    if not (isinstance(reward, OwnProcessReward) or _can_move(reward)):
         return InThread(reward)
     try:
-        place = InProcess(reward)
-    except Exception as error:  # whatever pickling its parts raises
+        executor = InProcess(reward)
+    except Exception as error:  # pickling may raise anything
         fault = str(error)
     else:
-        fault = place.make_ready()
+        fault = executor.make_ready()
         if not fault:
-            return place
-    if isinstance(reward, Apart):
-        raise InputError(f"method.reward.{name}", fault, "Mend what it runs, and start again")
-    log.warning("reward %s stays in the process of the run, where it cannot be stopped: %s", name, fault)
+            return executor
+    if isinstance(reward, OwnProcessReward):
+        raise InputError(f"method.reward.{name}", fault, "Correct what it runs, and start again")
+    log.warning("reward %s runs in the process of the run, where it cannot be stopped: %s", name, fault)
     return InThread(reward)
 
 
-def _may_move(reward: Callable[..., Any]) -> bool:
-    """Whether a reward of another package can be expected to do in another process what it does here.
+def _can_move(reward: Callable[..., Any]) -> bool:
+    """Whether a reward of another package may run in another process.
 
-    One with a method ``to`` computes on the device of the run; one with ``own_process = False`` says that it stays.
+    A reward with a method ``to`` computes on the device of the run; ``own_process = False`` keeps a reward in the run.
     """
     inner = reward.func if isinstance(reward, functools.partial) else reward
     home = str(getattr(inner, "__module__", None) or type(inner).__module__).split(".")[0]

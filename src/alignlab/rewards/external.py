@@ -1,4 +1,4 @@
-"""Rewards that others wrote: any Python callable, and a scorer behind HTTP."""
+"""External rewards: a Python callable by its path, and an HTTP server."""
 
 import asyncio
 import importlib
@@ -17,19 +17,19 @@ from pydantic import Field
 
 from alignlab.errors import InputError
 from alignlab.rewards.external_rules import post, refuse_module, refuse_other_callables
-from alignlab.rewards.own_process import Apart
+from alignlab.rewards.own_process import OwnProcessReward
 
-MAX_ANSWER_BYTES = 2**26
-"""Of a server's answer: 64 MiB, some hundred bytes for each of half a million completions."""
+MAX_RESPONSE_BYTES = 2**26
+"""Maximum size of a server's response: 64 MiB, over a hundred bytes for each of half a million completions."""
 
 CHUNK_BYTES = 2**16
 
 
-class PythonReward(Apart):
-    """A callable by path, sync or async.
+class PythonReward(OwnProcessReward):
+    """A synchronous or asynchronous callable, given by its path.
 
-    It is called with those of ``completions``, ``prompts`` and the columns that its signature names, or with all of
-    them where it takes ``**kwargs``, and returns one number or None per completion.
+    It is called with those of ``completions``, ``prompts`` and the columns that are in its signature, or with all of
+    them if it takes ``**kwargs``, and returns one number or None per completion.
 
     Args:
         path: ``package.module:function`` or ``file.py:function``.
@@ -39,31 +39,31 @@ class PythonReward(Apart):
         self.path = path
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
-        """What the callable returns."""
+        """Call the callable and return its result."""
         given = {"completions": completions, "prompts": prompts, **columns}
         names = self.names
         result = self.function(**{name: value for name, value in given.items() if names is None or name in names})
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
 
     def prepare(self) -> None:
-        """Find the callable.
+        """Import the callable.
 
         Raises:
-            InputError: There is none, or its module cannot be imported.
+            InputError: There is no such callable, or its module cannot be imported.
         """
         _ = self.names
 
     @cached_property
     def function(self) -> Callable[..., Any]:
-        """The callable; found where it is first needed, so that its module is imported there only."""
+        """The callable. It is imported on first use, and so only in the process that calls it."""
         return _load(self.path)
 
     @cached_property
     def names(self) -> set[str] | None:
-        """What it can be told by name; None for everything."""
+        """Names of the arguments that it takes; None if it takes any."""
         try:
             parameters = inspect.signature(self.function).parameters.values()
-        except ValueError:  # some callables written in C tell nothing
+        except ValueError:  # some callables written in C have no signature
             return None
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
         return None if takes_all else {parameter.name for parameter in parameters}
@@ -74,14 +74,14 @@ async def _awaited(result: Any) -> Any:
 
 
 class HTTPReward:
-    """A scorer behind HTTP: gets ``{"completions", "prompts", columns…}`` as JSON, answers ``{"rewards": […]}``.
+    """An HTTP server that receives ``{"completions", "prompts", columns…}`` as JSON and returns ``{"rewards": […]}``.
 
     Args:
-        url: Where to POST.
-        timeout_seconds: Of one request, to the last byte of its answer.
+        url: URL of the POST requests.
+        timeout_seconds: Timeout of one request, up to the last byte of its response.
 
     Raises:
-        InputError: The address cannot be one.
+        InputError: The URL is not valid.
     """
 
     def __init__(self, *, url: str, timeout_seconds: Annotated[float, Field(gt=0)]):
@@ -93,32 +93,32 @@ class HTTPReward:
             )
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
-        """The rewards of the answer."""
+        """Send one request and return the rewards of the response."""
         deadline = time.monotonic() + self.timeout_seconds
         body = json.dumps({"completions": completions, "prompts": prompts, **columns}).encode()
-        with urllib.request.urlopen(post(self.url, body), timeout=self.timeout_seconds) as answer:
-            return json.loads(_read(answer, deadline))["rewards"]
+        with urllib.request.urlopen(post(self.url, body), timeout=self.timeout_seconds) as response:
+            return json.loads(_read(response, deadline))["rewards"]
 
 
-def _read(answer: Any, deadline: float) -> bytes:
-    """The whole of an answer, however slowly it comes, within limits of time and size."""
+def _read(response: Any, deadline: float) -> bytes:
+    """Read a whole response, within limits of time and size."""
     body = bytearray()
-    while chunk := answer.read1(CHUNK_BYTES):
+    while chunk := response.read1(CHUNK_BYTES):
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise ValueError(f"its answer is longer than {MAX_ANSWER_BYTES} bytes")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise ValueError(f"its response is longer than {MAX_RESPONSE_BYTES} bytes")
         if time.monotonic() > deadline:
-            raise TimeoutError("its answer has not come to an end in time")
+            raise TimeoutError("its response was not complete in time")
     return bytes(body)
 
 
 def _fault(url: str) -> str:
-    """Why an address cannot be one; nothing where it can."""
+    """Why a URL is not valid; empty if it is."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        return f"it is no address: {error}"
+        return f"it is not an address: {error}"
     if parts.scheme not in ("http", "https"):
         return "an address begins with http:// or https://"
     if not host or any(character.isspace() or not character.isprintable() for character in url):

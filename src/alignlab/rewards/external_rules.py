@@ -1,4 +1,4 @@
-"""Which callables of others may be rewards, and how a scorer behind HTTP is asked with the password of its address."""
+"""Checks of external callables, and HTTP requests that send the password of a URL in a header."""
 
 import base64
 import inspect
@@ -12,26 +12,26 @@ from alignlab.errors import InputError
 
 
 def refuse_module(path: str, where: str) -> None:
-    """Refuse the standard library, before anything of it is imported.
+    """Refuse a module of the standard library before it is imported.
 
     Args:
-        path: As typed.
-        where: The module, or a file, in it.
+        path: The path as typed.
+        where: The module or file of the path.
 
     Raises:
-        InputError: It is part of the standard library.
+        InputError: The module is part of the standard library.
     """
     if not where.endswith(".py") and where.partition(".")[0] in sys.stdlib_module_names:
         raise _no_reward(path, "it is part of the standard library")
 
 
 def refuse_other_callables(path: str, where: str, function: Callable[..., Any]) -> None:
-    """Refuse what a package holds besides rewards; a file is its owner's own program.
+    """Refuse callables of a package that are not rewards. A file is the user's own program and is not checked.
 
     Args:
-        path: As typed.
-        where: The module, or a file, in it.
-        function: What was found there.
+        path: The path as typed.
+        where: The module or file of the path.
+        function: The callable at the path.
 
     Raises:
         InputError: It comes from the standard library, or takes no argument named ``completions``.
@@ -42,18 +42,18 @@ def refuse_other_callables(path: str, where: str, function: Callable[..., Any]) 
         raise _no_reward(path, "it comes from the standard library")
     try:
         names = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # what is written in C may tell nothing
+    except (TypeError, ValueError):  # callables written in C may have no signature
         names = {}
     if "completions" not in names:
         raise _no_reward(path, "it takes no argument named completions")
 
 
 def post(url: str, body: bytes) -> urllib.request.Request:
-    """A request of JSON; user and password of the address become a header, which is what servers read.
+    """Make a POST request with a JSON body. User and password of the URL are sent in a header.
 
     Args:
-        url: May hold ``user:password@``.
-        body: JSON.
+        url: URL, which may contain ``user:password@``.
+        body: JSON text.
     """
     parts = urlsplit(url)
     headers = {"Content-Type": "application/json"}

@@ -1,8 +1,8 @@
-"""A trained reward model as a reward: it reads prompt and completion in its own template and tokens.
+"""A trained reward model as a reward. It reads prompt and completion with its own chat template and tokenizer.
 
-1. Its weights are read when the method is made, not at the first call: a wrong path is refused before the run begins,
-   and ZeRO-3, which would cut the weights of whatever is opened later, does not know of them.
-2. Equal texts get equal rewards to the last bit, whatever else is scored with them.
+1. Its weights are loaded when the method is built, not at the first call: a wrong path is refused before the run
+   begins, and ZeRO-3, which would shard a model that is loaded later, does not shard it.
+2. Equal texts get exactly equal rewards, whatever else is in the batch.
 """
 
 import logging
@@ -41,16 +41,17 @@ class LearnedReward:
     """The score of a reward model.
 
     Args:
-        path: Run, model or adapter folder, or hub id, of a model that gives one number per sequence.
-        batch_size: Sequences at once.
-        dtype: Number format of its weights.
-        device: Where it computes; None for the device of the run.
-        chat_template: ``auto`` for its tokenizer's own, or as ``data.chat_template``.
-        read_at: ``turn_end``: where the answer ends, as ``method=reward_model`` trains; ``text_end``: behind all that
-            the template writes, as ``apply_chat_template`` gives it to models trained elsewhere.
+        path: Run, model or adapter folder, or hub id, of a model that returns one number per sequence.
+        batch_size: Number of sequences per forward pass.
+        dtype: Number format of the weights.
+        device: Device of the model; None for the device of the run.
+        chat_template: ``auto`` for the template of its tokenizer, or a value of ``data.chat_template``.
+        read_at: Token whose score is read. ``turn_end``: the last token of the completion's turn, as in training by
+            ``method=reward_model``; ``text_end``: the last token that the template writes, as models trained elsewhere
+            expect it of ``apply_chat_template``.
 
     Raises:
-        InputError: The path holds no reward model, or its tokenizer no chat template that can be used.
+        InputError: The path holds no reward model, or its tokenizer has no usable chat template.
     """
 
     def __init__(
@@ -76,24 +77,24 @@ class LearnedReward:
             cross_document_attention=False,
             number_columns=(),
         )
-        self.one_at_a_time = threading.Lock()  # a call that was given up may still compute
-        self._refuse_template(f"{KEY}.path={path}")
+        self.one_at_a_time = threading.Lock()  # an abandoned call may still compute
+        self._check_template(f"{KEY}.path={path}")
         self.to("cpu")
 
     def to(self, device: str | torch.device) -> None:
-        """Compute on the device of the run, unless another was asked for."""
+        """Move the model to the device of the run, unless ``device`` names another."""
         self.model.to(self.device or device)
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
-        """One number per completion; NaN where it cannot be read, which is told.
+        """Score completions. A completion that cannot be scored gets NaN and a warning is logged.
 
         Args:
-            completions: S texts.
-            prompts: Messages of each, or a text.
-            columns: Not looked at.
+            completions: Texts of the completions. Length S.
+            prompts: Prompt of each completion, as messages or as a text. Length S.
+            columns: Ignored.
         """
         rows = [self._row(*pair) for pair in zip(prompts, completions, strict=True)]
-        self._tell([row for row in rows if isinstance(row, Dropped)], len(rows))
+        self._warn([row for row in rows if isinstance(row, Dropped)], len(rows))
         tokens = [None if isinstance(row, Dropped) else tuple(row.tokens) for row in rows]
         distinct = sorted(dict.fromkeys(one for one in tokens if one), key=len)
         with self.one_at_a_time:
@@ -102,13 +103,13 @@ class LearnedReward:
 
     def _row(self, prompt: str | Sequence[Message], completion: str) -> TokenRow | Dropped:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        answer = {"role": "assistant", "content": completion}
-        row = Unpaired(origin="a completion", prompt=tuple(messages), completion=(answer,), desirable=True)
+        turn = {"role": "assistant", "content": completion}
+        row = Unpaired(origin="a completion", prompt=tuple(messages), completion=(turn,), desirable=True)
         return self.encode(row, self.tokenizer, self.settings)
 
-    def _refuse_template(self, asked: str) -> None:
+    def _check_template(self, asked: str) -> None:
         if self.settings.chat_template == "auto" and not self.tokenizer.chat_template:
-            why = "its tokenizer has no chat template, and in another than it was trained with its scores mean nothing"
+            why = "its tokenizer has no chat template, and with another one than in training its scores mean nothing"
             raise InputError(asked, why, f"Type {KEY}.chat_template=chatml, plain, none or a jinja file")
         try:
             probe = self._row("0", "1")
@@ -126,7 +127,7 @@ class LearnedReward:
             scores += rewards_of(self.model, batch).tolist()
         return scores
 
-    def _tell(self, dropped: Sequence[Dropped], num_completions: int) -> None:
+    def _warn(self, dropped: Sequence[Dropped], num_completions: int) -> None:
         if not dropped:
             return
         limit, longest = self.settings.max_tokens_per_sequence, max(row.tokens for row in dropped)
@@ -136,7 +137,7 @@ class LearnedReward:
 
 
 def _whole_text(row: Unpaired, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
-    """All that the template writes, with contents unable to forge special tokens."""
+    """Tokenise everything that the template writes, such that no content can act as a special token."""
     context = derive_context(tokenizer, settings, str(tokenizer.chat_template))
     messages: Any = [dict(message) for message in (*row.prompt, *row.completion)]
     guard = None if context.template.name == "none" else find_guard(messages, context.control)
@@ -150,4 +151,4 @@ def _plain_row(tokens: list[int], origin: str) -> TokenRow:
 
 
 ENCODERS: dict[str, Encode] = {"turn_end": tokenize, "text_end": _whole_text}
-"""Where a sequence is read, and what makes its tokens."""
+"""Functions that tokenise a prompt with its completion, by ``read_at``."""

@@ -1,18 +1,18 @@
-"""Whether an answer is mathematically the right one, by the library math-verify."""
+"""Reward for a mathematically equal answer, by the library math-verify."""
 
 import importlib.util
 import math
 
 from alignlab.errors import InputError
 from alignlab.rewards.exact_answer import final_answer, right_answers
-from alignlab.rewards.own_process import Apart, TimeUp, time_limit
+from alignlab.rewards.own_process import OwnProcessReward, TimeUp, time_limit
 
 
-class MathEqual(Apart):
-    """1 where the marked answer equals that of a column as an expression (``1/2`` is ``0.5``), else 0.
+class MathEqual(OwnProcessReward):
+    """1 if the marked answer equals that of a column as an expression (``1/2`` is ``0.5``), else 0.
 
     Args:
-        column: Of the right answer, alone or as a worked solution that marks it.
+        column: Name of the column of right answers, or of worked solutions that mark them.
 
     Raises:
         InputError: math-verify is not installed.
@@ -28,7 +28,7 @@ class MathEqual(Apart):
         importlib.import_module("math_verify")
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
-        """One number per completion; None where there is no right answer that can be read, NaN where time was up."""
+        """One number per completion; None if the row has no right answer that can be parsed, NaN after a timeout."""
         pairs = zip(completions, right_answers(columns, self.column), strict=True)
         return [None if right is None else self._compare(text, str(right)) for text, right in pairs]
 
@@ -37,7 +37,7 @@ class MathEqual(Apart):
         from math_verify import parse, verify
 
         try:
-            # The library's own limits of time would take each other's alarm away, and ours.
+            # The library's own time limits would replace our alarm signal, and each other's.
             with time_limit():
                 gold = parse(f"${final_answer(right) or right}$", parsing_timeout=None)
                 given = final_answer(text)

@@ -1,4 +1,4 @@
-"""Rewards that run in a process of their own, where they can be stopped, and limits of time within it."""
+"""Rewards that run in a separate process, where they can be stopped, and time limits within it."""
 
 import signal
 import threading
@@ -7,25 +7,25 @@ from contextlib import contextmanager
 from types import FrameType
 
 SECONDS_PER_TEXT = 2.0
-"""What a single text may take where each is looked at by itself."""
+"""Time limit of a single text, for rewards that process texts one by one."""
 
 
-class Apart:
-    """A reward of ours that is run in a process of its own; it is sent there pickled."""
+class OwnProcessReward:
+    """Base of our rewards that run in a separate process, to which they are sent pickled."""
 
     def prepare(self) -> None:
-        """What takes time and can be refused: called there once, before any completion."""
+        """Prepare for scoring: called once in that process. It may take long, or raise an ``InputError``."""
 
 
 class TimeUp(BaseException):
-    """The time of a text is over; no ``Exception``, which libraries catch."""
+    """The time limit of a text has passed. Not an ``Exception``, since libraries catch those."""
 
 
 @contextmanager
 def time_limit(seconds: float = SECONDS_PER_TEXT) -> Iterator[None]:
-    """Interrupt what takes longer, a regular expression too, with `TimeUp`.
+    """Raise ``TimeUp`` in a block that takes longer, even in a regular expression.
 
-    Signals reach the main thread only, where a reward of its own process runs; elsewhere there is no limit.
+    Signals reach the main thread only, in which a reward runs in its own process; in other threads there is no limit.
 
     Args:
         seconds: The limit.

@@ -1,8 +1,8 @@
-"""All rewards of a rollout, weighted, and what happens when one of them misbehaves.
+"""The weighted sum of all rewards of a rollout, and the handling of rewards that fail.
 
-Every reward is asked at the same time and gets so many seconds. One that raises, hangs, dies, or returns something else
-than one finite number per completion gives its default for these completions; it is counted and told, and stalls
-nobody. Where it runs, and what becomes of one that hangs, says ``rewards.places``.
+All rewards are called at the same time, each with a timeout. If a reward raises, hangs, dies, or does not return one
+finite number per completion, these completions get its default; the failure is counted and logged, and the run goes on.
+``rewards.execution`` describes where a reward runs and what happens to one that hangs.
 """
 
 import logging
@@ -17,8 +17,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from alignlab.errors import InputError
-from alignlab.rewards.answers import Answer, nothing
-from alignlab.rewards.execution import InProcess, InThread, place_for
+from alignlab.rewards.answers import Answer, failed_answer
+from alignlab.rewards.execution import InProcess, InThread, make_executor
 from alignlab.rewards.tallies import Tally
 
 log = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ Reward = Callable[..., Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Scores:
-    """What completions are worth.
+    """Rewards of S completions.
 
     Args:
-        total: Weighted sums; NaN where no reward has an opinion. Length S.
-        by_name: Each reward, NaN where it has no opinion. Length S.
-        failures: Per reward how many completions got its default, by what went wrong.
-        failed: Of each completion how many rewards failed. Length S.
-        tallies: How each reward did.
+        total: Weighted sum of the rewards; NaN if no reward gives a number. Length S.
+        by_name: Values of each reward, NaN where it gives none. Length S.
+        failures: For each reward, the number of completions that got its default, by kind of failure.
+        failed: Number of rewards that failed for each completion. Length S.
+        tallies: Counts of each reward.
     """
 
     total: list[float]
@@ -47,13 +47,14 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a reward is granted.
+    """Limits of every reward.
 
     Args:
-        timeout_seconds: Of one call.
-        num_retries: Further calls after one that raised.
-        default: What a completion gets that could not be scored; None: no opinion.
-        max_failed_rollouts: Rollouts in a row in which a reward may fail for all completions; see ``tallies``.
+        timeout_seconds: Timeout of one call.
+        num_retries: Number of retries after a call that raised.
+        default: Value of a completion for which the reward failed; None leaves the reward out of its sum.
+        max_failed_rollouts: Number of rollouts in a row after which a reward that fails for all completions ends the
+            run; see ``tallies``.
     """
 
     timeout_seconds: Annotated[float, Field(gt=0)]
@@ -63,15 +64,16 @@ class Limits:
 
 
 class Scorer:
-    """Calls rewards and adds them up.
+    """Calls rewards and sums them.
 
     Args:
-        rewards: By name, each ``(completions, prompts, **columns)`` → one number per completion, or None.
-        weights: In the same order; None for 1 each.
-        limits: Of every reward.
+        rewards: Rewards by name, callables ``(completions, prompts, **columns)`` that return one number or None per
+            completion.
+        weights: Weights in the same order; None for 1 each.
+        limits: Limits of every reward.
 
     Raises:
-        InputError: There are more or fewer weights than rewards, or no reward; or one refuses what it was told.
+        InputError: The numbers of weights and rewards differ, there is no reward, or a reward refuses its arguments.
     """
 
     def __init__(self, rewards: Mapping[str, Reward], weights: Sequence[float] | None, limits: Limits):
@@ -81,15 +83,15 @@ class Scorer:
             raise InputError(f"method.reward_weights={weights}", why, "Give one weight per reward, in their order")
         self.rewards, self.limits = dict(rewards), limits
         self.weights = dict(zip(rewards, weights, strict=True))
-        self.places = {name: place_for(name, reward) for name, reward in self.rewards.items()}
+        self.executors = {name: make_executor(name, reward) for name, reward in self.rewards.items()}
 
     def __call__(self, completions: Sequence[str], prompts: Sequence[Any], columns: Mapping[str, list]) -> Scores:
         """Score completions.
 
         Args:
-            completions: S texts.
-            prompts: Messages of each one's prompt. Length S.
-            columns: Of the rows, each of length S.
+            completions: Texts of the completions. Length S.
+            prompts: Messages of each completion's prompt. Length S.
+            columns: Columns of the rows, each of length S.
         """
         answers = self._ask_all(list(completions), list(prompts), columns)
         default = math.nan if self.limits.default is None else self.limits.default
@@ -99,53 +101,54 @@ class Scorer:
             failed = [count + (value is None) for count, value in zip(failed, answer.values, strict=True)]
             if answer.failure:
                 failures[name] = Counter({answer.failure: answer.values.count(None)})
-                log.warning("reward %s: %s: %s", name, answer.failure, answer.told)
-        total = [self._sum(place, by_name) for place in range(len(completions))]
+                log.warning("reward %s: %s: %s", name, answer.failure, answer.message)
+        total = [self._sum(index, by_name) for index in range(len(completions))]
         tallies = {name: Tally.of(answer) for name, answer in answers.items()}
         return Scores(total, by_name, failures, failed, tallies)
 
     def to(self, device: Any) -> None:
-        """Move rewards that compute on a device, which have a method ``to``, to that of the run."""
+        """Move rewards that compute on a device, and so have a method ``to``, to the device of the run."""
         for reward in self.rewards.values():
             if hasattr(reward, "to"):
                 reward.to(device)
 
     def close(self) -> None:
-        """End the processes of rewards; a further call starts them anew."""
-        for place in self.places.values():
-            place.close()
+        """End the processes of rewards; a further call restarts them."""
+        for executor in self.executors.values():
+            executor.close()
 
     def _ask_all(self, *arguments: Any) -> dict[str, Answer]:
-        """The answer of each reward, all asked at once."""
+        """Call all rewards at the same time and return the answer of each."""
         size, retries, seconds = len(arguments[0]), self.limits.num_retries, self.limits.timeout_seconds
-        faults = {name: place.make_ready() for name, place in self.places.items()}  # takes no time of the calls'
-        calls = {name: _Call(self.places[name], (*arguments, retries)) for name, fault in faults.items() if not fault}
+        faults = {name: executor.make_ready() for name, executor in self.executors.items()}  # not part of the timeout
+        ready = [name for name, fault in faults.items() if not fault]
+        calls = {name: _Call(self.executors[name], (*arguments, retries)) for name in ready}
         deadline = time.monotonic() + seconds * (1 + retries)
-        answers = {name: nothing(size, "not_called", fault) for name, fault in faults.items() if fault}
+        answers = {name: failed_answer(size, "not_called", fault) for name, fault in faults.items() if fault}
         for name, call in calls.items():
             call.thread.join(max(0.0, deadline - time.monotonic()))
-            answers[name] = call.answer or nothing(size, "timed_out", f"it gave no answer within {seconds:g} s")
+            answers[name] = call.answer or failed_answer(size, "timed_out", f"it gave no answer within {seconds:g} s")
             if call.answer is None:
-                self.places[name].give_up()
+                self.executors[name].give_up()
         return {name: answers[name] for name in self.rewards}
 
-    def _sum(self, place: int, by_name: Mapping[str, list[float]]) -> float:
+    def _sum(self, index: int, by_name: Mapping[str, list[float]]) -> float:
         known = [
-            self.weights[name] * values[place] for name, values in by_name.items() if not math.isnan(values[place])
+            self.weights[name] * values[index] for name, values in by_name.items() if not math.isnan(values[index])
         ]
         return sum(known) if known else math.nan
 
 
 class _Call:
-    """A reward that is being asked, in a thread, so that it can be left; whatever goes wrong becomes its answer."""
+    """A call of a reward in a thread, so that it can be abandoned; every error becomes its answer."""
 
-    def __init__(self, place: InThread | InProcess, arguments: tuple):
+    def __init__(self, executor: InThread | InProcess, arguments: tuple):
         self.answer: Answer | None = None
-        self.thread = threading.Thread(target=self._run, args=(place, arguments), daemon=True)
+        self.thread = threading.Thread(target=self._run, args=(executor, arguments), daemon=True)
         self.thread.start()
 
-    def _run(self, place: InThread | InProcess, arguments: tuple) -> None:
+    def _run(self, executor: InThread | InProcess, arguments: tuple) -> None:
         try:
-            self.answer = place.ask(*arguments)
-        except Exception as error:  # columns that cannot be sent, and what else nobody thought of
-            self.answer = nothing(len(arguments[0]), "failed", f"{type(error).__name__}: {error}")
+            self.answer = executor.ask(*arguments)
+        except Exception as error:  # for example columns that cannot be sent to a process
+            self.answer = failed_answer(len(arguments[0]), "failed", f"{type(error).__name__}: {error}")

@@ -1,8 +1,8 @@
-"""How rewards did over a whole rollout and all ranks, and when a run must end because of it.
+"""Counts of the successes and failures of rewards over a rollout and all ranks, and the rules that end a run.
 
-1. A rollout in which no reward gave a number for any completion teaches nothing: other prompts are sampled instead.
-2. After ``max_failed_rollouts`` of these in a row the run ends, and after as many in a row in which one reward failed
-   for all completions, though others worked. To have no opinion is no failure of a single reward.
+1. A rollout in which no reward gives a number for any completion is not trained on; other prompts are sampled instead.
+2. The run ends after ``max_failed_rollouts`` such rollouts in a row, and also after as many in a row in which a single
+   reward fails for all completions. Returning None is not a failure.
 """
 
 import logging
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 
 LIMIT = "method.reward_limits.max_failed_rollouts"
 ALL = ""
-"""Stands for all rewards together where each is counted by its name."""
+"""Key that counts all rewards together, where others are counted by name."""
 
 
 @dataclass(frozen=True)
 class Tally:
-    """How a reward did.
+    """Counts of one reward.
 
     Args:
-        asked: Completions that it was asked about.
-        numbers: Those for which it gave a number.
-        failed: Those for which it failed.
-        error: How it failed first; empty where it did not.
+        asked: Number of completions that it was called with.
+        numbers: Number of completions for which it gave a number.
+        failed: Number of completions for which it failed.
+        error: Its first error; empty if it did not fail.
     """
 
     asked: int = 0
@@ -38,10 +38,10 @@ class Tally:
 
     @classmethod
     def of(cls, answer: Answer) -> "Tally":
-        """That of one answer."""
+        """Count one answer."""
         failed = answer.values.count(None)
         numbers = sum(value is not None and value == value for value in answer.values)
-        error = answer.told.strip().splitlines()[-1] if failed else ""
+        error = answer.message.strip().splitlines()[-1] if failed else ""
         return cls(len(answer.values), numbers, failed, error)
 
     def __add__(self, other: "Tally") -> "Tally":
@@ -50,7 +50,7 @@ class Tally:
 
 
 def together(shares: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
-    """Tallies of several answers, or of several ranks, by reward."""
+    """Sum the counts of several answers, or of several ranks, by reward."""
     total: dict[str, Tally] = {}
     for share in shares:
         for name, tally in share.items():
@@ -59,10 +59,10 @@ def together(shares: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
 
 
 class Watch:
-    """Counts rollouts in a row in which rewards failed.
+    """Counts consecutive rollouts in which rewards failed, and ends the run after too many.
 
     Args:
-        max_failed_rollouts: How many end the run.
+        max_failed_rollouts: Number of failed rollouts in a row that ends the run.
     """
 
     def __init__(self, max_failed_rollouts: int):
@@ -71,13 +71,13 @@ class Watch:
         self.errors: dict[str, str] = {}
 
     def is_scored(self, tallies: Mapping[str, Tally]) -> bool:
-        """Whether a rollout can be learned from: some reward gave a number.
+        """Count a rollout, and return whether any reward gave a number for it.
 
         Args:
-            tallies: Of the whole rollout, the same on all ranks.
+            tallies: Counts of each reward over the whole rollout, the same on all ranks.
 
         Raises:
-            RunError: It was the last of ``max_failed_rollouts``.
+            RunError: It was the last of ``max_failed_rollouts`` failed rollouts in a row.
         """
         scored = any(tally.numbers for tally in tallies.values())
         bad = {name for name, tally in tallies.items() if tally.failed == tally.asked} | (set() if scored else {ALL})
@@ -98,7 +98,7 @@ class Watch:
         else:
             how = f"failed for all completions of {number} rollouts in a row"
             why = "; ".join(f"{name} {how} (at first: {self.errors[name]})" for name in ended)
-        instead = f"Mend the reward and resume the run, or raise {LIMIT}"
+        instead = f"Correct the reward and resume the run, or raise {LIMIT}"
         return RunError(f"method.reward=[{', '.join(tallies)}]", why, instead)
 
     def _how(self, name: str, tally: Tally) -> str:

@@ -1,9 +1,8 @@
-"""The process in which a reward runs by itself: ``python -m alignlab.rewards.worker CHANNEL LIFELINE``.
+"""The process of a reward: ``python -m alignlab.rewards.worker CHANNEL LIFELINE``.
 
-It is sent ``sys.path`` and the pickled reward once, then completions again and again, and answers in JSON: nothing that
-a reward returns is unpickled by the run. The lifeline is a pipe of which the run holds the other end and into which it
-writes nothing: once the run is gone, however it went, Linux kills this process with all that it started, whatever it is
-doing.
+It receives ``sys.path`` and the pickled reward once, then completions repeatedly, and answers in JSON, so the run never
+unpickles what a reward returns. The lifeline is a pipe whose other end the run holds open without writing to it. When
+the run ends, for whatever reason, Linux kills this process and every process that it started.
 """
 
 import fcntl
@@ -19,14 +18,14 @@ from typing import Any
 
 from alignlab.errors import InputError
 from alignlab.rewards.answers import ask
-from alignlab.rewards.own_process import Apart
+from alignlab.rewards.own_process import OwnProcessReward
 
 F_SETSIG = 10
-"""Of Linux: which signal tells that something happened to a descriptor; ``fcntl`` has no name for it."""
+"""Linux command that sets the signal for events on a descriptor; ``fcntl`` has no name for it."""
 
 
 def main() -> None:
-    """Serve until the run ends."""
+    """Answer calls until the run ends."""
     channel, lifeline = Connection(int(sys.argv[1])), int(sys.argv[2])
     end_with(lifeline)
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -38,33 +37,33 @@ def main() -> None:
 
 
 def _wait_for_the_run(signum: int, frame: object) -> None:
-    """Do nothing: the run may still finish its step. As a function, and not inherited as ``SIG_IGN`` would be."""
+    """Do nothing: the run may still finish its step. A function, because child processes would inherit ``SIG_IGN``."""
 
 
 def end_with(lifeline: int) -> None:
-    """Have this process and those that it starts killed when the other end of a pipe is closed."""
+    """Let Linux kill this process and those that it starts when the other end of a pipe is closed."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(lifeline, F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
-    if select.select([lifeline], [], [], 0)[0]:  # closed before we asked
+    if select.select([lifeline], [], [], 0)[0]:  # closed already
         os._exit(1)
 
 
 def serve(channel: Connection) -> None:
-    """Make the reward ready, say so, and answer."""
+    """Prepare the reward, report that it is ready, and answer calls."""
     sys.path[:], pickled = channel.recv()
     try:
         reward = pickle.loads(pickled)
-        if isinstance(reward, Apart):
+        if isinstance(reward, OwnProcessReward):
             reward.prepare()
     except InputError as error:
         return _send(channel, {"refused": [error.asked, error.why, error.instead]})
-    except BaseException as error:  # code of others: importing it may raise anything
+    except BaseException as error:  # foreign code: importing it may raise anything
         return _send(channel, {"failed": "".join(traceback.format_exception_only(error)).strip()})
     _send(channel, {})
     while True:
         answer = ask(reward, *channel.recv())
-        _send(channel, {"values": answer.values, "failure": answer.failure, "told": answer.told})
+        _send(channel, {"values": answer.values, "failure": answer.failure, "message": answer.message})
 
 
 def _send(channel: Connection, message: dict[str, Any]) -> None:

@@ -1,13 +1,13 @@
-"""Whether a completion is written as asked: ``<reasoning>…</reasoning>`` and then ``<answer>…</answer>``."""
+"""Rewards for the format ``<reasoning>…</reasoning>`` followed by ``<answer>…</answer>``."""
 
 import re
 from typing import Literal, NamedTuple
 
 
 class Form(NamedTuple):
-    """A form as what it begins with, what stands in its middle, and what it ends with; blanks around it do not count.
+    """A format, given by its beginning, its middle and its end; surrounding blanks are ignored.
 
-    A single expression with two texts of any length in it would take time quadratic in the completion.
+    A single regular expression with two texts of any length would take time quadratic in the completion.
     """
 
     start: str
@@ -15,7 +15,7 @@ class Form(NamedTuple):
     end: str
 
     def fits(self, text: str) -> bool:
-        """Whether a text is written so."""
+        """Whether a text has the format."""
         text = text.strip()
         inner = len(text) - len(self.end)
         if not (text.startswith(self.start) and text.endswith(self.end) and len(self.start) <= inner):
@@ -30,33 +30,33 @@ FORMS = {
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
 CREDIT_PER_TAG = 0.125
-COST_PER_CHARACTER_BEHIND = 0.001
+COST_PER_TRAILING_CHARACTER = 0.001
 
 
 class XMLFormat:
-    """1 where the whole completion has the form, else 0.
+    """1 if the whole completion has the format, else 0.
 
     Args:
-        form: ``strict`` wants every tag on a line of its own, ``soft`` the tags in their order.
+        form: ``strict`` requires every tag on a line of its own; ``soft`` requires the tags in their order.
     """
 
     def __init__(self, *, form: Literal["strict", "soft"]):
         self.form = FORMS[form]
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
-        """One number per completion."""
+        """Return one number per completion."""
         return [float(self.form.fits(text)) for text in completions]
 
 
 class XMLTags:
-    """An eighth for each of the four tags that stands there exactly once, less what stands behind the last."""
+    """0.125 for each of the four tags that occurs exactly once, minus 0.001 per character after the last tag."""
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float]:
-        """At most 0.5 per completion."""
+        """Return one number per completion, at most 0.5."""
         return [self._credit(text) for text in completions]
 
     @staticmethod
     def _credit(text: str) -> float:
         credit = CREDIT_PER_TAG * sum(text.count(tag) == 1 for tag in TAGS)
-        _, end, behind = text.rpartition(TAGS[-1])
-        return credit - (COST_PER_CHARACTER_BEHIND * len(behind.strip()) if end else 0.0)
+        _, end, trailing = text.rpartition(TAGS[-1])
+        return credit - (COST_PER_TRAILING_CHARACTER * len(trailing.strip()) if end else 0.0)

@@ -6,8 +6,8 @@ What is left of a rollout is part of the checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,8 +24,18 @@ Prompts = Callable[[int], tuple[Sequence[TokenRow], float]]
 NextPrompts = Callable[..., Sequence[TokenRow]]
 """Takes the next prompts: so many, or without a number those of a window."""
 
-Produce = Callable[[int, NextPrompts], list[TokenRow]]
-"""Number of a rollout, and where to take prompts → rows with completions, the same on all ranks."""
+Produce = Callable[[int, NextPrompts], tuple[list[TokenRow], dict[str, float]]]
+"""Number of a rollout, and where to take prompts → rows with completions, and what is logged; the same on all ranks."""
+
+
+class Stateful(Protocol):
+    """What a checkpoint keeps beside the loader's own state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a state."""
 
 
 def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
@@ -40,7 +50,7 @@ def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperienceSettings:
+class LoaderSettings:
     """How a rollout becomes optimizer steps.
 
     Args:
@@ -58,7 +68,7 @@ class ExperienceSettings:
     pad_token_id: int
 
 
-class ExperienceLoader:
+class RolloutLoader:
     """Yields the collated steps of one rank; goes on where a checkpoint left off, also within a rollout.
 
     Args:
@@ -67,7 +77,8 @@ class ExperienceLoader:
         settings: How it becomes steps.
         num_steps: Steps to yield in all.
         rank: This process.
-        num_ranks: Processes among which each step is spread.
+        num_ranks: Processes among which each step is shared.
+        state: What else is saved and restored with the loader.
     """
 
     def __init__(
@@ -75,10 +86,11 @@ class ExperienceLoader:
         prompts: Prompts,
         produce: Produce,
         *,
-        settings: ExperienceSettings,
+        settings: LoaderSettings,
         num_steps: int,
         rank: int,
         num_ranks: int,
+        state: Stateful | None = None,
     ):
         self.prompts, self.produce, self.settings = prompts, produce, settings
         self.num_steps, self.rank, self.num_ranks = num_steps, rank, num_ranks
@@ -86,6 +98,8 @@ class ExperienceLoader:
         self.epoch = 0.0
         self.rows: list[TokenRow] = []
         self.steps: list[list[int]] = []
+        self.metrics: dict[str, float] = {}
+        self.state = state
 
     def __len__(self) -> int:
         return self.num_steps
@@ -99,17 +113,22 @@ class ExperienceLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, and what is left of the rollout, as plain containers."""
-        places = {name: getattr(self, name) for name in PLACES}
-        return places | {"rows": [asdict(row) for row in self.rows] if self.steps else []}
+        own = {name: getattr(self, name) for name in SAVED} | {"rows": [vars(row) for row in self._rows_left()]}
+        return own | ({} if self.state is None else {"state": self.state.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the state was taken."""
-        for name in PLACES:
+        for name in SAVED:
             setattr(self, name, state[name])
         self.rows = [TokenRow(**row) for row in state["rows"]]
+        if self.state is not None:
+            self.state.load_state_dict(state["state"])
+
+    def _rows_left(self) -> list[TokenRow]:
+        return self.rows if self.steps else []
 
     def _roll_out(self) -> None:
-        self.rows = self.produce(self.next_rollout, self._next_prompts)
+        self.rows, self.metrics = self.produce(self.next_rollout, self._next_prompts)
         number = self.next_rollout
         size = -(-len(self.rows) // self.settings.steps_per_rollout)
         plan = replace(self.settings.plan, global_batch_size=max(1, size), order="shuffled")
@@ -143,7 +162,13 @@ class ExperienceLoader:
             )
             for batch in planned
         ]
-        return StepBatch(batches, sizes, self.epoch)
+        metrics, self.metrics = self.metrics, {}  # logged once per rollout, with its first step
+        return StepBatch(batches, sizes, self.epoch, metrics=metrics, has_signal=any(map(_has_signal, rows)))
 
 
-PLACES = ("next_step", "next_rollout", "next_window", "next_place", "epoch", "steps")
+def _has_signal(row: TokenRow) -> bool:
+    """Whether there is anything to learn from its completions: some are better than others."""
+    return bool((row.token_columns | row.columns)["advantages"].any())
+
+
+SAVED = ("next_step", "next_rollout", "next_window", "next_place", "epoch", "steps")

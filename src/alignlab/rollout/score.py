@@ -1,15 +1,13 @@
-"""Values of tokens that must be known before learning begins, computed by all ranks together."""
+"""Values of a rollout's tokens that must be known before the first update, computed by all ranks together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from alignlab.data.batching.collate import collate, count_targets
-from alignlab.data.batching.plan import plan_step
-from alignlab.data.datamodule import DataModule
-from alignlab.distributed.comm import all_gather, num_ranks, rank
+from alignlab.data.batching.collate import collate
+from alignlab.data.batching.plan import PlanSettings, plan_step
+from alignlab.distributed.comm import num_ranks, rank, sum_over_ranks
 from alignlab.types.batch import MicroBatch, move
 from alignlab.types.rows import TokenRow
 
@@ -18,22 +16,38 @@ Score = Callable[[MicroBatch], dict[str, Tensor]]
 
 
 @torch.no_grad()
-def annotate(rows: Sequence[TokenRow], score: Score, data: DataModule, device: torch.device) -> list[TokenRow]:
-    """The same rows with more token columns.
+def score_rows(
+    rows: Sequence[TokenRow],
+    score: Score,
+    plan: PlanSettings,
+    *,
+    packing: bool,
+    pad_token_id: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Score rows, each rank its share.
 
     Args:
-        rows: The same on all ranks.
+        rows: The same on all ranks, every token of their completions a target.
         score: Every rank calls it equally often.
-        data: Whose limits of a micro-batch and layout are used.
+        plan: Limits of a micro-batch.
+        packing: Whether micro-batches have the packed layout.
+        pad_token_id: Filling of the padded layout.
         device: Where ``score`` wants its micro-batches.
+
+    Returns:
+        Values of all tokens by name, the same on all ranks, on the CPU. Each ``[N]``, float64.
     """
-    found: dict[int, dict[str, list[float]]] = {}
-    for planned in plan_step([len(row.tokens) for row in rows], data.plan, num_ranks())[rank()]:
-        chosen = [rows[index] for index in planned.rows]
-        batch = move(collate(chosen, data.load.packing, data.tokenizer.pad_token_id or 0), device)
-        sizes = [count_targets(row) for row in chosen]
-        by_name = {name: values.float().cpu().split(sizes) for name, values in score(batch).items()}
-        for place, index in enumerate(planned.rows):
-            found[index] = {name: parts[place].tolist() for name, parts in by_name.items()}
-    found = {index: values for one in all_gather(found) for index, values in one.items()}
-    return [replace(row, token_columns=row.token_columns | found[index]) for index, row in enumerate(rows)]
+    offsets = torch.tensor([0, *(sum(row.supervised) for row in rows)]).cumsum(0).tolist()
+    table: dict[str, Tensor] = {}
+    for planned in plan_step([len(row.tokens) for row in rows], plan, num_ranks())[rank()]:
+        batch = move(collate([rows[index] for index in planned.rows], packing, pad_token_id), device)
+        for name, values in score(batch).items():
+            column = table.setdefault(name, torch.zeros(offsets[-1], device=device))
+            if planned.counted:
+                sizes = [offsets[index + 1] - offsets[index] for index in planned.rows]
+                for index, part in zip(planned.rows, values.float().split(sizes), strict=True):
+                    column[offsets[index] : offsets[index + 1]] = part
+    names = sorted(table)
+    values = sum_over_ranks(torch.stack([table[name] for name in names]))
+    return dict(zip(names, values.cpu().double(), strict=True))

@@ -1,109 +1,76 @@
-"""Samplers that hold a copy of the policy: brought up to date before a rollout, compared after it, closed at the end.
+"""What a sampler with a copy of the policy needs before a rollout: weights, and a completion scored by the trainer."""
 
-Such a sampler has ``open``, ``update``, ``judge`` and ``close`` besides what every sampler has; see
-``rollout.vllm.rollout``.
-"""
-
-import time
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import lightning
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models.scoring import token_scores
-from alignlab.rollout.groups import Rollout
-from alignlab.rollout.vllm.parity import measure
-from alignlab.rollout.weights import current_weights, first_weights
-from alignlab.run_folder.metrics_file import MetricsFile
+from alignlab.rollout.learner import Learner
+from alignlab.rollout.weights import Write, current_weights, first_weights
 from alignlab.types.adapted import is_adapted
 from alignlab.types.batch import MicroBatch, move
 from alignlab.types.rows import TokenRow
 
-if TYPE_CHECKING:
-    from alignlab.methods.online import Online
 
-
-def holds_copy(rollout: Any) -> bool:
-    """Whether a sampler holds weights of its own."""
-    return hasattr(rollout, "update")
-
-
-def refresh(method: "Online") -> dict[str, float]:
-    """Give a sampler's copy the policy's weights as they are now; all ranks call it.
-
-    Returns:
-        What is logged; nothing for a sampler without a copy.
-    """
-    if not holds_copy(method.rollout):
-        return {}
-    clock, policy, sharding = time.perf_counter(), method.policy, method.sharding
-    if not method.rollout.is_open:
-        first = first_weights(policy, sharding, method.data.tokenizer)
-        probe = {"prompt": method.data.train[0].tokens, "stop_tokens": method.stop_tokens}
-        where = {"lora_rank": _rank_of_adapter(policy), "log_dir": _run_folder(method.trainer)}
-        method.rollout.open(first, **probe, **where)
-    difference = method.rollout.update(current_weights(policy, sharding), partial(_logps, method))
-    return {"time/weights": time.perf_counter() - clock, "rollout/arrival_difference": difference}
-
-
-def parity_metrics(method: "Online", rollout: Rollout) -> dict[str, float]:
-    """How far the log-probabilities that came with the samples are from the training forward's.
-
-    Returns:
-        What is logged; nothing where the training forward was not asked.
-
-    Raises:
-        ParityError: Farther than the sampler may be.
-    """
-    columns = rollout.token_columns
-    if "old_logps" not in columns:
-        return {}
-    parity = measure(columns["sampled_logps"], columns["old_logps"])
-    if holds_copy(method.rollout):
-        method.rollout.judge(parity)
-    return {f"rollout/parity_{name}": value for name, value in vars(parity).items()}
-
-
-class Closing(lightning.Callback):
-    """Closes a sampler when the run ends, however it does.
+@dataclass(frozen=True)
+class PolicySource:
+    """The policy as another engine takes it; every rank calls its methods.
 
     Args:
-        rollout: Samples.
+        learner: Holds the policy.
+        tokenizer: Written beside the first weights.
+        packing: Whether micro-batches have the packed layout.
+        prompt: Token ids by whose completion the two engines are compared.
+        stop_tokens: Tokens that end a completion.
+        log_dir: Takes what servers print.
     """
 
-    def __init__(self, rollout: Any):
-        self.rollout = rollout
+    learner: Learner
+    tokenizer: PreTrainedTokenizerBase
+    packing: bool
+    prompt: Sequence[int]
+    stop_tokens: Sequence[int]
+    log_dir: Path
 
-    def on_exception(self, trainer: lightning.Trainer, method: Any, exception: BaseException) -> None:
-        """On an error, Ctrl-C or SIGTERM."""
-        self.rollout.close()
+    def first_weights(self) -> str | Write:
+        """What an engine starts with; see ``weights.first_weights``."""
+        return first_weights(self.learner.policy, self.learner.sharding, self.tokenizer)
 
-    def teardown(self, trainer: lightning.Trainer, method: Any, stage: str) -> None:
-        """At the end."""
-        self.rollout.close()
+    def current_weights(self) -> Write:
+        """The policy as it is now, or only its adapter; see ``weights.current_weights``."""
+        return current_weights(self.learner.policy, self.learner.sharding)
 
+    @property
+    def lora_rank(self) -> int | None:
+        """Largest rank of the policy's LoRA; ``None`` without an adapter.
 
-@torch.no_grad()
-def _logps(method: "Online", prompt: list[int], completion: list[int]) -> list[float]:
-    """Log-probabilities of a completion's tokens in the training forward, at temperature 1."""
-    sizes = [len(prompt), len(completion)]
-    row = TokenRow([*prompt, *completion], [False] * sizes[0] + [True] * sizes[1], [sizes], "the probe")
-    batch = move(collate([row], method.data.load.packing, method.data.tokenizer.pad_token_id or 0), method.device)
+        Raises:
+            InputError: The policy has an adapter of another kind.
+        """
+        return _rank_of_adapter(self.learner.policy)
 
-    def score(batch: MicroBatch) -> Tensor:
-        return token_scores(method.policy, batch).logps
+    @torch.no_grad()
+    def logps(self, prompt: list[int], completion: list[int]) -> list[float]:
+        """Log-probabilities of a completion's tokens in the training forward, at temperature 1."""
+        lengths = [len(prompt), len(completion)]
+        supervised = [False] * lengths[0] + [True] * lengths[1]
+        row = TokenRow([*prompt, *completion], supervised, [lengths], "the probe")
+        batch = move(collate([row], self.packing, self.tokenizer.pad_token_id or 0), self.learner.device)
 
-    with method.as_in_training():
-        return method.sharding.forward(score, batch).tolist()
+        def score(batch: MicroBatch) -> Tensor:
+            return token_scores(self.learner.policy, batch).logps
+
+        with self.learner.as_in_training():
+            return self.learner.sharding.forward(score, batch).tolist()
 
 
 def _rank_of_adapter(policy: nn.Module) -> int | None:
-    """The largest rank of a LoRA; None without one."""
     if not is_adapted(policy):
         return None
     config = policy.active_peft_config
@@ -112,9 +79,3 @@ def _rank_of_adapter(policy: nn.Module) -> int | None:
         why = f"the policy has a {kind} adapter, and vLLM serves LoRA alone"
         raise InputError("rollout=vllm", why, "Type rollout=hf, or merge the adapter first")
     return max([config.r, *(config.rank_pattern or {}).values()])
-
-
-def _run_folder(trainer: lightning.Trainer) -> Path:
-    """Where the run's table of metrics lies."""
-    folders = [logger.path.parent for logger in trainer.loggers if isinstance(logger, MetricsFile)]
-    return folders[0] if folders else Path(trainer.default_root_dir)

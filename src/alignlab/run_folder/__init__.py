@@ -1,1 +1,1 @@
-"""What a run leaves on the disk and in trackers."""
+"""The folder of a run: its files and checkpoints, and the loggers that write to it and to trackers."""

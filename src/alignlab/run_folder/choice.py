@@ -1,4 +1,4 @@
-"""Which folder a run gets, and from where it starts."""
+"""Choice of a run's folder, and of the checkpoint from which it starts."""
 
 import hashlib
 import json
@@ -18,31 +18,31 @@ from alignlab.system.credentials import blanked
 def make_run_folder(
     config: Mapping[str, Any], *, method: str, run_dir: str | None, resume: str | None, root: Path = Path("runs")
 ) -> RunFolder:
-    """Decide on a run's folder, make it and lock it; to be called by one process per job.
+    """Choose the folder of a run, create it and lock it. One process per job calls this.
 
-    A folder is taken only if it does not exist, is empty, or holds a run that is to be continued; nothing is written
-    before that is known.
+    A folder is used only if it does not exist, is empty, or holds a run to continue. Nothing is written before that is
+    checked.
 
     ====================  =============================================================================================
     ``resume``            folder and start
     ====================  =============================================================================================
-    None                  ``run_dir``, which must hold no run yet, or a new folder under ``root``; fresh
-    ``auto``              ``run_dir``, or the newest run of the same config that is not done; from its newest whole
-                          checkpoint. Fresh where it has come to nothing that a fresh start would overwrite
-    a run folder          from its newest whole checkpoint, in that folder, or in ``run_dir`` as a branch
+    None                  ``run_dir``, which must not hold a run, or a new folder under ``root``; a fresh start
+    ``auto``              ``run_dir``, or the newest run of the same config that is not done; from its newest complete
+                          checkpoint, or a fresh start if that would overwrite nothing
+    a run folder          from its newest complete checkpoint, in that folder, or in ``run_dir`` as a branch
     a checkpoint folder   from it, in ``run_dir`` as a branch, or in its run's folder if it is the newest there
     ====================  =============================================================================================
 
     Args:
-        config: The resolved config as plain containers; its hash names the folder.
+        config: The resolved config as plain containers; its hash is part of the folder's name.
         method: Short name of the method.
         run_dir: Folder that the user asked for.
         resume: What the user asked to resume.
-        root: Where folders without a given name are made.
+        root: Parent of folders whose name is not given.
 
     Raises:
-        InputError: The folder is not one for this run (see ``location``), already holds another, would lose what it
-            holds, another process trains in it, or what to resume is not there.
+        InputError: The folder may not be used for this run (see ``location``), it holds another run, a fresh start
+            would overwrite its content, another process trains in it, or there is nothing to resume.
     """
     digest = config_hash(config)
     if run_dir is not None:
@@ -59,7 +59,7 @@ def make_run_folder(
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits that stand for what is trained, not for where."""
+    """Hash of the settings that decide what is trained: 8 hexadecimal digits of SHA-256."""
     kept = blanked({key: value for key, value in config.items() if key not in NOT_HASHED})
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
@@ -76,7 +76,7 @@ def _fresh(parent: Path, digest: str, run_dir: str | None, notes: tuple[str, ...
 
 
 def _make(path: Path) -> frozenset[str] | None:
-    """Make a folder; gives what lay in it where it was there already, None where it was not."""
+    """Create a folder if it does not exist; return the names in an existing one, None for a new one."""
     if path.is_dir():
         return frozenset(names_in(path))
     path.mkdir(parents=True)
@@ -84,12 +84,12 @@ def _make(path: Path) -> frozenset[str] | None:
 
 
 def _new_folder(parent: Path, digest: str) -> Path:
-    """A folder that nobody else has, also where two runs of one config start in the same second."""
+    """Create a new folder, even if two runs of one config start in the same second."""
     moment, number = time.strftime("%Y%m%d-%H%M%S"), 1
     while True:
         path = parent / (f"{moment}-{digest}" if number == 1 else f"{moment}.{number}-{digest}")
         try:
-            path.mkdir(parents=True)  # atomic: of two processes one gets it
+            path.mkdir(parents=True)  # atomic: only one of two processes creates it
             return path
         except FileExistsError:
             number += 1
@@ -101,12 +101,12 @@ def _holds_run(path: Path) -> bool:
 
 def _newest_unfinished(parent: Path, digest: str) -> Path | None:
     found = [path for path in parent.glob(f"*-{digest}") if path.is_dir() and read_status(path) != "done"]
-    # A run that was killed before its first checkpoint does not hide an older one that can be continued.
+    # Prefer a run with a checkpoint to a newer run that was killed before its first one.
     return max(found, key=lambda path: (any((path / "checkpoints").glob("step-*")), path.name), default=None)
 
 
 def _continued(path: Path) -> RunFolder:
-    """Continue the run in a folder from its newest whole checkpoint, or begin it."""
+    """Continue the run in a folder from its newest complete checkpoint, or start it."""
     if not _holds_run(path):
         return _fresh(path, "", str(path), (f"{path}: no run there yet; a fresh start",))
     checkpoint, notes = newest_valid(path / "checkpoints")
@@ -114,14 +114,14 @@ def _continued(path: Path) -> RunFolder:
     if checkpoint is not None:
         return RunFolder(path, checkpoint, (*notes, f"Resuming {path} after step {checkpoint.step:,}"), before)
     if any((path / "checkpoints").glob("step-*")) or (path / "model").exists() or read_status(path) == "done":
-        why = " and ".join(notes) or f"the run there (status {read_status(path)}) has no checkpoint to go on from"
+        why = " and ".join(notes) or f"the run there (status {read_status(path)}) has no checkpoint to resume from"
         instead = "Give another run_dir=; a fresh start would overwrite what is there"
         raise InputError(f"run_dir={path} resume=auto", why, instead)
     return RunFolder(path, None, (*notes, f"{path}: no checkpoint there; a fresh start"), before)
 
 
 def _from_path(resume: Path, run_dir: str | None) -> RunFolder:
-    """Continue from a run folder or a checkpoint, in its run's folder or as a branch in ``run_dir``."""
+    """Resume from a run folder or a checkpoint, in its run's folder or as a branch in ``run_dir``."""
     asked = f"resume={resume}"
     if not resume.is_dir():
         raise InputError(asked, "there is no such folder", "Give a run folder, a checkpoint folder, or resume=auto")
@@ -133,11 +133,11 @@ def _from_path(resume: Path, run_dir: str | None) -> RunFolder:
     home = resume if is_run else found.folder.parent.parent
     if run_dir is not None and Path(run_dir).resolve() != home.resolve():
         folder = _fresh(home, "", run_dir, ())
-        told = f"A branch in {run_dir} of {found.folder} (step {found.step:,})"
-        return RunFolder(folder.path, found, (*notes, told), folder.before)
+        note = f"A branch in {run_dir} of {found.folder} (step {found.step:,})"
+        return RunFolder(folder.path, found, (*notes, note), folder.before)
     newest, _ = newest_valid(home / "checkpoints")
     if newest is not None and newest.step > found.step:
         why = f"the run there has gone on to step {newest.step:,}, which would be overwritten"
-        raise InputError(asked, why, f"Type run_dir=NEW for a branch, or resume={home} to go on from the newest")
-    told = f"Resuming {home} after step {found.step:,}"
-    return RunFolder(home, found, (*notes, told), frozenset(names_in(home)))
+        raise InputError(asked, why, f"Type run_dir=NEW for a branch, or resume={home} to resume from the newest")
+    note = f"Resuming {home} after step {found.step:,}"
+    return RunFolder(home, found, (*notes, note), frozenset(names_in(home)))

@@ -1,4 +1,4 @@
-"""What reaches the terminal: our own notes, and of the libraries' words only those that ask something of the user."""
+"""Setup of the terminal output: our log records, and only those warnings of libraries that the user should act on."""
 
 import logging
 import os
@@ -14,10 +14,10 @@ from transformers.utils import logging as transformers_logging
 from alignlab.run_folder.log import terminal
 
 PIPE_WIDTH = 110
-"""Columns of a card where there is no terminal."""
+"""Width of a card in characters if there is no terminal."""
 
-# Said at every run, about things that are as they should be here: the loaders plan for all ranks by themselves, sums
-# are reduced over ranks before they are logged, steps are planned whole.
+# Warnings that every run would print and that do not apply here: the loaders plan for all ranks, sums are reduced over
+# ranks before they are logged, and steps are planned as a whole.
 EXPECTED = (
     ".*sync_dist=True.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -31,10 +31,10 @@ EXPECTED = (
 
 
 def set_up(debug: bool) -> None:
-    """Show our notes as plain lines on rank 0, and quieten the libraries.
+    """Show our log records as plain lines on rank 0, and silence the libraries.
 
     Args:
-        debug: Show everything.
+        debug: Show all records and warnings.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -54,11 +54,11 @@ def set_up(debug: bool) -> None:
 
 
 class Terminal(logging.StreamHandler):
-    """Standard error as it is when a record comes, past its copy in train.log, where the record stands anyway."""
+    """Writes to the current standard error, without its copy in train.log, which gets every record already."""
 
     @property
     def stream(self) -> TextIO:
-        """The stream of the moment; what is set is not kept."""
+        """The current stream; setting it has no effect."""
         return terminal(sys.stderr)
 
     @stream.setter
@@ -66,6 +66,6 @@ class Terminal(logging.StreamHandler):
 
 
 def show(card: RenderableType) -> None:
-    """Print a card; in a file or a pipe as wide as its tables need."""
+    """Print a card; in a file or a pipe with a fixed width."""
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(card)

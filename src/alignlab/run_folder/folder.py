@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, what lies where in it, and that only one process writes to it."""
+"""The folder of a run: its paths, and a lock that lets only one process write to it."""
 
 import contextlib
 import fcntl
@@ -16,18 +16,18 @@ from alignlab.run_folder.storage import SavedState, remove_leftovers
 from alignlab.system.disk import LOCK, write_text
 
 WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "wandb", "tensorboard")
-"""What a run may have written into its folder before it trained a step."""
+"""Names that a run may have written into its folder before its first step."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and what lies in it.
+    """The folder of a run and the paths in it.
 
     Args:
         path: The folder.
-        checkpoint: Verified checkpoint to continue from; None for a fresh start.
-        notes: What was decided and why, a sentence each, to be shown to the user.
-        before: Names that lay in it before this run; None where this run has made the folder.
+        checkpoint: Verified checkpoint to resume from; None for a fresh start.
+        notes: Decisions and their reasons, one sentence each, to show to the user.
+        before: Names that were in the folder before this run; None if this run created the folder.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """What the run was and how it ended."""
+        """Facts about the run, and how it ended."""
         return self.path / "summary.json"
 
     @property
@@ -66,7 +66,7 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The result, as other tools read it."""
+        """The trained model, in the format of Transformers or PEFT."""
         return self.path / "model"
 
     @property
@@ -81,12 +81,12 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """What was printed and logged."""
+        """Copy of everything printed and logged."""
         return self.path / "train.log"
 
     @property
     def wandb_id(self) -> Path:
-        """The id of the run at W&B, so that a resumed run is the same one there."""
+        """File with the W&B id of the run, so that a resumed run continues the same W&B run."""
         return self.path / "wandb" / "run_id.txt"
 
     @property
@@ -96,32 +96,32 @@ class RunFolder:
 
     @property
     def status(self) -> str | None:
-        """As the summary says, see ``training.record``; None where there is none."""
+        """Status in the summary (see ``callbacks.summary``); None if there is no summary."""
         return read_status(self.path)
 
     @property
     def origin(self) -> Path:
-        """Folder of the run that wrote the checkpoint; its own where it continues itself or starts fresh."""
+        """Folder of the run that wrote the checkpoint; this folder if the run continues itself or starts fresh."""
         return self.checkpoint.folder.parent.parent if self.checkpoint else self.path
 
     @property
     def is_branch(self) -> bool:
-        """Whether it goes on from a checkpoint of another run."""
+        """Whether the run starts from a checkpoint of another run."""
         return self.origin.resolve() != self.path.resolve()
 
     @property
     def has_trained(self) -> bool:
-        """Whether a step of a run in this folder was logged or saved, or its model written."""
+        """Whether a run in this folder has logged or saved a step, or written its model."""
         return self.model.exists() or any(self.checkpoints.glob("step-*")) or _has_rows(self.metrics)
 
     def write_config(self, text: str) -> None:
-        """Write the resolved config; on a resume it replaces the one before."""
+        """Write the resolved config; a resumed run replaces the previous one."""
         write_text(self.config, text)
 
     def discard(self) -> None:
-        """Remove what this run has written, where it was refused before it trained a step.
+        """Remove the files of this run, if it was refused before its first step.
 
-        What lay in the folder before stays, and so does the folder if it was there or holds anything else.
+        Files that were in the folder before are kept, and so is the folder if it existed or holds anything else.
         """
         continues_itself = self.checkpoint is not None and not self.is_branch
         if continues_itself or self.has_trained:
@@ -130,25 +130,25 @@ class RunFolder:
             if any(fnmatch(name, pattern) for pattern in WRITTEN):
                 _remove(self.path / name)
         if self.before is None:
-            with contextlib.suppress(OSError):  # something else lies there
+            with contextlib.suppress(OSError):  # it holds other files
                 self.path.rmdir()
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process of this run was writing; to be called by the process that holds the lock."""
+        """Remove partial files of a killed process of this run. Only the process that holds the lock may call this."""
         for path in (path for pattern in LEFTOVERS for path in self.path.glob(pattern)):
             _remove(path)
         remove_leftovers(self.checkpoints)
 
     def lock(self) -> "RunFolder":
-        """Keep other processes out of the folder until this one ends.
+        """Lock the folder for this process until it ends.
 
         Raises:
-            InputError: Another process trains in it, or something else lies in the place of one of its files.
+            InputError: Another process trains in the folder, or one of its files is not a regular file.
         """
         for name in names_in(self.path):
             ours, path = any(fnmatch(name, pattern) for pattern in (*FILES, LOCK)), self.path / name
-            if ours and path.exists() and not path.is_file():  # a pipe would be waited for
-                raise InputError(f"training in {self.path}", f"{name} there is no file", "Remove or rename it")
+            if ours and path.exists() and not path.is_file():  # opening a pipe would block
+                raise InputError(f"training in {self.path}", f"{name} in it is not a file", "Remove or rename it")
         file = (self.path / LOCK).open("a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -159,15 +159,15 @@ class RunFolder:
         return self
 
     def unlock(self) -> None:
-        """Let others in again; nothing where this process holds no lock."""
+        """Release the lock, if this process holds it."""
         while self._lock:
             self._lock.pop().close()
 
 
 def read_status(path: Path) -> str | None:
-    """Status of the run in a folder, None where there is no readable summary."""
+    """Status of the run in a folder; None if there is no readable summary."""
     try:
-        if not (path / "summary.json").is_file():  # reading a pipe would wait for ever
+        if not (path / "summary.json").is_file():  # reading a pipe would block
             return None
         return json.loads((path / "summary.json").read_text(encoding="utf-8"))["status"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -1,4 +1,4 @@
-"""Where a run may write: a folder of its own, and nothing that somebody else put there."""
+"""Checks of where a run may write: its own folder, without files of others."""
 
 import os
 from fnmatch import fnmatch
@@ -13,27 +13,28 @@ FILES = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "train.l
 FOLDERS = ("checkpoints", "model", "plots", "wandb", "tensorboard")
 REPLACED = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "model")
 LEFTOVERS = (*(f".{name}.partial" for name in REPLACED), ".model.old")
-"""What a run that was killed leaves besides, while it writes a file or its model."""
+"""Partial files that a killed run may leave while it writes a file or its model."""
 
 SYSTEM = (".nfs*", ".DS_Store", "lost+found")
-"""What file systems put into folders."""
+"""Files that file systems create in folders."""
 
 JOBS = ".jobs"
-"""Folder of a sweep's notes about its jobs."""
+"""Folder of a sweep's records of its jobs."""
 
 OWN = (*FILES, *FOLDERS, *LEFTOVERS, LOCK, *SYSTEM)
-"""Names in the folder of a run; whatever else lies there is somebody else's."""
+"""Names in the folder of a run; all other files are foreign."""
 
 
 def refuse_unsafe(path: Path, asked: str) -> None:
-    """Refuse a folder that is plainly not for one run, before anything is written.
+    """Check that a folder may be the folder of a run, before anything is written.
 
     Args:
-        path: Where the run would write.
-        asked: As the user typed it.
+        path: Folder of the run.
+        asked: The setting as typed.
 
     Raises:
-        InputError: It has no name, or is the working folder or one above it, the home folder, a repository, or a file.
+        InputError: The name is empty, or it is the working folder or one above it, the home folder, a repository, or a
+            file.
     """
     if not asked.partition("=")[2].strip():
         raise InputError(asked, "the name is empty (a variable that is not set, perhaps)", INSTEAD)
@@ -43,9 +44,9 @@ def refuse_unsafe(path: Path, asked: str) -> None:
             "it is the working folder, or contains it": resolved == working or resolved in working.parents,
             "it is your home folder": resolved == Path.home().resolve(),
             "it is a repository": any((resolved / name).exists() for name in (".git", ".hg", ".svn")),
-            "it is no folder": path.exists() and not path.is_dir(),
+            "it is not a folder": path.exists() and not path.is_dir(),
         }
-    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, links that go in a circle
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a null byte, circular links
         raise InputError(asked, f"it cannot be a folder: {error}", INSTEAD) from error
     why = next((reason for reason, holds in reasons.items() if holds), None)
     if why:
@@ -53,31 +54,32 @@ def refuse_unsafe(path: Path, asked: str) -> None:
 
 
 def refuse_foreign(path: Path, asked: str) -> None:
-    """Refuse a folder for a new run that holds what no run has made.
+    """Check that a folder for a new run holds no files of others.
 
     Raises:
-        InputError: Names some of it.
+        InputError: It does; the error names some of them.
     """
     foreign = sorted(name for name in names_in(path) if not _is_own(name))
     if foreign:
         shown = f"{', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}"
-        raise InputError(asked, f"the folder holds what no run has made: {shown}", INSTEAD)
+        raise InputError(asked, f"the folder holds files that are not of a run: {shown}", INSTEAD)
 
 
 def refuse_for_sweep(path: Path, asked: str) -> None:
-    """Refuse a folder for the runs of a sweep that is not for them alone, before anything is written.
+    """Check that a folder may hold the runs of a sweep, before anything is written.
 
     Raises:
-        InputError: As ``refuse_unsafe``, or it holds what no sweep has made.
+        InputError: As in ``refuse_unsafe``, or the folder holds files that are not of a sweep.
     """
     refuse_unsafe(path, asked)
     names = names_in(path)
     if names and JOBS not in names:
-        raise InputError(asked, f"the folder holds what no sweep has made: {', '.join(sorted(names)[:3])}", INSTEAD)
+        why = f"the folder holds files that are not of a sweep: {', '.join(sorted(names)[:3])}"
+        raise InputError(asked, why, INSTEAD)
 
 
 def names_in(path: Path) -> set[str]:
-    """Names of what lies in a folder; none where there is no folder."""
+    """Names in a folder; empty if there is no folder."""
     return set(os.listdir(path)) if path.is_dir() else set()
 
 

@@ -1,4 +1,4 @@
-"""train.log: what was printed and logged, without colours and without the passing frames of a progress bar."""
+"""train.log: a copy of everything printed and logged, without colours and frames of progress bars."""
 
 import contextlib
 import logging
@@ -13,45 +13,45 @@ from typing import Any, TextIO
 from alignlab.system.credentials import masked
 
 LOGGERS = ("", "lightning", "lightning.pytorch", "lightning.fabric", "transformers")
-"""Loggers that keep their records to themselves, beside the root."""
+"""The root logger, and loggers that do not propagate to it."""
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 @contextlib.contextmanager
 def captured(path: Path, rank: int = 0) -> Iterator[None]:
-    """Copy everything printed and logged inside the block, and the error that ends it, to the end of a file as well.
+    """Append a copy of everything printed and logged inside the block, and of the error that ends it, to a file.
 
     Args:
-        path: The log file; its folder exists.
-        rank: Above 0, everything goes to that rank's own file beside it, and only there: one rank speaks to the user.
+        path: The log file, in an existing folder.
+        rank: Above 0, the output goes to a separate file of that rank instead, so that only rank 0 prints.
     """
     path = path.with_name(f"{path.stem}-rank{rank}{path.suffix}") if rank else path
-    with path.open("a", encoding="utf-8", buffering=1) as file, _moved(file) if rank else _copied(Sturdy(file)):
+    with path.open("a", encoding="utf-8", buffering=1) as file, _moved(file) if rank else _copied(FailSafeFile(file)):
         try:
             yield
         except Exception:
-            Sturdy(file).write(masked(traceback.format_exc()))
+            FailSafeFile(file).write(masked(traceback.format_exc()))
             raise
 
 
 @contextlib.contextmanager
 def _copied(file: TextIO) -> Iterator[None]:
     outputs = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = Copied(sys.stdout, file), Copied(sys.stderr, file)
+    sys.stdout, sys.stderr = CopiedStream(sys.stdout, file), CopiedStream(sys.stderr, file)
     try:
         with _handler(file):
             yield
     finally:
         for copied in (sys.stdout, sys.stderr):
-            if isinstance(copied, Copied):
+            if isinstance(copied, CopiedStream):
                 copied.finish()
         sys.stdout, sys.stderr = outputs
 
 
 @contextlib.contextmanager
 def _moved(file: TextIO) -> Iterator[None]:
-    """Both outputs of the process, also for what libraries written in C print."""
+    """Redirect both outputs of the process, including those of libraries written in C."""
     saved = [(number, os.dup(number)) for number in (1, 2)]
     for number, _ in saved:
         os.dup2(file.fileno(), number)
@@ -65,11 +65,11 @@ def _moved(file: TextIO) -> Iterator[None]:
             os.close(copy)
 
 
-class Sturdy:
-    """A text file that is given up, without a word, when its disk is full: the log must not end the run.
+class FailSafeFile:
+    """A text file whose errors, such as a full disk, are ignored: the log must not end the run.
 
     Args:
-        file: Open for writing, line by line.
+        file: File opened for writing, with line buffering.
     """
 
     def __init__(self, file: TextIO):
@@ -86,12 +86,12 @@ class Sturdy:
             self.file.flush()
 
 
-class Copied:
-    """A text stream that also writes its finished lines to a file.
+class CopiedStream:
+    """A text stream that also writes its complete lines to a file.
 
     Args:
-        terminal: The stream proper; write here what should not be in the file.
-        file: Where the lines go too.
+        terminal: The original stream; text written to it directly is not copied.
+        file: File that gets the copy.
     """
 
     def __init__(self, terminal: TextIO, file: TextIO):
@@ -101,7 +101,7 @@ class Copied:
         return getattr(self.terminal, name)
 
     def write(self, text: str) -> int:
-        """Pass the text on, without secrets; keep the last state of a line that a carriage return wrote over."""
+        """Write the text without secrets; of a line with carriage returns, the file gets the last state."""
         text = masked(text)
         *lines, self._line = (self._line + text).split("\n")
         for line in lines:
@@ -109,34 +109,34 @@ class Copied:
         return self.terminal.write(text)
 
     def writelines(self, lines) -> None:
-        """Write each."""
+        """Write each line."""
         for line in lines:
             self.write(line)
 
     def finish(self) -> None:
-        """Write a last line that has no end."""
+        """End a last line that is not complete."""
         if self._line:
             self.write("\n")
 
 
 def terminal(stream: TextIO) -> TextIO:
-    """The stream without its copy in the log, for what only a person at a terminal should see."""
-    return stream.terminal if isinstance(stream, Copied) else stream
+    """The stream without its copy in the log, for output such as progress bars."""
+    return stream.terminal if isinstance(stream, CopiedStream) else stream
 
 
-class Masked(logging.Formatter):
-    """Records without the secrets that this process knows."""
+class MaskedFormatter(logging.Formatter):
+    """Formats records without the secrets that this process knows."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, and the traceback where there is one."""
+        """Format a record, with its traceback if there is one."""
         return masked(super().format(record))
 
 
 @contextlib.contextmanager
 def _handler(file: TextIO) -> Iterator[None]:
     handler = logging.StreamHandler(file)
-    handler.setFormatter(Masked("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
-    # A record that reaches two of the loggers on its way up would stand in the file twice.
+    handler.setFormatter(MaskedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    # A record that propagates through two of the loggers would be written twice.
     loggers = [logger for logger in map(logging.getLogger, LOGGERS) if not logger.propagate or logger.name == "root"]
     for logger in loggers:
         logger.addHandler(handler)

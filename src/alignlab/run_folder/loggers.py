@@ -1,4 +1,4 @@
-"""Trackers of a run: W&B, TensorBoard, CSV. Each takes the run's folder and logs against ``progress/step``."""
+"""Loggers of a run: W&B, TensorBoard and CSV. Each takes the run's folder and logs against ``progress/step``."""
 
 import netrc
 import os
@@ -21,22 +21,22 @@ WANDB_HOST = "https://api.wandb.ai"
 
 
 def csv(*, run_folder: RunFolder) -> MetricsFile:
-    """The run's metrics.csv; rows after the checkpoint that the run resumes from are cut."""
+    """Log to the run's metrics.csv; rows after the checkpoint that the run resumes from are removed."""
     return MetricsFile(path=run_folder.metrics, first_step=run_folder.first_step)
 
 
 class TensorBoard(TensorBoardLogger):
-    """Lightning's logger against our axis."""
+    """Lightning's TensorBoard logger, with optimizer steps as the axis."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log at the optimizer step that the metrics belong to."""
+        """Log metrics at the optimizer step that they belong to."""
         values = on_axis(metrics, step)
         super().log_metrics(values, int(values[AXIS]))
 
 
 def tensorboard(*, run_folder: RunFolder) -> TensorBoard:
-    """Event files in ``tensorboard/``; points after the checkpoint that the run resumes from are hidden.
+    """Log to event files in ``tensorboard/``; points after the checkpoint that the run resumes from are hidden.
 
     Raises:
         InputError: The package is not installed.
@@ -51,15 +51,15 @@ def tensorboard(*, run_folder: RunFolder) -> TensorBoard:
 
 
 class Wandb(WandbLogger):
-    """Lightning's logger against our axis.
+    """Lightning's W&B logger, with optimizer steps as the axis.
 
-    W&B's own step only counts upwards and would drop what a resumed run logs again, so it is left alone and every curve
-    is drawn over ``progress/step``.
+    W&B's own step only increases and would drop what a resumed run logs again, so it is not used, and every curve is
+    drawn over ``progress/step``.
     """
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log with the optimizer step that the metrics belong to."""
+        """Log metrics with the optimizer step that they belong to."""
         self.experiment.log(on_axis(metrics, step))
 
 
@@ -73,26 +73,26 @@ def wandb(
     mode: Literal["auto", "online", "offline", "disabled"],
     run_folder: RunFolder,
 ) -> Wandb:
-    """One W&B run per job, the same one when the job is resumed; rank 0 only.
+    """Log to W&B, on rank 0 only: one W&B run per job, which a resumed job continues.
 
     Args:
         project: W&B project.
         entity: User or team; None for the default one.
-        group: Runs to be shown together.
-        name: Shown name; None for the run folder's.
+        group: Name of the group of runs that W&B shows together.
+        name: Name that W&B shows; None for the name of the run folder.
         tags: Labels.
-        mode: ``auto`` is online where somebody is logged in and offline, without a prompt, where nobody is; an offline
-            run is sent later with ``wandb sync``.
-        run_folder: Where W&B writes and the run's id is kept.
+        mode: ``auto`` is online if a user is logged in, otherwise offline without a prompt; ``wandb sync`` uploads an
+            offline run later.
+        run_folder: Folder to which W&B writes, and in which the id of the W&B run is stored.
 
     Raises:
-        InputError: Nobody is logged in though ``online`` is asked for, or W&B refuses the key or a name.
+        InputError: ``online`` is asked for and no user is logged in, or W&B refuses the key or a name.
     """
     if rank_zero_only.rank != 0:
         return Wandb(project=project)
     import wandb as library
 
-    if library.run is not None:  # of an earlier job in this process, which did not come to its end
+    if library.run is not None:  # left by an earlier job in this process that did not finish
         library.finish(exit_code=1, quiet=True)
     mode = wandb_mode(mode)
     if mode == "online" and not is_logged_in():
@@ -115,14 +115,14 @@ def wandb(
 
 
 def wandb_mode(mode: str) -> str:
-    """``auto`` as what it means here and now; ``WANDB_MODE`` is the user's word and comes first."""
+    """Resolve ``auto``: ``WANDB_MODE`` if it is set, otherwise online if a user is logged in, otherwise offline."""
     if mode != "auto":
         return mode
     return os.environ.get("WANDB_MODE") or ("online" if is_logged_in() else "offline")
 
 
 def is_logged_in() -> bool:
-    """Whether W&B has a key without asking: from the environment, or from a netrc file as ``wandb login`` leaves it."""
+    """Whether W&B finds a key without a prompt: in the environment, or in the netrc file of ``wandb login``."""
     if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_HOST)).netloc
@@ -133,12 +133,12 @@ def is_logged_in() -> bool:
 def close_loggers(
     loggers: Iterable[Logger], *, summary: Mapping[str, Any], artifacts: Iterable[Path], succeeded: bool
 ) -> None:
-    """Give the trackers the results and end their runs, so that the next job of a sweep gets one of its own.
+    """Log the results to the trackers and end their runs, so that the next job of a sweep gets a new one.
 
     Args:
-        loggers: All loggers of the run; only W&B's needs closing.
+        loggers: All loggers of the run; only W&B's needs to be closed.
         summary: Final values by name, nested or not.
-        artifacts: Files and folders to keep with the run; those that do not exist are passed over.
+        artifacts: Files and folders to upload with the run; paths that do not exist are skipped.
         succeeded: Whether the run is shown as finished or as crashed.
     """
     for logger in loggers:

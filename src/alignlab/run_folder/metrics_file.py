@@ -1,4 +1,4 @@
-"""metrics.csv: one row per optimizer step with everything that was logged for it."""
+"""metrics.csv: one row per optimizer step with all its metrics."""
 
 import csv
 import io
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 AXIS = "progress/step"
 
 MAX_CELL_CHARACTERS = 2**17
-"""The csv module's own limit, which readers of data raise for the whole process."""
+"""Default limit of the csv module, which readers of data raise for the whole process."""
 
 
 def on_axis(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
-    """The metrics as every logger of the house takes them: with their optimizer step, without Lightning's epoch.
+    """The metrics in the form of every logger here: with their optimizer step, without Lightning's epoch.
 
     Args:
-        metrics: What Lightning hands to a logger.
+        metrics: Metrics that Lightning passes to a logger.
         step: Lightning's count of finished batches, one less than the optimizer steps done.
     """
     values = {name: value for name, value in metrics.items() if name != "epoch"}
@@ -34,28 +34,28 @@ def on_axis(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
 
 
 class MetricsFile(Logger):
-    """A logger that keeps a table. Columns may join later; a step logged in parts is one row.
+    """A logger that writes a table. Columns can be added later, and metrics logged separately for a step share a row.
 
     Args:
         path: The CSV file.
-        first_step: Rows after this optimizer step are cut when the file is opened: those of a run resumed from its
-            checkpoint. 0 begins anew.
+        first_step: Optimizer step of the checkpoint that the run resumes from; rows after it are removed when the file
+            is opened. 0 removes all rows.
 
     Raises:
-        InputError: Something else than a file lies at the path.
+        InputError: The path exists and is not a file.
     """
 
     def __init__(self, *, path: Path, first_step: int):
         super().__init__()
         self.path = Path(path)
         if self.path.exists() and not self.path.is_file():
-            raise InputError(str(self.path), "it is no file, so nothing can be logged to it", "Move it away")
+            raise InputError(str(self.path), "it is not a file, so nothing can be logged to it", "Move it away")
         rows = list(_parsed(self.path))
         if unread := rows.count(None):
             log.warning("%s: left out %d rows that cannot be read", self.path, unread)
         self._rows = [row for row in rows if row is not None and row[AXIS] <= first_step]
         self._columns = list(dict.fromkeys([AXIS, *(name for row in self._rows for name in row)]))
-        self._last_row = 0  # where the row of the newest step begins in the file
+        self._last_row = 0  # offset in the file of the row of the newest step
         self._opened = False
 
     @property
@@ -65,13 +65,13 @@ class MetricsFile(Logger):
 
     @property
     def version(self) -> str:
-        """There is one version."""
+        """Empty, since there is only one version."""
         return ""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "MetricsFile":
-        """Itself; asked for by Lightning before the run, so a resumed file is cut before anything is logged."""
+        """The logger itself. Lightning reads this before the run, so old rows are removed before anything is logged."""
         if not self._opened:
             self._opened = True
             self._write_all()
@@ -79,17 +79,17 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """The config has a file of its own."""
+        """Do nothing: the config has its own file."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of their step and bring it to the disk."""
+        """Add metrics to the row of their step and write it to disk."""
         values = on_axis(metrics, step)
         _ = self.experiment
         if self._rows and self._rows[-1][AXIS] == values[AXIS]:
             self._rows[-1] |= values
         else:
-            # Only the newest row can still change; the others are in the file and need not be kept.
+            # Only the newest row can still change; the others are in the file and need not be in memory.
             self._rows = [values]
             self._last_row = self.path.stat().st_size
         if values.keys() <= set(self._columns):
@@ -120,32 +120,32 @@ class MetricsFile(Logger):
 
 
 def _digits(value: float) -> str:
-    """Whole numbers in full, others with the nine digits that tell any two float32 apart."""
+    """Whole numbers in full, others with nine digits, which distinguish any two float32 values."""
     return format(value, ".0f" if value.is_integer() else ".9g")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics file, each with the metrics that its step logged; empty where there is no file.
+    """Read the rows of a metrics file, each with the metrics that its step logged; empty if there is no file.
 
     Args:
-        path: The CSV file; rows that cannot be read are skipped, such as a last one that a crash left half written.
+        path: The CSV file. Rows that cannot be read are skipped, such as an incomplete last row after a crash.
     """
     return [row for row in _parsed(Path(path)) if row is not None]
 
 
 def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
-    """Every row after the header; None for one that cannot be read."""
+    """Yield every row after the header; None for a row that cannot be read."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         csv.field_size_limit(MAX_CELL_CHARACTERS)
         try:
-            yield from map(_numbers, csv.DictReader(file))
-        except csv.Error:  # a damaged cell that long: nothing after it is a row
+            yield from map(_to_row, csv.DictReader(file))
+        except csv.Error:  # a damaged cell above the limit: no row after it can be read
             yield None
 
 
-def _numbers(cells: Mapping[str | None, Any]) -> dict[str, float] | None:
+def _to_row(cells: Mapping[str | None, Any]) -> dict[str, float] | None:
     if None in cells or None in cells.values() or not cells.get(AXIS):
         return None
     try:

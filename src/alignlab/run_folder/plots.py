@@ -19,25 +19,25 @@ CURVES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("train/lr",),
     "speed": ("train/tokens_per_second",),
 }
-"""What every method draws: file name → metrics that share a figure. Those that were not logged are left out."""
+"""Figures of every method: file name → metrics that share the figure. Metrics that were not logged are left out."""
 
 COLOURS = ("#2f6fb5", "#e07b39", "#3a9a6d", "#b0476b", "#7a68b3", "#8a7a5c")
 INK, FAINT = "#333333", "#d9d9d9"
 SMOOTHING = 0.06
-"""The smoothing window as a share of the points drawn."""
+"""Width of the smoothing window as a share of the points."""
 
 FROM_ZERO = {"train/lr", "train/grad_norm", "train/tokens_per_second"}
-"""Quantities whose size against nothing matters; others use the height of the figure."""
+"""Metrics whose axis begins at zero; the axis of others fits their values."""
 
 Points = list[tuple[float, float]]
 
 
 def draw(metrics: Path, folder: Path, curves: Mapping[str, Sequence[str]] = CURVES) -> list[Path]:
-    """Draw every figure of which at least one metric was logged.
+    """Draw every figure with at least one logged metric.
 
     Args:
         metrics: The run's metrics.csv.
-        folder: Where the PNG files go; made when needed.
+        folder: Folder of the PNG files, created if needed.
         curves: File name → metrics that share a figure.
 
     Returns:
@@ -55,7 +55,7 @@ def draw(metrics: Path, folder: Path, curves: Mapping[str, Sequence[str]] = CURV
 
 
 def figure(series: Mapping[str, Points]) -> Figure:
-    """One figure: dense curves raw and smoothed, sparse ones (validation) as dots on a line.
+    """Draw one figure: dense curves raw and smoothed, sparse ones (validation) as points on a line.
 
     Args:
         series: Metric name → points ``(optimizer step, value)``, at least one.
@@ -68,16 +68,16 @@ def figure(series: Mapping[str, Points]) -> Figure:
         (_draw_dense if len(series[name]) > dense / 2 and dense > 30 else _draw_sparse)(
             axes, name, series[name], colour
         )
-    _dress(axes, names)
+    _style(axes, names)
     return made
 
 
 def smooth(values: Sequence[float], share: float = SMOOTHING) -> list[float]:
-    """Mean over a window around each value, narrow where the curve begins, so that a falling one is not dragged behind.
+    """Mean over a window around each value, which near the beginning is narrower and centred.
 
     Args:
         values: Finite values in order.
-        share: Width of the window as a share of their number.
+        share: Width of the window as a share of the number of values.
     """
     sums, reach = [0.0, *accumulate(values)], round(len(values) * share / 2)
     smoothed = []
@@ -98,13 +98,13 @@ def _draw_sparse(axes: Axes, name: str, points: Points, colour: str) -> None:
     axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.4, marker="o", markersize=4, label=name)
 
 
-def _dress(axes: Axes, names: Sequence[str]) -> None:
-    meant = METRICS.get(names[0], Metric("1", names[0]))
-    axes.set_title(meant.meaning, loc="left", fontsize=11, color=INK, pad=10, wrap=True)
+def _style(axes: Axes, names: Sequence[str]) -> None:
+    metric = METRICS.get(names[0], Metric("1", names[0]))
+    axes.set_title(metric.meaning, loc="left", fontsize=11, color=INK, pad=10, wrap=True)
     axes.set_xlabel(METRICS[AXIS].unit, color=INK)
-    if meant.unit != "1":
-        axes.set_ylabel(meant.unit, color=INK)
-    if meant.unit == "fraction":
+    if metric.unit != "1":
+        axes.set_ylabel(metric.unit, color=INK)
+    if metric.unit == "fraction":
         axes.set_ylim(-0.02, 1.02)
     if names[0] in FROM_ZERO:
         axes.set_ylim(bottom=0)

@@ -1,9 +1,9 @@
-"""Checkpoint folders on disk: written whole or not at all, verified when opened.
+"""Checkpoint folders on disk: written atomically, and verified when opened.
 
 A checkpoint is a folder ``step-00000100`` holding the state of training (``state.ckpt``, what Lightning saves), the
 random states of every rank (``random-00000.pt``) and ``manifest.json`` with the size and SHA-256 of each file. It is
-written under a hidden name, synced to the disk and renamed, so a folder with a step's name is always complete unless
-somebody damaged it later, which the manifest shows. ``last`` is a symbolic link to the newest.
+written under a hidden name, synced to disk and renamed, so a folder with a step's name is complete unless it was
+damaged later, which the manifest detects. ``last`` is a symbolic link to the newest checkpoint.
 """
 
 import itertools
@@ -20,7 +20,7 @@ STATE = "state.ckpt"
 LAST = "last"
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 LEFTOVERS = (".step-*.partial", ".step-*.removed", f".{LAST}.partial")
-"""What a process that was killed may leave among the checkpoints."""
+"""Names that a killed process may leave in the folder of checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class SavedState:
 
     Args:
         folder: The checkpoint folder.
-        step: Optimizer steps done when it was written.
-        world_size: Ranks that wrote it.
+        step: Number of optimizer steps done when it was written.
+        world_size: Number of ranks that wrote it.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class SavedState:
 
     @property
     def state(self) -> Path:
-        """What ``Trainer.fit(ckpt_path=…, weights_only=True)`` takes."""
+        """Path to pass to ``Trainer.fit(ckpt_path=…, weights_only=True)``."""
         return self.folder / STATE
 
 
@@ -49,7 +49,7 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def new_partial(checkpoints: Path, step: int) -> Path:
-    """An empty hidden folder to write a checkpoint into."""
+    """Create an empty hidden folder for a checkpoint."""
     checkpoints.mkdir(parents=True, exist_ok=True)
     remove_leftovers(checkpoints)
     partial = partial_folder(checkpoints, step)
@@ -58,26 +58,26 @@ def new_partial(checkpoints: Path, step: int) -> Path:
 
 
 def remove_leftovers(checkpoints: Path) -> None:
-    """Remove what a killed process of this run was writing or removing; nothing else that lies there."""
+    """Remove partial checkpoints of a killed process of this run, and nothing else."""
     for leftover in (path for pattern in LEFTOVERS for path in checkpoints.glob(pattern)):
         _delete(leftover)
 
 
 def partial_folder(checkpoints: Path, step: int) -> Path:
-    """Where the checkpoint of a step is written before it gets its name."""
+    """Hidden folder in which the checkpoint of a step is written before it is renamed."""
     return checkpoints / f".{step_folder(checkpoints, step).name}.partial"
 
 
 def publish(checkpoints: Path, step: int, *, world_size: int, keep_last: int) -> Path:
-    """Give a completely written checkpoint its name, point ``last`` to it and prune older ones.
+    """Rename a complete checkpoint to its final name, point ``last`` to it, and remove old ones.
 
-    Checkpoints of later steps belong to a future that was left by resuming from an earlier one; they are removed too.
+    Checkpoints of later steps are removed too: they are from before the run was resumed at an earlier step.
 
     Args:
         checkpoints: The run's folder of checkpoints.
-        step: Optimizer step of the checkpoint that waits under its hidden name.
-        world_size: Ranks that wrote it.
-        keep_last: Checkpoints to keep, this one included.
+        step: Optimizer step of the checkpoint in its hidden folder.
+        world_size: Number of ranks that wrote it.
+        keep_last: Number of checkpoints to keep, including this one.
 
     Returns:
         The folder of the checkpoint.
@@ -106,7 +106,7 @@ def open_checkpoint(path: Path) -> SavedState:
         The verified checkpoint.
 
     Raises:
-        InputError: The folder is no checkpoint, or a file is missing, shorter, longer or different.
+        InputError: The folder is not a checkpoint, or a file is missing or differs from the manifest.
     """
     folder = Path(path).resolve()
     try:
@@ -122,14 +122,14 @@ def open_checkpoint(path: Path) -> SavedState:
 
 
 def _broken(path: Path, why: str) -> InputError:
-    return InputError(f"checkpoint {path}", why, "resume=auto takes the newest checkpoint that is whole")
+    return InputError(f"checkpoint {path}", why, "resume=auto takes the newest checkpoint that is complete")
 
 
 def newest_valid(checkpoints: Path) -> tuple[SavedState | None, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for each newer one that is not.
+    """Find the newest complete checkpoint, and describe each newer one that is broken.
 
     Args:
-        checkpoints: The run's folder of checkpoints; need not exist.
+        checkpoints: The run's folder of checkpoints; it need not exist.
     """
     complaints: list[str] = []
     for _, folder in reversed(_steps(checkpoints)):
@@ -141,15 +141,15 @@ def newest_valid(checkpoints: Path) -> tuple[SavedState | None, list[str]]:
 
 
 def _steps(checkpoints: Path) -> list[tuple[int, Path]]:
-    """Step folders, oldest step first."""
+    """Steps and folders of the checkpoints, oldest first."""
     named = [(STEP_FOLDER.fullmatch(path.name), path) for path in checkpoints.glob("step-*")]
     return sorted((int(match[1]), path) for match, path in named if match)
 
 
 def _point(link: Path, target: str) -> None:
-    """Replace a symbolic link in one move, so that it always points somewhere.
+    """Replace a symbolic link atomically, so that it always exists.
 
-    A real folder of that name (a copy that followed links makes one) is not ours to remove: it is renamed.
+    A real folder of that name, as made by a copy that follows links, is renamed and not removed.
     """
     if link.exists() and not link.is_symlink():
         names = (link.with_name(f"{link.name}.{number}") for number in itertools.count(1))
@@ -160,7 +160,7 @@ def _point(link: Path, target: str) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Hide a folder first, so that a crash while deleting leaves no half folder under a step's name."""
+    """Rename a folder before deleting it, so that a crash leaves no incomplete folder under a step's name."""
     hidden = folder.with_name(f".{folder.name}.removed")
     os.replace(folder, hidden)
     _delete(hidden)

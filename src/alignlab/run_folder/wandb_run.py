@@ -1,4 +1,4 @@
-"""A run at W&B, begun online where that is asked for and can be had, else offline; wrong keys and names are refused."""
+"""Start of a W&B run: online if requested and possible, otherwise offline; wrong keys and names are refused."""
 
 import logging
 import os
@@ -11,29 +11,29 @@ from alignlab.system.paths import reason
 log = logging.getLogger(__name__)
 
 SECONDS_TO_BEGIN = 30.0
-"""How long W&B is waited for before a run goes on offline; ``WANDB_INIT_TIMEOUT`` changes it."""
+"""Timeout of the start of a W&B run, after which it starts offline; ``WANDB_INIT_TIMEOUT`` overrides it."""
 
 SECONDS_TO_FINISH = 900.0
-"""How long the end of a run waits for its uploads; ``WANDB_FINISH_TIMEOUT`` changes it."""
+"""Timeout of uploads at the end of a run; ``WANDB_FINISH_TIMEOUT`` overrides it."""
 
 REFUSED_BY_SERVER = re.compile(r"\berror 4(?!08|29)\d\d\b")
-"""How W&B says that its server has answered, and refused: a wrong key, no such entity, no right to the project."""
+"""Matches errors in which W&B's server refuses: a wrong key, no such entity, no access to the project."""
 
 OTHERWISE = "or logger.wandb.mode=offline and wandb sync later, or logger=none"
 
 
 def begin(mode: str, **options: Any) -> Any:
-    """Begin a run, or go on with it where its id is known.
+    """Start a W&B run, or continue it if its id is known.
 
     Args:
         mode: ``online``, ``offline`` or ``disabled``.
-        **options: Of ``wandb.init``.
+        **options: Arguments of ``wandb.init``.
 
     Returns:
         The run.
 
     Raises:
-        InputError: Nobody is logged in, the key is wrong, or a name is none that W&B takes.
+        InputError: No user is logged in, or W&B refuses the key or a name.
     """
     import wandb as library
     from wandb.errors import CommError, Error
@@ -51,7 +51,7 @@ def begin(mode: str, **options: Any) -> Any:
         )
     except (Error, ValueError) as error:
         raise InputError(_asked(mode), reason(error), f"Correct it, {OTHERWISE}") from error
-    library.teardown()  # its service keeps the id of the run that it could not begin
+    library.teardown()  # W&B's service keeps the id of the run that it could not start
     return library.init(mode="offline", settings=_settings(library), **options)
 
 

@@ -1,1 +1,1 @@
-"""Files, paths, secrets and processes of the machine."""
+"""Files, paths, credentials and processes."""

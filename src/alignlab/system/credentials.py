@@ -1,8 +1,8 @@
-"""Passwords, keys and tokens: kept in the environment, referred to by name wherever a config is written.
+"""Passwords, keys and tokens: kept in environment variables, and referenced by name in written configs.
 
-A config holds ``${oc.env:NAME}`` in the place of a secret; the value is filled in where an object is made of it. What
-was typed as it is moves into a variable of this process and its children (``ALIGNLAB_SECRET_…``) before anything else
-sees it.
+A config holds ``${oc.env:NAME}`` instead of a secret, and the value is inserted when an object is built from it. A
+secret that was typed in plain text is first moved into a variable of this process and its children
+(``ALIGNLAB_SECRET_…``).
 """
 
 import os
@@ -16,10 +16,10 @@ WORDS = {
     "apikey", "auth", "authorization", "credential", "credentials", "key", "passphrase", "passwd", "password", "pwd",
     "secret", "secrets", "token",
 }  # fmt: skip
-"""Words that make a name that of a secret, as a whole word: ``hf_token`` but not ``tokenizer`` or ``max_tokens``."""
+"""Words in a name that mark a secret; whole words: in ``hf_token`` but not in ``tokenizer`` or ``max_tokens``."""
 
 HARMLESS = re.compile(r"(^|[._])((pad|eos|bos|unk|sep|cls|mask|image)_token|token_level|columns\..*)$")
-"""Names that hold such a word and no secret."""
+"""Names that contain such a word but are not secrets."""
 
 PREFIX = "ALIGNLAB_SECRET_"
 MASK = "***"
@@ -29,39 +29,39 @@ SHAPES = re.compile(
     r"|(?<=Bearer )\S+|(?<=Basic )\S+"
     r"|\b(?:hf_[A-Za-z0-9]{20,}|sk-[\w-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16})\b"
 )
-"""What is a secret wherever it stands."""
+"""Texts that are secrets under any name."""
 QUERY = re.compile(r"(?<=[?&])([\w.-]+)=([^&#\s]+)")
 FLAG = re.compile(r"--([\w-]+)(?:=(.+))?", re.DOTALL)
 SHORTEST = 4
-"""Characters of a secret that is looked for in texts; shorter ones are found in ordinary words."""
+"""Secrets with fewer characters are not masked in texts, since they occur in ordinary words."""
 
 _known: set[str] = set()
 
 
 def is_secret(name: str) -> bool:
-    """Whether a variable, or a dotted key of a config, is named as the holder of a secret."""
+    """Whether the name of a variable, or a dotted config key, is that of a secret."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
     return bool(WORDS.intersection(re.split(r"[^a-z0-9]+", words))) and not HARMLESS.search(name)
 
 
 def holds_secret(text: str) -> bool:
-    """Whether a value looks like a secret, or holds one, whatever its name."""
+    """Whether a value looks like a secret or contains one, under any name."""
     named = any(is_secret(name) for name, _ in QUERY.findall(text))
     return named or SHAPES.search(text) is not None
 
 
 def reference(name: str) -> str:
-    """How a config refers to a variable that holds a secret."""
+    """The config's reference to a variable that holds a secret."""
     _known.add(name)
     return f"${{oc.env:{name}}}"
 
 
 def hide(path: str, text: str) -> str:
-    """A value with its secrets moved into the environment and referred to instead.
+    """Move the secrets of a value into environment variables, and replace them with references.
 
     Args:
-        path: Dotted key, which names the variable too.
-        text: The value as typed; what is a reference or another interpolation already stays.
+        path: Dotted key, from which the variable's name is made.
+        text: The value as typed; references and other interpolations are left unchanged.
     """
     name = PREFIX + re.sub(r"[^A-Z0-9]+", "_", path.upper())
     if "_target_" in path or text in ("", "???", "null"):
@@ -72,26 +72,26 @@ def hide(path: str, text: str) -> str:
     return QUERY.sub(lambda match: _hidden_parameter(name, match), text)
 
 
-def hide_all(path: str, tree: Any) -> Any:
-    """A plain, unresolved config with its secrets moved into the environment.
+def hide_all(path: str, config: Any) -> Any:
+    """Replace the secrets of a plain, unresolved config with references, as ``hide`` does.
 
     Args:
-        path: Dotted key of the tree.
-        tree: Containers and leaves.
+        path: Dotted key of the config; empty for the root.
+        config: A nesting of mappings, lists and values.
     """
-    if isinstance(tree, Mapping):
-        return {key: hide_all(f"{path}.{key}" if path else str(key), value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return _hide_list(path, tree)
-    return hide(path, tree) if isinstance(tree, str) else tree
+    if isinstance(config, Mapping):
+        return {key: hide_all(f"{path}.{key}" if path else str(key), value) for key, value in config.items()}
+    if isinstance(config, list):
+        return _hide_list(path, config)
+    return hide(path, config) if isinstance(config, str) else config
 
 
 def revealed(path: str, text: str) -> str:
-    """A value with its references filled in.
+    """Replace the references in a value with the secrets.
 
     Args:
         path: Dotted key, for errors.
-        text: Resolved but for references.
+        text: Value in which everything but these references is resolved.
 
     Raises:
         InputError: The variable is not set.
@@ -110,21 +110,21 @@ def not_set(path: str, name: str) -> InputError:
     """The error for a reference to a variable that is not set."""
     why = "there is no such environment variable"
     if name.startswith(PREFIX):
-        why = "a secret that is typed is written nowhere, so it has to be given each time"
+        why = "a typed secret is not saved, so it has to be given each time"
     return InputError(f"{path}=${{oc.env:{name}}}", why, f"Type export {name}=VALUE first, or {path}=VALUE")
 
 
-def blanked(tree: Any) -> Any:
-    """A config with every reference to a secret blanked: the same run, however the secret is given."""
-    if isinstance(tree, Mapping):
-        return {key: blanked(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [blanked(value) for value in tree]
-    return REFERENCE.sub(MASK, tree) if isinstance(tree, str) else tree
+def blanked(config: Any) -> Any:
+    """Mask every reference to a secret in a config, so that runs compare equal however the secret is given."""
+    if isinstance(config, Mapping):
+        return {key: blanked(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [blanked(value) for value in config]
+    return REFERENCE.sub(MASK, config) if isinstance(config, str) else config
 
 
 def masked(text: str) -> str:
-    """A text for people and logs, with every secret that this process knows blanked."""
+    """Mask every secret known to this process in a text that is printed or logged."""
     values = {os.environ.get(name, "") for name in _known}
     for value in sorted(values, key=len, reverse=True):
         text = text.replace(value, MASK) if len(value) >= SHORTEST else text
@@ -132,7 +132,7 @@ def masked(text: str) -> str:
 
 
 def _moved(name: str, value: str) -> str:
-    """The reference to a variable that now holds the value; another name where that one holds another value."""
+    """Set a variable to the value and return its reference; add a number to its name if it holds another secret."""
     number, taken = 1, name
     while os.environ.get(taken, value) != value and taken in _known:
         number, taken = number + 1, f"{name}_{number + 1}"
@@ -141,14 +141,14 @@ def _moved(name: str, value: str) -> str:
 
 
 def _hidden_parameter(name: str, match: re.Match) -> str:
-    """A parameter of a URL, hidden where its name is that of a secret."""
+    """A parameter of a URL, hidden if its name is that of a secret."""
     if not is_secret(match[1]) or "${" in match[2]:
         return match[0]
     return f"{match[1]}={_moved(f'{name}_' + re.sub(r'[^A-Z0-9]+', '_', match[1].upper()), match[2])}"
 
 
 def _hide_list(path: str, items: list[Any]) -> list[Any]:
-    """A list, which may be one of arguments: what follows ``--api-key``, in the next item or after ``=``, is hidden."""
+    """Hide secrets in a list, including values of arguments: after ``--api-key`` in the next item, or after ``=``."""
     hidden, names_next = [], ""
     for index, item in enumerate(items):
         flag = FLAG.fullmatch(item) if isinstance(item, str) else None

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and manifests that show what was damaged later."""
+"""Atomic writing of files, and manifests with checksums to find damaged files."""
 
 import errno
 import hashlib
@@ -9,7 +9,7 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-"""File in a run's folder that its process holds a lock on."""
+"""File in a run's folder on which its process holds a lock."""
 
 BROKEN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 IN_WORDS = (
@@ -18,14 +18,14 @@ IN_WORDS = (
     "PytorchStreamWriter failed",
     "enforce fail at inline_container",
 )
-"""How libraries written in other languages say the same (safetensors, torch.save)."""
+"""Messages for the same errors from libraries that set no errno (safetensors, torch.save)."""
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
+    """Write a small file atomically: completely or not at all.
 
     Args:
-        path: File to write or to replace; its folder is made where it is absent.
+        path: File to write or to replace; its folder is created if missing.
         text: The new content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the list of files of a folder, to the disk."""
+    """Flush a file, or a folder's list of files, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -46,10 +46,10 @@ def sync(path: Path) -> None:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write down what lies in a folder: the size and the SHA-256 of every file.
+    """Write the size and the SHA-256 of every file of a folder to its manifest.
 
     Args:
-        folder: Complete; every file of it is synced first.
+        folder: A folder with all its files; they are synced first.
         **facts: Further entries of the manifest.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -60,13 +60,16 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The facts that ``write_manifest`` was given.
+    """Check a folder against its manifest.
+
+    Returns:
+        The facts given to ``write_manifest``.
 
     Raises:
-        ValueError: The folder is not as its manifest says; the message names what is missing or different.
+        ValueError: A file is missing or differs from the manifest; the message names the first one.
     """
     try:
-        if not (folder / MANIFEST).is_file():  # reading a pipe would wait for ever
+        if not (folder / MANIFEST).is_file():  # reading a pipe would wait forever
             raise ValueError
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = dict(manifest.pop("files"))
@@ -80,13 +83,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _fault(folder: Path, name: str, expected: Any) -> str | None:
     if not isinstance(expected, dict) or {"bytes", "sha256"} - expected.keys():
-        return f"{MANIFEST} says nothing of the content of {name}"
+        return f"{MANIFEST} has no size and checksum of {name}"
     try:
         if (folder / name).exists() and not (folder / name).is_file():
-            return f"{name} is no file"
+            return f"{name} is not a file"
         size = (folder / name).stat().st_size
         if size != expected["bytes"]:
-            return f"{name} has {size:,} bytes where {MANIFEST} says {expected['bytes']}"
+            return f"{name} has {size:,} bytes, but {expected['bytes']} according to {MANIFEST}"
         same = _fingerprint(folder / name) == expected
     except OSError as error:
         return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name} cannot be read ({error})"
@@ -99,27 +102,27 @@ def _fingerprint(path: Path) -> dict[str, int | str]:
 
 
 def disk_fault(error: BaseException, folder: Path) -> str | None:
-    """What an exception says of a disk that is full, read-only or broken, of a folder that is gone, or of a file in it.
+    """The message of an exception caused by a full, read-only or broken disk, a missing folder, or a file in it.
 
     Args:
-        error: With what it was raised from, or while handling.
-        folder: Of the run, which holds ``LOCK``. Where that is gone, the folder was removed, renamed or unmounted,
+        error: The exception; its causes and contexts are searched too.
+        folder: A run's folder, which holds ``LOCK``. If that is missing, the folder was removed, renamed or unmounted,
             even if something has been written under its name since.
 
     Returns:
-        One line; None where the exception is about something else.
+        One line; ``None`` for an exception with another cause.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        text = " ".join(str(seen).split())
-        at_fault = getattr(seen, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS)
-        if at_fault or _names_file_in(seen, folder):
+    current: BaseException | None = error
+    while current is not None:
+        text = " ".join(str(current).split())
+        is_disk_error = getattr(current, "errno", None) in BROKEN_DISK or any(words in text for words in IN_WORDS)
+        if is_disk_error or _names_file_in(current, folder):
             return text[:300]
-        seen = seen.__cause__ or seen.__context__
+        current = current.__cause__ or current.__context__
     return None if (folder / LOCK).exists() else "the folder is gone"
 
 
 def _names_file_in(error: BaseException, folder: Path) -> bool:
-    """Whether the system complains of a file in a folder: something else lies there under its name, for example."""
+    """Whether an error of the system names a file in the folder, for example because a folder has the file's name."""
     names = (getattr(error, "filename", None), getattr(error, "filename2", None)) if isinstance(error, OSError) else ()
     return any(isinstance(name, str | Path) and folder.resolve() in Path(name).absolute().parents for name in names)

@@ -1,4 +1,4 @@
-"""Paths as users type them, asked of the system once, so that nothing later trips over a name that cannot be."""
+"""Paths as users type them, checked once so that later calls do not fail on an invalid name."""
 
 import os
 from pathlib import Path
@@ -7,17 +7,17 @@ from alignlab.errors import InputError
 
 
 def typed_path(path: str | Path, asked: str) -> Path:
-    """The path with ``~`` resolved; whether anything is there is left to the caller.
+    """Resolve ``~`` in a path, and check that the system accepts it; whether it exists is left to the caller.
 
-    After this, ``exists``, ``is_file`` and ``is_dir`` answer: Python lets them raise where a name is too long or a
-    folder on the way may not be searched.
+    After this, ``exists``, ``is_file`` and ``is_dir`` do not raise. In Python they do for names that are too long and
+    for folders without search permission.
 
     Args:
-        path: As typed.
-        asked: The key that it was typed for, ``data.path``.
+        path: The path as typed.
+        asked: Config key of the path, such as ``data.path``.
 
     Raises:
-        InputError: The system has no such names, there is no such home folder, or the way there is closed.
+        InputError: The name is invalid, the home folder does not exist, or a folder may not be searched.
     """
     try:
         found = Path(path).expanduser()
@@ -30,7 +30,7 @@ def typed_path(path: str | Path, asked: str) -> Path:
 
 
 def reason(error: BaseException) -> str:
-    """What the system or a library says in one line, at most 400 characters, without the path where it names it again.
+    """The message of an exception in one line of at most 400 characters; of a system error without its path.
 
     Args:
         error: Any exception.

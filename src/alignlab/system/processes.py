@@ -1,4 +1,4 @@
-"""How the processes of a run end: on signals, and never later than the process that started them."""
+"""End of processes: on signals, and together with the process that started them."""
 
 import ctypes
 import multiprocessing
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-LIBC = ctypes.CDLL(None)  # found before any fork, after which a lock of the loader may never be given back
+LIBC = ctypes.CDLL(None)  # loaded before any fork, after which a lock of the loader may stay held
 PR_SET_PDEATHSIG = 1
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
@@ -17,7 +17,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """The process leaves because of a signal, with exit code 128 + signal: 143 for SIGTERM, 130 for Ctrl-C."""
+    """Exit because of a signal, with code 128 + signal: 143 for SIGTERM, 130 for Ctrl-C."""
 
     def __init__(self, signum: int):
         self.signum = signum
@@ -28,11 +28,11 @@ class Stopped(SystemExit):
 def leaving_on_signals(while_importing: bool = False) -> Iterator[None]:
     """Let SIGTERM and SIGINT end this process at once, with their exit code and without a traceback.
 
-    In another thread than the main one nothing changes, since Python gives signals to that one only.
+    This has no effect outside the main thread, since Python handles signals only there.
 
     Args:
-        while_importing: Nothing is there yet that must be cleaned up, and no exception may be raised: one that a C++
-            module meets while it is imported ends in SIGABRT.
+        while_importing: Exit without an exception and without cleaning up. An exception during the import of a C++
+            module ends in SIGABRT.
     """
     signals = STOPPING if threading.current_thread() is threading.main_thread() else ()
     handler = _exit if while_importing else _leave
@@ -53,20 +53,20 @@ def _exit(signum: int, frame: object) -> None:
 
 
 def be_worker() -> None:
-    """Make this child of ``multiprocessing`` one that its parent ends: it ignores signals that go to a whole group."""
+    """Let only the parent end this child of ``multiprocessing``: ignore stop signals, which go to a whole group."""
     for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     end_with_parent()
 
 
 def end_with_parent() -> None:
-    """Kill this child of ``multiprocessing`` when its parent is gone, even if that was killed."""
+    """Kill this child of ``multiprocessing`` when its parent ends, even if the parent was killed."""
     signal_when_parent_ends(signal.SIGKILL)
-    if multiprocessing.parent_process().pid != os.getppid():  # it was gone before we asked
+    if multiprocessing.parent_process().pid != os.getppid():  # it ended before the call above
         os._exit(1)
 
 
 def signal_when_parent_ends(signum: int) -> None:
-    """Have Linux send this process a signal when the thread that started it ends; for a new process of any kind."""
+    """Let Linux send this process a signal when the thread that started it ends; no effect on other systems."""
     if sys.platform == "linux":
         LIBC.prctl(PR_SET_PDEATHSIG, signum)

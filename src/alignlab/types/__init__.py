@@ -1,1 +1,1 @@
-"""What flows through a run: rows, batches, loss terms, and the packed layout."""
+"""Data types that packages share: rows, batches, loss terms, and the packed layout."""

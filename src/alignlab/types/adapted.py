@@ -1,6 +1,6 @@
-"""What a model is under its adapter, asked without importing PEFT, which costs every process over a second.
+"""Whether a model has an adapter, and the model inside it, without importing PEFT (the import takes over a second).
 
-A model carries an adapter only where something imported PEFT to put it there.
+A model can only have an adapter if PEFT was imported to add it.
 """
 
 import sys
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def is_adapted(model: nn.Module) -> "TypeGuard[PeftModel]":
-    """Whether a model carries an adapter of PEFT."""
+    """Whether a model has a PEFT adapter."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 

@@ -1,4 +1,4 @@
-"""What flows through the house: rows of data, token rows, batches, and what a loss returns.
+"""Micro-batches, optimizer steps, and the counts of a step.
 
 Legend of axes, used in every docstring of the repository:
 
@@ -7,8 +7,8 @@ Legend of axes, used in every docstring of the repository:
     K  rejected completions per prompt              S  sequences (completions) of the micro-batch
     V  vocabulary                                   [] a scalar
 
-A *tree* is a prompt followed by its completions: each completion attends to its prompt and to itself. SFT has one
-completion per tree, a preference 1 + K (the chosen first), GRPO G, a text block none of the prompt.
+A *group* is a prompt followed by its completions: each completion attends to its prompt and to itself. SFT has one
+completion per group, a preference 1 + K (the chosen first), GRPO G. A text block is one completion without a prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from alignlab.errors import InputError, nearest
 
 @dataclass
 class MicroBatch:
-    """What goes through the model at once, in the flat or in the padded layout; the fields mean the same in both.
+    """Input of one forward pass, in the flat or in the padded layout; the fields mean the same in both.
 
     Args:
         inputs: Keyword arguments of the decoder's forward: ``input_ids [B, T]`` (flat: B = 1), ``position_ids``, and
@@ -30,13 +30,14 @@ class MicroBatch:
         source_positions: Position, in ``input_ids`` flattened, whose hidden state predicts the label. Shape ``[N]``.
         labels: Supervised token ids. Shape ``[N]``.
         sequence_ids: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
-        group_ids: Tree that each sequence belongs to, ascending; the first of a tree is the chosen. Shape ``[S]``.
+        group_ids: Group that each sequence belongs to, ascending; the first of a group is the chosen. Shape ``[S]``.
         columns: Numeric columns per sequence, each of shape ``[S]``.
         token_columns: Numeric columns per supervised token, each of shape ``[N]``.
         num_tokens: Real tokens, prompts counted once, padding not counted.
         last_positions: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
-        counted: 0 for a filler that only keeps the ranks in step; it multiplies every sum and weight.
-        origins: Where its rows came from, for what is told of them.
+        counted: 0 for a filler, with which a rank runs as many micro-batches as the others; multiplies every sum and
+            weight.
+        origins: File and line of its rows, for messages.
     """
 
     inputs: dict[str, Any]
@@ -105,26 +106,35 @@ UNITS = ("supervised_tokens", "sequences", "pairs", "groups", "rows", "tokens", 
 
 
 class StepBatch:
-    """One optimizer step of this rank. No dataclass: Lightning would take it apart to cast what is in it.
+    """One optimizer step of this rank. Not a dataclass: Lightning would walk through its fields to cast them.
 
     Args:
-        micro_batches: What goes through the model one after the other.
+        micro_batches: They go through the model one after the other.
         totals: Sizes of the step over all ranks.
-        epoch: Passes over the training rows once this step is done.
+        epoch: Passes over the training rows after this step.
         companions: Of each micro-batch the companions of its rows, where the method wants them.
+        metrics: What is logged with the step beside what the method says of it.
+        has_signal: Whether the step must give every trained tensor a gradient; the same on all ranks.
     """
 
     def __init__(
-        self, micro_batches: list[MicroBatch], totals: StepTotals, epoch: float, companions: Sequence[MicroBatch] = ()
+        self,
+        micro_batches: list[MicroBatch],
+        totals: StepTotals,
+        epoch: float,
+        companions: Sequence[MicroBatch] = (),
+        metrics: Mapping[str, float] | None = None,
+        has_signal: bool = True,
     ):
         self.micro_batches, self.totals, self.epoch, self.companions = micro_batches, totals, epoch, companions
+        self.metrics, self.has_signal = metrics or {}, has_signal
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
         """The same step with its tensors on another device."""
         batches, companions = (
             [move(batch, device, non_blocking) for batch in some] for some in (self.micro_batches, self.companions)
         )
-        return StepBatch(batches, self.totals, self.epoch, companions)
+        return StepBatch(batches, self.totals, self.epoch, companions, self.metrics, self.has_signal)
 
 
 def move(value: Any, device, non_blocking: bool = False) -> Any:

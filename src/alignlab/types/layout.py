@@ -1,12 +1,12 @@
-"""The flat forest: trees laid end to end in one sequence without padding, and the index arithmetic to attend in it.
+"""The packed layout: groups concatenated into one sequence without padding, and the indices needed for attention.
 
-A tree is ``(prompt, completion, completion, …)`` given by its lengths. Each completion attends to its prompt and to
-itself, so a *path* (prompt + completion) sees exactly what a sequence of its own would see, while the prompt is
-computed once. Position ids restart at every tree, and every completion continues from its prompt's length.
+A group is given by its lengths ``(prompt, completion, completion, …)``. Each completion attends to its prompt and to
+itself, so a *path* (prompt + completion) attends exactly as a separate sequence would, while the prompt is computed
+once. Position ids restart at every group, and every completion continues from its prompt's length.
 
-Attention is computed in buckets of segments of similar length, padded within a bucket only. A bucket's keys stand in
-path order, so key j may be seen by query i of a row exactly when ``j <= offset + i``: padding at the right end is
-never seen by a real query, and needs no mask of its own.
+Attention is computed in buckets of segments of similar length, padded within a bucket only. The keys of a bucket are
+in path order, so query i of a row may attend to key j exactly when ``j <= offset + i``: a real query never attends to
+the padding at the right end, which needs no separate mask.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# A segment joins a bucket when it is at least this share of the bucket's longest, or within these many tokens of it:
-# wasted products on one side, one more kernel call on the other.
+# A segment joins a bucket if it has at least this share of the bucket's longest segment, or is at most so many tokens
+# shorter: padding costs wasted products, another bucket costs another kernel call.
 MIN_FILL = 0.8
 MAX_SLACK_TOKENS = 16
 
@@ -27,7 +27,7 @@ class Bucket:
 
     Args:
         queries: Flat positions of the query tokens, padded with the first one. Shape ``[b, Lq]``.
-        keys: Flat positions of the key tokens in path order, padded likewise. Shape ``[b, Lk]``.
+        keys: Flat positions of the key tokens in path order, padded in the same way. Shape ``[b, Lk]``.
         offset: Path position of each row's first query; 0 for a prompt or a plain document. Shape ``[b]``.
         causal: Whether every offset is 0, so that plain causal attention is exact.
     """
@@ -38,25 +38,32 @@ class Bucket:
     causal: bool
 
     def mask(self, window: int | None = None) -> Tensor:
-        """Which key each query sees, optionally only the last ``window`` path positions. Shape ``[b, 1, Lq, Lk]``."""
+        """Whether each query may attend to each key.
+
+        Args:
+            window: Attend to the last ``window`` path positions only; ``None`` for all.
+
+        Returns:
+            Shape ``[b, 1, Lq, Lk]``, bool.
+        """
         query = self.offset[:, None, None] + torch.arange(self.queries.shape[1], device=self.queries.device)[:, None]
         key = torch.arange(self.keys.shape[1], device=self.keys.device)
         seen = key <= query
         if window is not None:
             seen = seen & (key > query - window)
-        # A padding query past the window's reach would see nothing and give NaN; nobody reads it, so it sees all.
+        # A padding query beyond the window would attend to nothing and give NaN. Its output is unused: let it see all.
         return (seen | ~seen.any(-1, keepdim=True))[:, None]
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """How a flat sequence attends.
+    """Attention of a flat sequence.
 
     Args:
-        buckets: Together they hold every token exactly once as a query.
-        restore: For each token of the flat sequence its place in the buckets' outputs laid end to end. Shape ``[T]``.
+        buckets: Together they contain every token exactly once as a query.
+        restore: Index of each token of the flat sequence in the concatenated outputs of the buckets. Shape ``[T]``.
         longest_path: Tokens of the longest prompt + completion.
-        windows: Sliding windows that layers asked for while they attended in it, for ``scoring.verify``.
+        windows: Sliding windows with which layers used this layout, recorded for ``scoring.verify``.
     """
 
     buckets: tuple[Bucket, ...]
@@ -75,39 +82,39 @@ class PackedLayout:
 
 
 def packed_layout(groups: Iterable[Sequence[int]]) -> PackedLayout:
-    """Lay out the attention of trees that stand end to end.
+    """Build the attention layout of concatenated groups.
 
     Args:
-        groups: Per tree its lengths ``(prompt, completion, …)`` in tokens; 0 is allowed for any of them.
+        groups: For each group its lengths ``(prompt, completion, …)`` in tokens; any of them may be 0.
 
     Returns:
         The layout of ``T = sum of all lengths`` tokens.
     """
     segments = [segment for segment in _segments(groups) if segment[1] > 0]
-    # Plain causal segments apart from those that look back at a prompt; then the longest first.
+    # Plain causal segments first, then those that also attend to a prompt; within each the longest first.
     segments.sort(key=lambda segment: (segment[2] > 0, -segment[1] - segment[2], -segment[1], segment[0]))
-    buckets, places, base = [], {}, 0
+    buckets, indices, base = [], {}, 0
     for group in _grouped(segments):
         width, depth = max(s[1] for s in group), max(s[1] + s[2] for s in group)
         for row, (start, length, _, _) in enumerate(group):
-            places[start] = (base + row * width, length)
+            indices[start] = (base + row * width, length)
         base += len(group) * width
         buckets.append(_bucket(group, width, depth))
-    restore = [torch.arange(place, place + length) for _, (place, length) in sorted(places.items())]
+    restore = [torch.arange(index, index + length) for _, (index, length) in sorted(indices.items())]
     longest = max((s[1] + s[2] for s in segments), default=0)
     return PackedLayout(tuple(buckets), torch.cat(restore) if restore else torch.empty(0, dtype=torch.long), longest)
 
 
 def positions(groups: Iterable[Sequence[int]]) -> Tensor:
-    """Position ids of trees laid end to end: each completion continues from its prompt. Shape ``[T]``."""
+    """Position ids of concatenated groups: each completion continues from its prompt. Shape ``[T]``."""
     parts = [torch.arange(before, before + length) for _, length, before, _ in _segments(groups)]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
 
 def _segments(groups: Iterable[Sequence[int]]) -> list[tuple[int, int, int, int]]:
-    """Per query segment ``(start, length, tokens before it on its path, start of those)``.
+    """Query segments as ``(start, length, tokens before it on its path, start of those)``.
 
-    A tree with a single completion is one causal segment: prompt and completion together.
+    A group with a single completion is one causal segment: prompt and completion together.
     """
     segments, start = [], 0
     for prompt, *completions in groups:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ratio:
-    """A sum and its weight, so that means are taken once, over the whole optimizer step and all ranks."""
+    """A sum and its weight, both ``[]``: the mean is taken once, over the whole optimizer step and all ranks."""
 
     sum: Tensor
     weight: Tensor
@@ -32,7 +32,7 @@ class LossTerm:
         return self.losses.sum()
 
     def __mul__(self, factor: float | Tensor) -> "LossTerm":
-        """The same with every loss multiplied; a tensor has the shape of ``losses``."""
+        """The term with every loss multiplied; a tensor has the shape of ``losses``."""
         return LossTerm(self.losses * factor, self.unit)
 
 
@@ -41,7 +41,7 @@ class LossOutput:
     """What ``compute_loss`` returns: sums with their units, never means.
 
     Args:
-        terms: The loss of the step is the sum of their means.
+        terms: The loss of the step is the sum of the means of these terms.
         metrics: Further quantities by logged name (see ``metrics.py``), detached.
     """
 

@@ -1,23 +1,25 @@
-"""Rows of data: what a format makes of a record, and what the tokenizer makes of a row."""
+"""Rows of data before and after tokenisation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 Message = Mapping[str, Any]
-"""A chat message: ``role`` and ``content``, and what the template knows beside them (``tool_calls``,
-``reasoning_content``, ``name``). ``supervised: False`` takes an assistant turn out of the loss."""
+"""A chat message: ``role``, ``content`` and further keys that the template uses (``tool_calls``,
+``reasoning_content``, ``name``). ``supervised: False`` excludes an assistant turn from the loss."""
 
 
-# --- rows: what a format makes of a record, before any tokenizer ------------------------------------------------------
+# --- rows: the output of a format, before any tokenizer ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What every kind of row carries.
+    """Fields that every kind of row has.
 
     Args:
-        origin: Where the row stands, ``file.jsonl:12`` (lines count from 1), for error messages.
+        origin: File and line of the row, ``file.jsonl:12`` (lines count from 1), for error messages.
         columns: Further columns of the record, JSON values, kept for rewards and metrics (``answer``, ``margin``, …).
     """
 
@@ -42,7 +44,7 @@ class Demonstration(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Preference(Row):
-    """One chosen completion against one or more rejected ones; ``scores`` (chosen first) where the data ranks them."""
+    """One chosen completion and one or more rejected ones, with ``scores`` (chosen first) if the data has them."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -53,7 +55,7 @@ class Preference(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired(Row):
-    """A completion with a verdict: desirable or not."""
+    """A completion with a label: desirable or not."""
 
     prompt: tuple[Message, ...]
     completion: tuple[Message, ...]
@@ -63,37 +65,37 @@ class Unpaired(Row):
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt(Row):
-    """A prompt to complete; its ``columns`` feed the rewards."""
+    """A prompt to complete; rewards receive its ``columns``."""
 
     prompt: tuple[Message, ...]
     tools: tuple[Any, ...] | None = None
 
 
-# --- token rows: what the planner and the collator see ----------------------------------------------------------------
+# --- token rows: the input of the planner and the collator ------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One row after tokenisation: its trees laid end to end.
+    """One row after tokenisation: its groups concatenated.
 
     Args:
-        tokens: Token ids of all trees, each a prompt followed by its completions.
-        supervised: Per token, whether it is a target of the loss.
-        groups: Per tree the lengths ``(prompt, completion, completion, …)``; the prompt may be 0. The lengths of all
-            trees sum to ``len(tokens)``.
-        origin: Where the row came from.
+        tokens: Token ids of all groups, each a prompt followed by its completions.
+        supervised: Whether each token is a target of the loss.
+        groups: Lengths ``(prompt, completion, completion, …)`` of each group; the prompt may be 0. The lengths of all
+            groups sum to ``len(tokens)``.
+        origin: File and line of the row.
         columns: Numeric columns by name (``margin``, ``desirable``, ``scores``), for losses: one for the row, or one
             per completion.
         token_columns: Quantities by name with one value per target of the loss (``old_logps``), for losses.
-        record: Of a prompt, what rewards are told: ``prompt``, its messages, and ``columns``.
-        companion: A second row that goes with this one, without a gradient, for methods that want one.
+        record: Only for a prompt: what rewards receive, ``prompt`` (its messages) and ``columns``.
+        companion: A second row that goes through the model with this one, without gradient, for methods that need it.
     """
 
-    tokens: list[int]
+    tokens: Sequence[int] | Tensor
     supervised: list[bool]
     groups: list[list[int]]
     origin: str
     columns: dict[str, Any] = field(default_factory=dict)
-    token_columns: dict[str, list[float]] = field(default_factory=dict)
+    token_columns: dict[str, Sequence[float] | Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     companion: "TokenRow | None" = None

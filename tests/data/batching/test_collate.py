@@ -32,7 +32,7 @@ def test_targets_worked_by_hand(packing):
     batch = collate([PAIR, BLOCK], packing=packing)
     expected = [(0, 11, 20), (0, 20, 21), (1, 11, 30), (2, 1, 2), (2, 2, 3), (3, 4, 5)]
     assert predictions(batch) == expected
-    assert batch.group.tolist() == [0, 0, 1, 2]
+    assert batch.group_ids.tolist() == [0, 0, 1, 2]
     assert batch.columns["margin"].tolist() == pytest.approx([0.5, 0.5, 0.1, 0.1])
     assert batch.columns["scores"].tolist() == [2.0, 1.0, 1.0, 0.0]
     assert batch.num_tokens == 10

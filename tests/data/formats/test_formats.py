@@ -1,5 +1,6 @@
 """Formats: what each makes of a record, and what it refuses."""
 
+import math
 from collections import Counter
 
 import pytest
@@ -209,6 +210,18 @@ def test_a_label_that_is_no_verdict_is_a_column():
     assert row({"messages": TALK, "label": 1}, "unpaired").desirable is True
 
 
+@pytest.mark.parametrize("label", [math.nan, None, 2, "sports", [True]])
+def test_a_label_that_is_no_verdict_is_refused_where_one_is_needed(label):
+    with pytest.raises(InputError, match=r"f\.jsonl:7: field 'label' is .* where true or false is needed"):
+        row({"messages": TALK, "label": label}, "unpaired")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", '"\\ud83d"', "[" * 70 + "]" * 70], ids=lambda value: value[:9])
+def test_json_in_a_text_is_read_as_strictly_as_a_file(value):
+    with pytest.raises(InputError, match="field 'tools' is no valid JSON"):
+        row({"messages": TALK, "tools": f'[{{"name": {value}}}]'})
+
+
 REFUSED = [
     ({}, "no format fits its columns (none at all)"),
     (None, "the row is null"),
@@ -223,13 +236,13 @@ REFUSED = [
     ({"instruction": "i", "output": ["a"]}, "field 'output[0]' is a text where a message"),
     ({"instruction": {}, "output": "o"}, "field 'instruction' is an object"),
     ({"instruction": " ", "input": "", "output": "o"}, "field 'instruction' is empty"),
-    ({"instruction": "i", "output": "o", "history": [["q"]]}, "field 'history[0]' is no pair"),
+    ({"instruction": "i", "output": "o", "history": [["q"]]}, "field 'history[0]' is not a pair"),
     ({"text": " "}, "field 'text' is empty"),
     ({"prompt": ""}, "field 'prompt' is empty"),
     ({"prompt": TALK}, "field 'prompt' ends with role 'assistant'"),
     ({"messages": []}, "field 'messages' is an empty list"),
     ({"messages": "x"}, "field 'messages' is a text"),
-    ({"messages": "[x"}, "field 'messages' is no valid JSON"),
+    ({"messages": "[x"}, "field 'messages' is not valid JSON"),
     ({"messages": [None]}, "field 'messages[0]' is null"),
     ({"messages": [{"content": "q"}]}, "field 'messages[0].role' is missing"),
     ({"messages": [{"role": "user"}]}, "field 'messages[0].content' is missing"),
@@ -248,7 +261,7 @@ REFUSED = [
     ({"messages": [user("q"), assistant("a", loss_weight=0.5)]}, "field 'messages[1].loss_weight' is 0.5"),
     ({"messages": [user("q") | {"weight": 1}, *A]}, "puts a message of role 'user' into the loss"),
     ({"messages": [user([{"type": "image_url"}]), *A]}, "field 'messages[0].content[0]' is of type 'image_url'"),
-    ({"messages": [user("q"), {"from": "function_call", "value": "f(x)"}]}, "is a tool call that is no JSON object"),
+    ({"messages": [user("q"), {"from": "function_call", "value": "f(x)"}]}, "is a tool call that is not a JSON object"),
     (
         {"messages": [user("q"), assistant("", tool_calls=[{"name": "f", "arguments": "x"}])]},
         "tool_calls.arguments' is a",
@@ -265,7 +278,7 @@ REFUSED = [
     ({"prompt": "q", "chosen": "a", "rejected": ["b", ""]}, "field 'rejected[1]' is empty"),
     ({"prompt": "q", "chosen": ["a"], "rejected": "b"}, "field 'chosen[0]' is a text where a message"),
     ({"prompt": "q", "chosen": 7, "rejected": 8}, "field 'chosen' is a number"),
-    ({"chosen": TALK, "rejected": [user("r"), *B]}, "answers another prompt"),
+    ({"chosen": TALK, "rejected": [user("r"), *B]}, "has another prompt"),
     ({"prompt": "x", "chosen": TALK, "rejected": [user("q"), *B]}, "field 'prompt' differs"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "scores": [1]}, "field 'scores' has 1 numbers for 2"),
     ({"prompt": "q", "chosen": "a", "rejected": "b", "scores": [1, 2]}, "more than the chosen one"),
@@ -282,7 +295,7 @@ def test_refusals_name_place_and_field(value, words):
 
 
 def test_a_repeated_key_is_refused():
-    with pytest.raises(InputError, match="field 'output' stands twice"):
+    with pytest.raises(InputError, match="field 'output' appears twice"):
         row({"instruction": "i", "output": "o"}, repeated=("output",))
 
 

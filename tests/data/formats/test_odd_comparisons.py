@@ -1,5 +1,9 @@
-"""The odd pairs and groups, line by line: what becomes of each, and why. The rules stand in docs/own_data.md."""
+"""Odd pairs and groups, line by line: what becomes of each, and why. The rules stand in docs/own_data.md.
 
+The lines are written here; the same are read from real rows where these lie beside the repository.
+"""
+
+import json
 from collections import Counter
 
 import pytest
@@ -30,7 +34,7 @@ PAIRS = {
     10: f"field 'chosen[0]' is {NO_MESSAGE}",
     11: ["rejected"],  # from/value messages
     12: ["rejected"],  # dialogues that begin with the prompt
-    13: "field 'rejected' answers another prompt than 'chosen'",
+    13: "field 'rejected' has another prompt than 'chosen'",
     14: ["rejected"],  # lists of one assistant message
     15: ["chosen and a blank"],
     16: ["half of chosen"],
@@ -56,15 +60,75 @@ GROUPS = {
 FILES = {"pairs_bad": PAIRS, "groups_bad": GROUPS}
 LINES = [(name, line) for name, lines in FILES.items() for line in lines]
 
+ASK, GOOD, POOR = user("Name a fruit."), assistant("A pear, green."), assistant("A stone.")
+PAIR = {"prompt": ASK["content"], "chosen": GOOD["content"], "rejected": POOR["content"]}
+WORSE = ["A stone.", "A chair.", "A cloud."]
+GROUP = PAIR | {"rejected": WORSE}
+
+
+def without(row, key):
+    return {name: value for name, value in row.items() if name != key}
+
+
+OWN = {
+    "pairs_bad": [
+        PAIR,
+        PAIR | {"rejected": PAIR["chosen"]},
+        PAIR | {"rejected": ""},
+        PAIR | {"chosen": ""},
+        without(PAIR, "rejected"),
+        without(PAIR, "chosen"),
+        without(PAIR, "prompt"),
+        PAIR | {"prompt": ""},
+        PAIR | {"chosen": None},
+        PAIR | {"chosen": [PAIR["chosen"]], "rejected": [PAIR["rejected"]]},
+        PAIR | {key: {"from": "gpt", "value": PAIR[key]} for key in ("chosen", "rejected")},
+        PAIR | {"chosen": [ASK, GOOD], "rejected": [ASK, POOR]},
+        PAIR | {"chosen": [ASK, GOOD], "rejected": [user("Name a tree."), POOR]},
+        {"prompt": [ASK], "chosen": [GOOD], "rejected": [POOR]},
+        PAIR | {"rejected": PAIR["chosen"] + " "},
+        PAIR | {"rejected": PAIR["chosen"][: len(PAIR["chosen"]) // 2]},
+        PAIR | {"chosen": 7, "rejected": 8},
+    ],
+    "groups_bad": [
+        GROUP,
+        GROUP | {"rejected": WORSE[:1]},
+        GROUP | {"rejected": []},
+        GROUP | {"rejected": WORSE[0]},
+        GROUP | {"rejected": None},
+        without(GROUP, "rejected"),
+        GROUP | {"rejected": WORSE[:1] * 3},
+        GROUP | {"rejected": [GROUP["chosen"], *WORSE]},
+        GROUP | {"rejected": [WORSE[0], "", WORSE[1]]},
+        GROUP | {"rejected": [WORSE[0], None, 3]},
+        GROUP | {"chosen": [GROUP["chosen"]]},
+        GROUP | {"rejected": {"a": WORSE[0], "b": WORSE[1]}},
+        GROUP | {"rejected": [f"{number} stones." for number in range(31)]},
+        GROUP | {"chosen": ""},
+        GROUP | {"prompt": ""},
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=["own", "real"])
+def folder(request, tmp_path_factory):
+    """The folder of the odd files: rows of this test, or real rows."""
+    if request.param == "real":
+        return request.getfixturevalue("shared") / "data/odd/derived"
+    made = tmp_path_factory.mktemp("odd")
+    for name, rows in OWN.items():
+        (made / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return made
+
 
 @pytest.fixture
-def record(shared):
+def record(folder):
     """``record(name, line)``: a line of an odd file."""
-    return lambda name, line: list(read(shared / f"data/odd/derived/{name}.jsonl"))[line - 1]
+    return lambda name, line: list(read(folder / f"{name}.jsonl"))[line - 1]
 
 
-def source(shared, name, bad_rows):
-    path = str(shared / f"data/odd/derived/{name}.jsonl")
+def source(folder, name, bad_rows):
+    path = str(folder / f"{name}.jsonl")
     return Files(path=path, format="auto", columns={}, bad_rows=bad_rows, validation_path=None)
 
 
@@ -108,10 +172,10 @@ def test_the_same_completion_three_times_stays_three_times(record):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_bad_rows_error_names_the_first_lines_and_counts_all(shared, name):
+def test_bad_rows_error_names_the_first_lines_and_counts_all(folder, name):
     refused = {line: why for line, why in FILES[name].items() if isinstance(why, str)}
     with pytest.raises(InputError) as error:
-        list(source(shared, name, "error").rows("train"))
+        list(source(folder, name, "error").rows("train"))
     message = str(error.value)
     assert f"{len(refused)} of {len(FILES[name])} rows cannot be used" in message
     shown = [f"{name}.jsonl:{line}: {why}" for line, why in refused.items()]
@@ -120,8 +184,8 @@ def test_bad_rows_error_names_the_first_lines_and_counts_all(shared, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_bad_rows_drop_keeps_the_other_lines_and_counts_by_reason(shared, name):
-    files = source(shared, name, "drop")
+def test_bad_rows_drop_keeps_the_other_lines_and_counts_by_reason(folder, name):
+    files = source(folder, name, "drop")
     kept = [row.origin for row in files.rows("train")]
     assert kept == [f"{name}.jsonl:{line}" for line, expected in FILES[name].items() if not isinstance(expected, str)]
     assert files.dropped == Counter(why for why in FILES[name].values() if isinstance(why, str))
@@ -155,7 +219,7 @@ def test_equal_rejected_completions_are_no_fault_of_the_tokens():
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
-PAIR, RANKING = {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q", "completions": ["a", "b"]}
+RANKING = {"prompt": "q", "completions": ["a", "b"]}
 
 
 @pytest.mark.parametrize(
@@ -166,8 +230,8 @@ PAIR, RANKING = {"prompt": "q", "chosen": "a", "rejected": "b"}, {"prompt": "q",
         (PAIR, [1, 2], "field 'scores' gives a rejected completion more than the chosen one, which comes first"),
         (RANKING, [2, 1], (2.0, 1.0)),
         (RANKING, [2, 2], "field 'scores' has a tie for the best completion"),
-        (PAIR, [float("nan"), 1], "field 'scores' holds a number that is not finite, which ranks nothing"),
-        (RANKING, [1, float("inf")], "field 'scores' holds a number that is not finite, which ranks nothing"),
+        (PAIR, [float("nan"), 1], "field 'scores' holds a number that is not finite"),
+        (RANKING, [1, float("inf")], "field 'scores' holds a number that is not finite"),
         (PAIR, ["2", "1"], "field 'scores[0]' is a text where a number is needed"),
         (PAIR, 2, "field 'scores' is a number where a list of numbers is needed"),
         (PAIR, [2], "field 'scores' has 1 numbers for 2 completions"),

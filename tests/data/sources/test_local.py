@@ -133,6 +133,55 @@ def test_every_entry_of_a_real_registry_loads(shared, name):
     assert Counter(map(type, rows)) == Counter([SHARED_REGISTRY[name][0]] * SHARED_REGISTRY[name][1])
 
 
+PLAIN = {"instruction": "i", "input": "", "output": "o"}
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+CALLED = [{"from": "function_call", "value": '{"name": "f", "arguments": {}}'}, {"from": "observation", "value": "3"}]
+SHAREGPT = {"formatting": "sharegpt"}
+
+# An entry of each kind, one of its rows, and what this becomes.
+ENTRIES = {
+    "named": ({"columns": {"prompt": "instruction", "query": "input", "response": "output"}}, PLAIN, Demonstration),
+    "alpaca": ({}, PLAIN, Demonstration),
+    "turns": (SHAREGPT, {"conversations": TURNS * 2}, Demonstration),
+    "tools": (
+        SHAREGPT | {"columns": {"messages": "conversations", "tools": "tools"}},
+        {"conversations": [TURNS[0], *CALLED, TURNS[1]], "tools": '[{"name": "f"}]'},
+        Demonstration,
+    ),
+    "pairs": (
+        SHAREGPT
+        | {"ranking": True, "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"}},
+        {"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1] | {"value": "b"}},
+        Preference,
+    ),
+    "verdicts": (
+        SHAREGPT
+        | {
+            "columns": {"messages": "messages", "kto_tag": "label"},
+            "tags": {
+                "role_tag": "role",
+                "content_tag": "content",
+                "user_tag": "user",
+                "assistant_tag": "assistant",
+            },
+        },
+        {"messages": TALK, "label": False},
+        Unpaired,
+    ),
+    "texts": ({"columns": {"prompt": "text"}}, {"text": "t"}, Text),
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_kind_of_entry_loads(tmp_path, name):
+    entry, row, kind = ENTRIES[name]
+    write(tmp_path, "rows.jsonl", [row] * 3)
+    (tmp_path / "dataset_info.json").write_text(json.dumps({name: {"file_name": "rows.jsonl"} | entry}))
+    loaded = list(registry(tmp_path, name).rows("train"))
+    assert Counter(map(type, loaded)) == Counter([kind] * 3)
+
+
 @pytest.fixture
 def entries(tmp_path):
     write(tmp_path, "talk.jsonl", [{"chat": [{"who": "customer", "says": "q"}, {"who": "clerk", "says": "a"}]}] * 4)

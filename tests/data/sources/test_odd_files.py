@@ -1,9 +1,12 @@
-"""Every real and every odd file beside the repository: it loads with its rows, or is refused with the place named.
+"""Odd files: each loads with its rows, or is refused with the place named.
 
+Small ones are written here; every real and every odd file that lies beside the repository is read as well.
 In the tables below a number is the rows that load, ``(rows, words)`` the rows left by ``bad_rows=drop`` and the words
 that the refusal under ``bad_rows=error`` must hold, a text the words of a refusal that holds under both.
 """
 
+import gzip
+import json
 from collections import Counter
 
 import pytest
@@ -61,7 +64,7 @@ ODD = {
     "odd/derived/bad_line_in_the_middle.jsonl": (7, ["9 of 16 rows", "jsonl:4: not JSON", "jsonl:7: ", "jsonl:9: "]),
     "odd/derived/zh_gbk.json": "zh_gbk.json:3: byte 0xB1 in column 20 is not UTF-8. Save it as UTF-8: iconv -f GB18030",
     "odd/derived/lone_surrogates.jsonl": (1, ["jsonl:1: field 'question' holds half", "jsonl:2: field 'answer'"]),
-    "odd/derived/duplicate_keys_in_row.jsonl": (1, ["duplicate_keys_in_row.jsonl:1: field 'output' stands twice"]),
+    "odd/derived/duplicate_keys_in_row.jsonl": (1, ["duplicate_keys_in_row.jsonl:1: field 'output' appears twice"]),
     # The row whose output is a list of two is a preference, as in LLaMA-Factory's older sets.
     "odd/derived/sft_missing_and_non_string_fields.jsonl": (7, ["13 of 20 rows", "jsonl:4: field 'output' is missing"]),
     "odd/derived/sft_missing_and_non_string_fields.json": (
@@ -86,7 +89,7 @@ ODD = {
     "odd/duckdb/array_of_empty_arrays.json": (0, ["array_of_empty_arrays.json:2[0]: the row is a list"]),
     "odd/duckdb/different_schemas.ndjson": (0, ["ndjson:1: no format fits its columns ('id', 'name')"]),
     "odd/duckdb/duplicate_column_names.json": (0, ["json:1: no format fits its columns ('id', 'Id', 'iD', 'ID')"]),
-    "odd/duckdb/duplicate_key.ndjson": (0, ["ndjson:1: no format fits", "ndjson:3: field 'id' stands twice"]),
+    "odd/duckdb/duplicate_key.ndjson": (0, ["ndjson:1: no format fits", "ndjson:3: field 'id' appears twice"]),
     "odd/duckdb/empty.ndjson": "empty.ndjson: the file is empty",
     "odd/duckdb/empty_array.json": "there are no rows in it",
     "odd/duckdb/empty_array_malformed.json": "empty_array_malformed.json:2: not JSON",
@@ -121,6 +124,131 @@ NAMED = {
     "odd/naughty_strings/blns.json": ({"format": "text"}, 513),  # two of the 515 are blank
 }
 
+TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+TURNS = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+PARTS = [{"role": "user", "content": [{"type": "text", "value": "q"}]}, TALK[1]]
+CALL = {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}
+PAIR = {"chosen": "a", "rejected": "b"}
+VERDICT = {"messages": TALK, "label": True}
+
+
+def lines(*values):
+    return "\n".join(map(json.dumps, values))
+
+
+OWN_GOOD = {
+    "alpaca.json": (json.dumps([{"instruction": "i", "input": "", "output": "o"}] * 2, indent=1), Demonstration, 2),
+    "alpaca_history.jsonl": (
+        lines(
+            {"instruction": "i", "output": "o", "history": [["q", "a"]], "system": "s"}, {"query": "q", "response": "a"}
+        ),
+        Demonstration,
+        2,
+    ),
+    "questions.jsonl": (lines({"question": "q", "answer": "a"}, {"question": "r", "answer": "b"}), Demonstration, 2),
+    "sharegpt.jsonl": (lines({"id": 1, "conversations": TURNS}, {"conversations": TURNS * 2}), Demonstration, 2),
+    "tools.json": (
+        json.dumps(
+            [
+                {
+                    "conversations": [TURNS[0], CALL, {"from": "observation", "value": "3"}, TURNS[1]],
+                    "tools": '[{"name": "f"}]',
+                }
+            ]
+        ),
+        Demonstration,
+        1,
+    ),
+    "parts.jsonl": (lines({"messages": PARTS}), Demonstration, 1),
+    "bare_lists.jsonl": (lines(TALK, TALK), Demonstration, 2),
+    "verdicts.json": (json.dumps([VERDICT, VERDICT | {"label": False}]), Unpaired, 2),
+    "pairs.json": (
+        json.dumps([{"conversations": TURNS[:1], "chosen": TURNS[1], "rejected": TURNS[1] | {"value": "b"}}]),
+        Preference,
+        1,
+    ),
+    "pairs_of_dialogues.jsonl": (
+        lines({"chosen_messages": PARTS, "rejected_messages": [PARTS[0], TALK[1] | {"content": "b"}]}),
+        Preference,
+        1,
+    ),
+    "groups.jsonl": (
+        lines({"question": "q", "chosen": "a", "rejected": ["b", "c"], "rejected_models": [1, 2]}),
+        Preference,
+        1,
+    ),
+    "ranked.jsonl": (lines({"prompt": "q", "chosen": "a", "rejected": ["b", "c"], "scores": [3, 2, 1]}), Preference, 1),
+    "texts.jsonl": (lines({"text": "one"}, {"text": "two"}), Text, 2),
+    "document.txt": ("one\n\ntwo\n", Text, 1),
+}
+
+TWO = lines({"text": "a"}, {"text": "b"})
+
+OWN_ODD = {
+    "blank_lines.jsonl": (f"\n\n{TWO}\n \t\n", 2),
+    "crlf.jsonl": (TWO.replace("\n", "\r\n"), 2),
+    "marked.jsonl": (TWO.encode("utf-8-sig"), 2),
+    "packed_named_jsonl.jsonl": (gzip.compress(TWO.encode(), mtime=0), 2),
+    "array_named_jsonl.jsonl": (json.dumps([{"text": "a"}, {"text": "b"}]), 2),
+    "mixed.jsonl": (
+        lines({"question": "q", "answer": "a"}, {"messages": TALK}, {"text": "t"}, {"prompt": "q"} | PAIR),
+        4,
+    ),
+    "only_newlines.jsonl": ("\n\n\n", "only_newlines.jsonl: the file is empty"),
+    "cut_off.jsonl": (TWO[:-2], (1, ["cut_off.jsonl:2: not JSON: Unterminated string"])),
+    "zeros.jsonl": (f"{TWO}\n\0\0", (2, ["zeros.jsonl:3: NUL bytes"])),
+    "wrong_byte.jsonl": (
+        TWO.encode() + b'\n{"text":\xff "c"}',
+        (2, ["wrong_byte.jsonl:3: byte 0xFF in column 9 is not UTF-8"]),
+    ),
+    "half_pair.jsonl": (TWO + '\n{"text": "\\ud83d"}', (2, ["half_pair.jsonl:3: field 'text' holds half"])),
+    "twice.jsonl": ('{"text": "a", "text": "b"}\n' + TWO, (2, ["twice.jsonl:1: field 'text' stands twice"])),
+    "broken_middle.jsonl": (
+        TWO.replace("\n", "\n{'text': 1}\nword\nnull\n[]\n{}\n7\n"),
+        (2, ["6 of 8 rows", "middle.jsonl:2: not JSON", "middle.jsonl:3: not JSON", "middle.jsonl:4: "]),
+    ),
+    "gbk.json": ('[\n"文件"]'.encode("gb18030"), "gbk.json:2: byte 0xCE in column 2 is not UTF-8. Save it as UTF-8"),
+    "foreign.ndjson": (
+        lines({"id": 1, "name": "n"}),
+        (0, ["foreign.ndjson:1: no format fits its columns ('id', 'name')"]),
+    ),
+    "empty_lists.json": ("[\n[],\n[]\n]", (0, ["empty_lists.json:2[0]: the row is a list"])),
+    "words.json": ('[\n"one",\n"two"]', (0, ["2 of 2 rows", "words.json:2[0]: the row is a text", "data.format=text"])),
+    "no_rows.json": ("[\n]", "there are no rows in it"),
+    "two_arrays.json": ("[1]\n[2]", "two_arrays.json:2: not JSON: More follows"),
+    "comma.json": ("[\n  ,\n]", "comma.json:2: not JSON"),
+    "empty_turn.jsonl": (
+        lines({"conversations": [TURNS[0], TURNS[1] | {"value": ""}]}),
+        (0, ["empty_turn.jsonl:1: field 'conversations[1].content' is empty"]),
+    ),
+}
+
+# Of the grammar: ``n_`` is no JSON, ``y_`` is.
+OWN_GRAMMAR = {
+    "n_unclosed": b"[1,",
+    "n_nan": b"[NaN]",
+    "n_minus_infinity": b"[-Infinity]",
+    "n_missing_colon": b'{"a" 1}',
+    "n_number_as_key": b"{1: 1}",
+    "n_single_quotes": b"{'a': 0}",
+    "n_comma_at_the_end": b'{"a": 0,}',
+    "n_comment": b'{"a": /* why */ 1}',
+    "n_half_escape": rb'["\ud834\udd"]',
+    "n_tab_in_a_text": b'["\t"]',
+    "n_line_end_in_a_text": b'["a\nb"]',
+    "n_mark_without_data": b"\xef\xbb\xbf",
+    "n_half_a_mark": b"\xef\xbb{}",
+    "n_latin_1": b'["\xe9"]',
+    "n_two_values": b"[][]",
+    "y_null": b"null",
+    "y_text": b'"a"',
+    "y_blank_array": b" [] ",
+    "y_repeated_key": b'{"a": 1, "a": 2}',
+    "y_escaped_zero": rb'["\u0000"]',
+    "y_line_separator": '["\u2028"]'.encode(),
+    "y_minus_zero": b"[-0]",
+}
+
 
 def rows(path, **settings):
     defaults = {"format": "auto", "columns": {}, "bad_rows": "error", "validation_path": None}
@@ -136,15 +264,19 @@ def refusal(path, **settings):
     return message
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_real_files_load_with_the_rows_that_they_hold(shared, name):
-    kind, count = GOOD[name]
-    assert Counter(map(type, rows(shared / "data" / name))) == Counter([kind] * count)
+def write(folder, name, content):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder / name
 
 
-@pytest.mark.parametrize("name", ODD)
-def test_odd_files_load_or_are_refused_with_the_place_named(shared, name):
-    path, expected = shared / "data" / name, ODD[name]
+def is_refused(path):
+    try:
+        return any(record.fault for record in read(path))
+    except InputError:
+        return True
+
+
+def assert_loads_or_is_refused(path, expected):
     if isinstance(expected, int):
         assert len(rows(path)) == expected
     elif isinstance(expected, str):
@@ -159,8 +291,46 @@ def test_odd_files_load_or_are_refused_with_the_place_named(shared, name):
             assert "every row was dropped" in refusal(path, bad_rows="drop")
 
 
+@pytest.mark.parametrize("name", OWN_GOOD)
+def test_good_files_load_with_the_rows_that_they_hold(tmp_path, name):
+    content, kind, count = OWN_GOOD[name]
+    assert Counter(map(type, rows(write(tmp_path, name, content)))) == Counter([kind] * count)
+
+
+@pytest.mark.parametrize("name", OWN_ODD)
+def test_odd_files_load_or_are_refused_with_the_place_named(tmp_path, name):
+    content, expected = OWN_ODD[name]
+    assert_loads_or_is_refused(write(tmp_path, name, content), expected)
+
+
+def test_foreign_columns_load_once_they_are_named(tmp_path):
+    path = write(tmp_path, "foreign.ndjson", lines({"id": 1, "name": "n"}, {"id": 2}, {"id": 3, "name": "m"}))
+    assert len(rows(path, bad_rows="drop", columns={"text": "name"})) == 2
+
+
+@pytest.mark.parametrize("name", OWN_GRAMMAR)
+def test_what_is_no_json_is_refused_and_what_is_is_parsed(tmp_path, name):
+    path = write(tmp_path, f"{name}.json", OWN_GRAMMAR[name])
+    assert is_refused(path) == name.startswith("n_")
+    assert path.name in refusal(path)
+
+
+# --- real files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_real_files_load_with_the_rows_that_they_hold(shared, name):
+    kind, count = GOOD[name]
+    assert Counter(map(type, rows(shared / "data" / name))) == Counter([kind] * count)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_real_odd_files_load_or_are_refused_with_the_place_named(shared, name):
+    assert_loads_or_is_refused(shared / "data" / name, ODD[name])
+
+
 @pytest.mark.parametrize("name", NAMED)
-def test_files_of_foreign_columns_load_once_these_are_named(shared, name):
+def test_real_files_of_foreign_columns_load_once_these_are_named(shared, name):
     settings, count = NAMED[name]
     assert len(rows(shared / "data" / name, bad_rows="drop", **settings)) == count
 
@@ -179,10 +349,7 @@ def test_no_odd_file_is_left_out(shared):
 def test_the_json_test_suite(shared):
     """``n_`` files are refused and ``y_`` files are parsed; none of the ``i_`` files ends in anything else."""
     for path in sorted((shared / "data/odd/json_test_suite").iterdir()):
-        try:
-            refused = any(record.fault for record in read(path))
-        except InputError:
-            refused = True
+        refused = is_refused(path)
         if not path.name.startswith("i_"):
             assert refused == path.name.startswith("n_"), path.name
 

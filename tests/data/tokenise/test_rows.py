@@ -12,7 +12,7 @@ from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
 from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
-TOKENIZERS = ["minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
+TOKENIZERS = ["bytes", "bytes with bos", "minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
 SYSTEM = {"role": "system", "content": "Be kind."}
 SINGLE = (user("Hi there"), assistant("Hello, you."))
 MULTI = (SYSTEM, user("One"), assistant("First"), user("Two"), assistant("Second 这是"))
@@ -26,10 +26,12 @@ FORGETFUL = (
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request, shared, tmp_path_factory):
-    """Each shared tokenizer, unpacked, with its own or the fallback template."""
+def tokenizer(request, tmp_path_factory):
+    """Tokenizers made here and real ones, unpacked, with their own or the fallback template."""
+    if request.param.startswith("bytes"):
+        return byte_tokenizer(template=CHATML, adds_bos=request.param == "bytes with bos")
     folder = tmp_path_factory.mktemp(request.param)
-    data = shared / "data"
+    data = request.getfixturevalue("shared") / "data"
     source = data / "models" / "stories260K" if request.param == "stories260K" else data / "tokenizers" / request.param
     shutil.copy(source / "tokenizer_config.json", folder)
     packed = data / "tokenizers" / request.param.replace("qwen3", "qwen2.5") / "tokenizer.json.gz"
@@ -66,7 +68,7 @@ def supervised_text(row, tokenizer) -> list[str]:
     return [tokenizer.decode(row.tokens[start:end]) for start, end in spans(row)]
 
 
-# --- the duties, over real tokenizers ---------------------------------------------------------------------------------
+# --- the duties, over several tokenizers ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
@@ -74,7 +76,7 @@ def supervised_text(row, tokenizer) -> list[str]:
 def test_train_prefix_equals_generation_prefix(tokenizer, messages, loss_on):
     if "enable_thinking" in tokenizer.chat_template and messages is MULTI and loss_on == "assistant":
         # Such a template strips the thinking of earlier turns, so these have no prefix: refused with the remedy.
-        with pytest.raises(InputError, match=r"rendered otherwise.*data\.loss_on=last"):
+        with pytest.raises(InputError, match=r"rendered differently.*data\.loss_on=last"):
             tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
         return
     row = tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
@@ -124,10 +126,10 @@ def test_prompt_is_what_generation_sees(tokenizer):
     assert row.groups == [[len(row.tokens)]] and not any(row.supervised)
 
 
-def test_contents_cannot_forge_turns(tokenizer, shared):
+def test_contents_cannot_forge_turns(tokenizer):
     """A special-token string in a content becomes text: the number of special tokens is that of a harmless dialogue."""
     special = set(tokenizer.all_special_ids) | stop_tokens(tokenizer, choose_template(tokenizer, "auto"))
-    everything = "".join(sorted(set(tokenizer.all_special_tokens)))
+    everything = "".join(sorted(tokenizer.convert_ids_to_tokens(sorted(special))))
     forged = demonstration(user(f"Hi{everything}there"), assistant(f"{everything}Hello{everything}"))
     row = tokenize(forged, tokenizer, token_settings())
     harmless = tokenize(demonstration(user("Hi"), assistant("Hello")), tokenizer, token_settings())
@@ -203,8 +205,8 @@ def test_unsupervised_end_token_is_refused_with_three_remedies():
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ bos_token ~ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "bos_token stands twice"),
-        ("{% for m in messages %}{{ m.content ~ eos_token ~ eos_token }}{% endfor %}", "eos_token stands twice"),
+        ("{{ bos_token ~ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}", "bos_token appears twice"),
+        ("{% for m in messages %}{{ m.content ~ eos_token ~ eos_token }}{% endfor %}", "eos_token appears twice"),
     ],
 )
 def test_doubled_bos_or_eos_is_refused(template, message):
@@ -240,7 +242,7 @@ def test_template_that_rewrites_earlier_turns():
     tokenizer = byte_tokenizer(template=FORGETFUL)
     row = demonstration(user("Q"), assistant("A"), user("R"), assistant("B"))
     with pytest.raises(
-        InputError, match=r"rendered otherwise.*data\.loss_on=last.*data\.chat_template=.*data\.bad_rows"
+        InputError, match=r"rendered differently.*data\.loss_on=last.*data\.chat_template=.*data\.bad_rows"
     ):
         tokenize(row, tokenizer, token_settings())
     last = tokenize(row, tokenizer, token_settings(loss_on="last"))

@@ -26,8 +26,9 @@ def test_torchrun_with_two_rendezvous_agents(tmp_path, cache, free_port):
     assert [row["progress/step"] for row in metrics(run)] == [1, 2, 3, 4]
 
 
-def test_deepspeed_launcher_with_a_one_line_hostfile(tmp_path, cache, free_port, shared):
-    hosts = ["--hostfile", str(shared / "data" / "deepspeed" / "hostfile"), "--no_ssh_check"]
+def test_deepspeed_launcher_with_a_one_line_hostfile(tmp_path, cache, free_port):
+    (tmp_path / "hostfile").write_text("localhost slots=2\n")
+    hosts = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh_check"]
     here = ["--master_addr", "127.0.0.1", "--master_port", str(free_port)]
     outputs(spawn(module("deepspeed.launcher.runner", *hosts, *here, TRAIN, *TINY), tmp_path, **cache))
     assert "devices: 2" in (assert_one_job(tmp_path) / "config.yaml").read_text()

@@ -103,7 +103,7 @@ def complete(policy, prompts):
     """The most probable completion of each prompt, tokens; two at once, so that others join while some go on."""
     greedy = make_sampler(temperature=0.0, max_completion_tokens=14, stop_strings=[], batch_size=2)
     options = {"num_completions": 1, "stop_tokens": [3], "tokenizer": make_tokenizer()}
-    return [group[0].tokens for group in greedy(policy, prompts, **options, generator=torch.Generator())]
+    return greedy(policy, prompts, **options, generator=torch.Generator()).token_lists()
 
 
 def train_rank(*arguments, **options):

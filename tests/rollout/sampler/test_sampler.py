@@ -13,7 +13,7 @@ from alignlab.models.scoring import token_scores
 from alignlab.rollout.sampler import decoder, probe, sampler
 from alignlab.rollout.sampler.decoder import PlainDecoder, SharedDecoder
 from alignlab.rollout.sampler.probe import decoder_for
-from alignlab.rollout.sampler.sampler import Sampler, sample
+from alignlab.rollout.sampler.sampler import PolicySampler, sample
 from alignlab.types.batch import MicroBatch
 from tests.conftest import REPOSITORY
 from tests.rollout.sampler.test_sampling import reference, settings
@@ -53,7 +53,7 @@ def _loud(model):
 
 
 def run(model, prompts=PROMPTS, *, num_completions=2, batch_size=64, seed=0, tokenizer=None, **changes):
-    return sample(
+    flat = sample(
         model,
         prompts,
         num_completions=num_completions,
@@ -62,7 +62,8 @@ def run(model, prompts=PROMPTS, *, num_completions=2, batch_size=64, seed=0, tok
         pad_token_id=0,
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
-    )
+    ).plain()
+    return [flat[start : start + num_completions] for start in range(0, len(flat), num_completions)]
 
 
 def tokens_of(groups):
@@ -348,8 +349,8 @@ def test_an_architecture_that_cannot_go_on_from_a_cache_is_refused():
 def test_the_configured_sampler_draws_the_same(pocket):
     model, tokenizer, prompts = pocket
     drawing = {"temperature": 1.3, "top_k": 0, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.0}
-    draws = Sampler(**drawing, max_completion_tokens=20, stop_strings=[], batch_size=5, dtype=None)
+    draws = PolicySampler(**drawing, max_completion_tokens=20, stop_strings=[], batch_size=5, dtype=None)
     given = {"num_completions": 3, "stop_tokens": [1], "tokenizer": tokenizer}
     found = draws(model, prompts, **given, generator=torch.Generator().manual_seed(4))
     wanted = run(model, prompts, num_completions=3, seed=4, **drawing, max_completion_tokens=20, stop_tokens=[1])
-    assert tokens_of(found) == tokens_of(wanted)
+    assert found.token_lists() == [completion.tokens for group in wanted for completion in group]

@@ -44,7 +44,8 @@ def send(rollout, policy):
 def draw(rollout, prompts, seeds):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"num_completions": 2, "stop_tokens": [1], "tokenizer": None, "generator": generators}
-    return rollout(None, prompts, **options)
+    flat = rollout(None, prompts, **options).plain()
+    return [flat[start : start + 2] for start in range(0, len(flat), 2)]
 
 
 def test_what_is_drawn_for_a_prompt_depends_on_its_own_seed(rollout):

@@ -1,1 +1,1 @@
-"""Hydra as the command line sees it: composing, and saying what is wrong with what was typed."""
+"""Composition of the config from the command line by Hydra, with errors in plain words."""

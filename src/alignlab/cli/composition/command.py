@@ -1,4 +1,4 @@
-"""A verb whose words make a config: Hydra's command line (``-m``, ``--cfg``, ``--help``, …) with our refusals."""
+"""A verb that composes a config: Hydra's command line (``-m``, ``--cfg``, ``--help``, …) with our error messages."""
 
 import os
 import sys
@@ -23,16 +23,16 @@ Config = dict[str, Any]
 def command(
     config_name: str, words: Sequence[str], check: Callable[[DictConfig], Config], job: Callable[[Config], Any]
 ) -> int:
-    """Compose a config and run one job with it, or a sweep of them.
+    """Compose a config and run one job with it, or the jobs of a sweep.
 
     Args:
-        config_name: Root in ``conf``.
+        config_name: Name of the root config in ``conf``.
         words: Command line after the verb.
-        check: Refuses what is wrong with a composed config; gives it resolved, as plain containers.
-        job: What to do with that.
+        check: Checks a composed config, and returns it resolved, as plain containers.
+        job: Runs a job with the checked config.
 
     Returns:
-        Exit code: 2 where a job of a sweep was refused, else 0.
+        Exit code: 2 if a job of a sweep was refused, else 0.
 
     Raises:
         InputError: The command line does not compose, or its one job was refused.
@@ -40,7 +40,7 @@ def command(
     flags = _read_flags(words)
     options = list(words)
     for word in flags.overrides:
-        options.remove(word)  # Hydra wants its overrides in one piece
+        options.remove(word)  # Hydra expects all overrides together
     flags.overrides = hide_words(flags.overrides)
     if flags.cfg:
         check(compose(flags.overrides, config_name, flags.config_dir))
@@ -60,7 +60,7 @@ def command(
 
 
 class _Jobs:
-    """What Hydra calls for each job. A refusal is kept, because Hydra would print lines of its own about it."""
+    """The function that Hydra calls for each job. It stores refusals; Hydra would print its own lines about them."""
 
     def __init__(
         self, check: Callable[[DictConfig], Config], job: Callable[[Config], Any], typed: frozenset[str] = frozenset()
@@ -70,11 +70,11 @@ class _Jobs:
         self.crashed = self.sweep = False
 
     def run(self, cfg: DictConfig) -> Any:
-        """Check and run; in a sweep a refused job does not keep the others from running."""
+        """Check and run a job; in a sweep the other jobs run even if one is refused."""
         self.crashed, self.sweep = True, HydraConfig.get().mode == RunMode.MULTIRUN
         result = None
         if self.sweep:
-            print(f"job {HydraConfig.get().job.num}: {self._set_apart(HydraConfig.get())}", flush=True)
+            print(f"job {HydraConfig.get().job.num}: {self._name_job(HydraConfig.get())}", flush=True)
         try:
             result = self.job(self.check(cfg))
         except InputError as error:
@@ -84,8 +84,8 @@ class _Jobs:
         self.crashed = False
         return result
 
-    def _set_apart(self, hydra_cfg: Any) -> str:
-        """Leave in ``hydra.job.override_dirname`` only what is not the same for all jobs."""
+    def _name_job(self, hydra_cfg: Any) -> str:
+        """Reduce ``hydra.job.override_dirname`` to the overrides that differ between jobs, and return it."""
         own = [word.lstrip("+") for word in hydra_cfg.overrides.task if word not in self.typed]
         with read_write(hydra_cfg):
             hydra_cfg.job.override_dirname = " ".join(own)
@@ -96,8 +96,8 @@ def refuse(error: InputError, debug: bool) -> int:
     """Print a refusal as one paragraph; with ``debug``, raise it for its traceback. Returns exit code 2."""
     if debug:
         raise error
-    said = masked(str(error))
-    print(f"Refused. {said}" if "\n" not in said else f"Refused, for these reasons:\n{said}", file=sys.stderr)
+    text = masked(str(error))
+    print(f"Refused. {text}" if "\n" not in text else f"Refused, for these reasons:\n{text}", file=sys.stderr)
     return 2
 
 
@@ -112,7 +112,7 @@ def _read_flags(words: Sequence[str]) -> Any:
 
 @contextmanager
 def _process(words: Sequence[str]):
-    """The process as Hydra wants it: the words in ``sys.argv``, and errors raised instead of printed."""
+    """Set up the process for Hydra: the words in ``sys.argv``, and errors raised instead of printed."""
     before, sys.argv = sys.argv, [sys.argv[0], *words]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

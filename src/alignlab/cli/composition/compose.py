@@ -1,4 +1,4 @@
-"""From words on a command line to a composed config, by Hydra, with the named runs on its search path."""
+"""Compose a config from a command line by Hydra, with ``experiments`` and ``sweeps`` on its search path."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,24 +25,24 @@ from alignlab.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parents[2]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
-"""Folder of ``conf``, ``experiments`` and ``sweeps``: the package where it was installed, else the repository."""
+"""Folder of ``conf``, ``experiments`` and ``sweeps``: the package if it is installed, otherwise the repository."""
 
 MODEL_PAIR = "pair/model@_global_"
-"""Where ``conf/train.yaml`` takes what suits a method on a model."""
+"""Group in ``conf/train.yaml`` of settings for a method on a model."""
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
-"""What a command line or a file of options at fault raises; ``ValueError`` is Hydra's word for ``group=false``,
-``TypeError`` for ``+group=[1]``, ``OSError`` OmegaConf's for a file that holds a single number."""
+"""Errors that Hydra and OmegaConf raise for a wrong command line or config file: for example ``ValueError`` for
+``group=false``, ``TypeError`` for ``+group=[1]``, and ``OSError`` for a file that holds a single number."""
 
 
 class NamedRuns(FileConfigSource):
-    """The groups ``experiments`` and ``sweeps`` beside ``conf``, and nothing else of that folder."""
+    """Config source of the groups ``experiments`` and ``sweeps`` beside ``conf``; other files there are ignored."""
 
     GROUPS = ("experiments", "sweeps")
 
     @staticmethod
     def scheme() -> str:
-        """What search paths of this kind start with."""
+        """Prefix of search paths of this kind."""
         return "alignlab"
 
     def is_group(self, config_path: str) -> bool:
@@ -55,12 +55,12 @@ class NamedRuns(FileConfigSource):
 
 
 class SearchPath(SearchPathPlugin):
-    """Puts the named runs, and a run to repeat, on Hydra's search path, whatever the working directory."""
+    """Adds ``experiments``, ``sweeps`` and a run to repeat to Hydra's search path, for any working directory."""
 
     run_to_repeat: Path | None = None
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        """Append them; Hydra calls this before it composes."""
+        """Append the paths; Hydra calls this before it composes."""
         search_path.append("alignlab", f"{NamedRuns.scheme()}://{ROOT}")
         if self.run_to_repeat is not None:
             search_path.append("alignlab", f"file://{self.run_to_repeat}")
@@ -73,15 +73,15 @@ check_settings()
 
 
 def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: str | None = None) -> DictConfig:
-    """Compose a config as the command line would, without running anything.
+    """Compose a config as the command line does, without running anything.
 
     Args:
         words: ``group=option`` and ``key=value``.
-        config_name: A root in ``conf``.
-        config_dir: A further folder of options.
+        config_name: Name of the root config in ``conf``.
+        config_dir: Folder of further options.
 
     Raises:
-        InputError: A word or a file of options is at fault.
+        InputError: A word or a config file is wrong.
     """
     with _vocabulary(words, config_dir) as (words, groups):
         try:
@@ -91,30 +91,30 @@ def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: s
 
 
 def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | None = None) -> list[str]:
-    """Overrides as Hydra's own command line shall get them: see ``let_keys_be_new``."""
+    """Prepare overrides for Hydra's own command line; see ``let_keys_be_new``."""
     with _vocabulary(words, config_dir) as (_, groups):
         return _for_hydra(words, groups, config_name)
 
 
 def _for_hydra(words: Sequence[str], groups: "Groups", config_name: str) -> list[str]:
-    """Keys may be new, and weights of one's own get no rates that were found for the model that is named."""
+    """Allow new keys, and drop the settings that were tuned for the named model if ``model.path`` is typed."""
     own_weights = config_name == "train" and any(word.startswith("model.path=") for word in words)
     return let_keys_be_new(words, groups) + [f"~{MODEL_PAIR}"] * own_weights
 
 
 def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
-    """What to tell the user where Hydra's command line failed: see ``explain``."""
+    """Make the error to show if Hydra's command line failed; see ``explain``."""
     with _vocabulary(words, config_dir) as (words, groups):
         return explain(error, words, groups)
 
 
 @dataclass(frozen=True)
 class Groups:
-    """The groups on the search path; a ``Vocabulary``.
+    """The groups on the search path; implements ``Vocabulary``.
 
     Args:
-        loader: Hydra's.
-        folders: Override that names further folders, if any.
+        loader: Hydra's config loader.
+        folders: Overrides that name further folders, if any.
     """
 
     loader: ConfigLoader
@@ -131,7 +131,7 @@ class Groups:
 
 @contextmanager
 def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[list[str], Groups]]:
-    """Hydra set up; the words with the further folder among them, and the groups that there are."""
+    """Initialise Hydra; yield the words, with the folder of further options, and the groups on the search path."""
     if config_dir is not None:
         words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
     folders = [word for word in words if word.startswith("hydra.searchpath=")]

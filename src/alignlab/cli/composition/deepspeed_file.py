@@ -1,4 +1,4 @@
-"""``strategy.config_file=``: a DeepSpeed JSON file taken over into the config."""
+"""``strategy.config_file=``: apply a DeepSpeed JSON file to the resolved config."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,26 +12,26 @@ from alignlab.system.paths import typed_path
 
 TYPED = {"optimizer", "scheduler"}
 SECTIONS = {"zero_optimization", "fp16", "bf16"} | TYPED
-"""Sections that are looked into; the others are passed on to DeepSpeed."""
+"""Sections that are checked here; the others are passed to DeepSpeed."""
 
 CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
 """Sections that a file can change."""
 
 
 def take_over_file(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """The config with what the file says put into it; as it is where no file is named.
+    """Return the config with the settings of the file; without a file, the config as it is.
 
     Args:
         config: Resolved config, not yet checked.
         words: Overrides as typed.
 
     Raises:
-        InputError: The file cannot be read, or contradicts what was typed.
+        InputError: The file cannot be read, or contradicts typed settings.
     """
     strategy = config.get("strategy")
     path = strategy.get("config_file") if isinstance(strategy, Mapping) else None
     if path is None or not isinstance(strategy.get("config"), Mapping):
-        return config  # which the schema refuses, where the strategy is not DeepSpeed
+        return config  # a file for another strategy than DeepSpeed is refused by the schema
     if not isinstance(path, str):
         raise InputError(f"strategy.config_file={path}", "it should be a path", "Name a DeepSpeed JSON file")
     file = read(typed_path(path, "strategy.config_file"))
@@ -39,16 +39,16 @@ def take_over_file(config: dict[str, Any], words: Sequence[str]) -> dict[str, An
 
 
 def typed_keys(words: Sequence[str]) -> set[str]:
-    """Dotted keys and groups that were given on the command line."""
+    """Dotted keys and groups that were typed on the command line."""
     overrides = [override for word in words if (override := parse(word)) is not None]
     return {override.key_or_group.replace("/", ".") for override in overrides}
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Content of the file.
+    """Read the file.
 
     Raises:
-        InputError: It is not there, or no JSON object.
+        InputError: The file does not exist, or it is not a JSON object.
     """
     asked = f"strategy.config_file={path}"
     try:
@@ -56,17 +56,16 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(asked, f"it cannot be read ({error.strerror})", "Name a DeepSpeed JSON file") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(asked, f"it is no valid JSON: {error}", "Correct it there") from error
+        raise InputError(asked, f"it is not valid JSON: {error}", "Correct it there") from error
     if not isinstance(content, dict):
         raise InputError(asked, "it holds no JSON object", "Name a DeepSpeed JSON file")
-    raise_all(
-        [InputError(f"{asked} with {key}", f"it should be {kind}", "Correct it there") for key, kind in _odd(content)]
-    )
+    wrong = _wrong_types(content)
+    raise_all([InputError(f"{asked} with {key}", f"it should be {kind}", "Correct it there") for key, kind in wrong])
     return content
 
 
-def _odd(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Keys whose values are of another type than DeepSpeed documents, of those that are looked into."""
+def _wrong_types(content: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find keys of ``SECTIONS`` whose values have another type than DeepSpeed documents."""
     for name in SECTIONS & content.keys():
         section = content[name]
         if not isinstance(section, dict):

@@ -1,4 +1,4 @@
-"""Secrets on the command line and in files of options, moved out of sight before Hydra writes or shows anything."""
+"""Replace secrets on the command line and in config files by references, before Hydra writes or shows anything."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from alignlab.system.credentials import hide, hide_all
 
 
 def hide_words(words: Sequence[str]) -> list[str]:
-    """Overrides whose secrets are references; a note on standard error names the keys.
+    """Replace secrets in overrides by references; a note on standard error names the keys.
 
     Args:
-        words: As typed.
+        words: Overrides as typed.
     """
     hidden = [_hidden(word) for word in words]
     keys = [_key(word) for word, safe in zip(words, hidden, strict=True) if word != safe]
@@ -29,10 +29,10 @@ def hide_words(words: Sequence[str]) -> list[str]:
 
 
 def hide_config(cfg: DictConfig) -> None:
-    """Let secrets of a composed config, of whichever file they came, be references; in place.
+    """Replace secrets in a composed config by references, in place.
 
     Args:
-        cfg: Unresolved; Hydra's own settings may stand in it.
+        cfg: Unresolved config, which may contain Hydra's own settings.
     """
     plain = OmegaConf.to_container(cfg, resolve=False)
     hidden = {key: hide_all(str(key), value) for key, value in plain.items() if key != "hydra"}
@@ -61,7 +61,7 @@ def _hidden(word: str) -> str:
 
 
 def _hidden_sweep(word: str, override: Any) -> str:
-    """A list of alternatives, each hidden; what a sweeper draws from is no secret."""
+    """Hide each value of a list; ranges that a sweeper draws from hold no secrets."""
     if not override.is_discrete_sweep():
         return word
     choices = [c.text if isinstance(c, QuotedString) else c for c in override.sweep_iterator()]
@@ -70,7 +70,7 @@ def _hidden_sweep(word: str, override: Any) -> str:
 
 
 def _typed(value: Any) -> str:
-    """A value as Hydra's grammar reads it."""
+    """Format a value in Hydra's override grammar."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_typed(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Hydra's own settings, which a file of options may bring too: what they would run is refused before Hydra runs it."""
+"""Checks of Hydra's own settings, which config files may change too: settings that would run programs are refused."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,8 +15,8 @@ from alignlab.cli.composition.refusals import parse
 from alignlab.config.build import locate
 from alignlab.errors import InputError, raise_all
 
-OURS = "hydra._internal.core_plugins."
-"""Where Hydra keeps its own launchers and sweepers."""
+HYDRA_PLUGINS = "hydra._internal.core_plugins."
+"""Package of Hydra's own launchers and sweepers."""
 
 KINDS = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper, "hydra.callbacks": Callback}
 LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
@@ -27,36 +27,36 @@ COMMANDS = (
     *("hydra.job.env_set", "hydra.launcher.setup", "hydra.launcher.python", "hydra.launcher.srun_args"),
     *("hydra.launcher.additional_parameters", "hydra.launcher.env_set"),
 )
-"""Settings that a shell or the loader of programs reads; they are taken from the command line only."""
+"""Settings that a shell or the program loader reads; they are accepted on the command line only."""
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Hydra's reader of configs, which looks at Hydra's settings before Hydra follows them."""
+    """Hydra's config loader, with a check of Hydra's settings before Hydra uses them."""
 
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Compose, and refuse settings that would run something."""
+        """Compose a config, and refuse settings that would run programs."""
         cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
         refuse_programs(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
         return cfg
 
 
 def check_settings() -> None:
-    """Let Hydra read every config of this process through ``CheckedLoader``; it has no setting for that."""
+    """Replace Hydra's config loader by ``CheckedLoader`` in this process; Hydra has no setting for that."""
     hydra_main.ConfigLoaderImpl = CheckedLoader
 
 
 def refuse_programs(settings: Mapping[str, Any], words: Sequence[str]) -> None:
-    """Refuse settings of Hydra that would run something.
+    """Refuse settings of Hydra that would run programs.
 
     Args:
-        settings: The node ``hydra``, plain and unresolved.
+        settings: The node ``hydra``, as plain unresolved containers.
         words: Overrides as typed.
 
     Raises:
-        InputError: A target is of no kind that Hydra knows, logging would make other objects than streams, or a command
-            stands in a file.
+        InputError: A target is not of the type that Hydra expects, logging would create other objects than streams, or
+            a file sets a command.
     """
     overrides = [override for word in words if (override := parse(word)) is not None]
     typed = [override.key_or_group for override in overrides]
@@ -67,37 +67,37 @@ def refuse_programs(settings: Mapping[str, Any], words: Sequence[str]) -> None:
         given = any(path == key or path.startswith(f"{key}.") for key in typed)
         if path.startswith(COMMANDS) and value not in (None, [], {}, "") and not given:
             key = next(command for command in COMMANDS if path.startswith(command))
-            why = "what a shell or the loader of programs reads is not taken from a file"
+            why = "a setting that a shell or the program loader reads is not accepted in a file"
             faults.append(InputError(f"{path}={value}", why, f"Type {key}=VALUE on the command line"))
     raise_all(faults)
 
 
-def _leaves(path: str, tree: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, list):
-        tree = {str(index): value for index, value in enumerate(tree)}
-    if not isinstance(tree, Mapping):
-        yield path, tree
+def _leaves(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, list):
+        node = {str(index): value for index, value in enumerate(node)}
+    if not isinstance(node, Mapping):
+        yield path, node
         return
-    for key, value in tree.items():
+    for key, value in node.items():
         yield from _leaves(f"{path}.{key}", value)
 
 
 def _wrong_target(path: str, name: Any) -> InputError | None:
-    place = path.removesuffix("._target_")
-    kind = KINDS.get(place) or (KINDS["hydra.callbacks"] if place.startswith("hydra.callbacks.") else None)
+    key = path.removesuffix("._target_")
+    kind = KINDS.get(key) or (KINDS["hydra.callbacks"] if key.startswith("hydra.callbacks.") else None)
     try:
-        if place == "hydra.sweeper.sampler":
+        if key == "hydra.sweeper.sampler":
             kind = locate("optuna.samplers.BaseSampler")
-        if str(name).startswith(OURS):
+        if str(name).startswith(HYDRA_PLUGINS):
             target = getattr(importlib.import_module(str(name).rpartition(".")[0]), str(name).rpartition(".")[2], None)
         else:
             target = locate(name)
     except InputError as error:
-        return InputError(f"{place}.{error.asked}", error.why, error.instead)
+        return InputError(f"{key}.{error.asked}", error.why, error.instead)
     if kind is not None and isinstance(target, type) and issubclass(target, kind):
         return None
     wanted = f"it should be a {kind.__module__}.{kind.__name__}" if kind else "nothing there takes an object"
-    return InputError(f"{path}={name}", wanted, f"Leave out {place}")
+    return InputError(f"{path}={name}", wanted, f"Leave out {key}")
 
 
 def _wrong_logging(path: str, value: Any) -> InputError | None:
@@ -105,4 +105,5 @@ def _wrong_logging(path: str, value: Any) -> InputError | None:
     makes = key == "()" or (key == "class" and text not in HANDLERS)
     if not makes and not (text.startswith(("ext://", "cfg://")) and text not in STREAMS):
         return None
-    return InputError(f"{path}={value}", "logging would make an object of it", f"Handlers are {' and '.join(HANDLERS)}")
+    instead = f"Handlers are {' and '.join(HANDLERS)}"
+    return InputError(f"{path}={value}", "logging would create an object from it", instead)

@@ -1,4 +1,4 @@
-"""Why a command line does not compose, in words that name what exists."""
+"""Explain why a command line does not compose, with the names that exist."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from alignlab.config.schema.names import suggest
 from alignlab.errors import InputError, InputErrors, nearest
 
 NO_CHOICE = "No match in the defaults list"
-"""How Hydra says that a group exists, but that the config does not choose from it."""
+"""Text of Hydra's error for a group that exists but that the config does not choose from."""
 
 
 class Vocabulary(Protocol):
@@ -34,33 +34,33 @@ BESIDES = {
     "data": "For a file: data=jsonl data.path=FILE",
     "method": "For a method of your own: method._target_=package.Class",
 }
-"""What to type where a group has no option by the name."""
+"""What to type if a group has no option of the name."""
 
 
 NOTHING = ("false", "off", "no", "0", "''")
-"""What is typed for nothing at all where a group calls it ``none``."""
+"""Words that users type where a group has the option ``none``."""
 
 HYDRA = OmegaConf.structured(HydraConf)
 """Hydra's own settings."""
 
 
 def let_keys_be_new(words: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Let every ``key=value`` through to the schema, which knows more keys than the files spell out.
+    """Pass every ``key=value`` on to the schema, which knows more keys than the config files contain.
 
     Args:
         words: Overrides as typed.
-        vocabulary: The groups that there are.
+        vocabulary: The groups on the search path.
     """
     return [f"++{word}" if _is_key(parse(word), vocabulary) else word for word in words]
 
 
 def explain(error: Exception, words: Sequence[str], vocabulary: Vocabulary) -> InputError:
-    """The refusal for what Hydra would not compose: every word at fault, else what Hydra says of the files.
+    """Explain an error of Hydra: name every wrong word, or else the wrong config file.
 
     Args:
-        error: What Hydra, OmegaConf or the YAML reader raised.
+        error: Error of Hydra, OmegaConf or the YAML reader.
         words: Overrides as typed.
-        vocabulary: The groups that there are.
+        vocabulary: The groups on the search path.
     """
     faults = [fault for word in words for fault in _faults(word, vocabulary)]
     if faults:
@@ -69,7 +69,7 @@ def explain(error: Exception, words: Sequence[str], vocabulary: Vocabulary) -> I
 
 
 def parse(word: str) -> Override | None:
-    """An override, or None where the word is none."""
+    """Parse an override; None if the word is not one."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
@@ -125,7 +125,7 @@ def _choices(override: Override) -> list[str]:
 
 
 def _word(choice: Any) -> str:
-    """A choice as it was typed."""
+    """Format a choice as it is typed."""
     return str(choice).lower() if isinstance(choice, bool) else str(choice)
 
 
@@ -141,10 +141,11 @@ def _no_option(group: str, choice: str, vocabulary: Vocabulary) -> InputError:
 
 
 def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:
-    """What is wrong in a file of options."""
+    """Explain an error in a config file."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        place = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
-        return InputError(place, f"it is no valid YAML: {error.problem}", "Check colons, quotes and indentation there")
+        position = f"{error.problem_mark.name}, line {error.problem_mark.line + 1}"
+        instead = "Check colons, quotes and indentation there"
+        return InputError(position, f"it is not valid YAML: {error.problem}", instead)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _no_option(group, choice, vocabulary)

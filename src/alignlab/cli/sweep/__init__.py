@@ -1,1 +1,1 @@
-"""Sweeps (``-m``): each job in processes of its own, what came of them in one table, and nothing done twice."""
+"""Sweeps (``-m``): each job runs in its own processes, finished jobs are skipped, and a table lists the results."""

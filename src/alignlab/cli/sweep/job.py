@@ -1,4 +1,4 @@
-"""One job of a sweep: which run is its own, whether that is finished, and what came of it."""
+"""One job of a sweep: its run, its status and its results."""
 
 import json
 from dataclasses import dataclass
@@ -14,44 +14,44 @@ from alignlab.run_folder.location import JOBS
 from alignlab.system.disk import write_text
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}
-"""What an exit code says of a job; any other: failed."""
+"""Status of a job by exit code; any other code means ``failed``."""
 
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
-"""What a file of JSON raises that is missing, damaged, or holds something else."""
+"""Errors of reading a JSON file that is missing, damaged, or has other content."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job, known by the hash of its config, whatever its number.
+    """A job, identified by the hash of its config.
 
     Args:
-        number: In the sweep.
-        overrides: What sets it apart, as typed.
-        runs: Folder in which its run's folder lies or will lie.
-        digest: Hash of its config, with which the names of its runs end.
-        place: Folder of the sweep's own notes about it.
-        run_dir: Where a new run shall go; None: as any run.
+        number: Number of the job in the sweep.
+        overrides: The overrides that distinguish it from other jobs, as typed.
+        runs: Parent folder of its runs.
+        digest: Hash of its config, with which the names of its run folders end.
+        records: Folder of the sweep's own records of the job.
+        run_dir: Folder of a new run; None for the default.
     """
 
     number: int
     overrides: str
     runs: Path
     digest: str
-    place: Path
+    records: Path
     run_dir: Path | None
 
     def newest_run(self, status: str | None = None) -> Path | None:
-        """Folder of its newest run; with a status, of the newest of those that have it."""
+        """Folder of its newest run, or of its newest run with a status."""
         found = sorted(path for path in self.runs.glob(f"*-{self.digest}") if path.is_dir())
         return next((path for path in reversed(found) if status in (None, read_status(path))), None)
 
     def note(self, exit_code: int, before: bool = False) -> dict[str, Any]:
-        """Write down what came of it, for the sweep's table.
+        """Record the result of the job, for the sweep's table.
 
         Args:
-            exit_code: Of the process.
-            before: Whether an earlier sweep had finished it.
+            exit_code: Exit code of the process.
+            before: Whether an earlier sweep finished the job.
         """
         run = self.newest_run("done" if exit_code == 0 else None) if exit_code != 2 else None
         entry = {
@@ -62,34 +62,34 @@ class Job:
             "run": str(run or ""),
             **_results(run),
         }
-        write_text(self.place / "job.json", json.dumps(entry))
+        write_text(self.records / "job.json", json.dumps(entry))
         return entry
 
 
 def make_job(config: Config) -> Job:
-    """The job that Hydra is about to run.
+    """Make the job that Hydra is about to run.
 
     Args:
-        config: Its config, resolved.
+        config: The resolved config of the job.
     """
     hydra = HydraConfig.get()
     digest = config_hash(config)
     folder = None if config["run_dir"] is None else Path(config["run_dir"])
     runs = folder or Path("runs") / name_of(config["method"]["_target_"])
-    place = sweep_folder(config["run_dir"]) / JOBS / digest
-    job = Job(hydra.job.num, hydra.job.override_dirname, runs, digest, place, None)
+    records = sweep_folder(config["run_dir"]) / JOBS / digest
+    job = Job(hydra.job.num, hydra.job.override_dirname, runs, digest, records, None)
     if folder is None:
         return job
     return Job(**vars(job) | {"run_dir": job.newest_run() or folder / f"{job.number}-{digest}"})
 
 
 def sweep_folder(run_dir: str | None) -> Path:
-    """Where the table of the sweep is written: the folder asked for, or one of its own."""
+    """Folder of the sweep's table: ``run_dir`` if it is typed, otherwise Hydra's sweep folder."""
     return Path(run_dir or HydraConfig.get().sweep.dir)
 
 
 def _results(run: Path | None) -> dict[str, float]:
-    """Steps, seconds and held-out metrics of a run."""
+    """Steps, wall-clock seconds and held-out metrics of a run."""
     try:
         summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
         metrics = {name: value for name, value in summary["metrics"].items() if name.startswith("val/")}

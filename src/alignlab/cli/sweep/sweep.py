@@ -1,7 +1,7 @@
-"""All jobs of a sweep: so many at a time, whatever becomes of the single one, and a table at the end.
+"""Run the jobs of a sweep, several at a time, and write a table of results. A failed job does not end the others.
 
-Hydra composes the jobs one after the other and hands them to `Sweep.run`, which returns while they still run. Through
-submitit it is called where the job runs, in processes that are its own already.
+Hydra composes the jobs one after the other and passes them to ``Sweep.run``, which returns while they still run. With
+submitit, ``Sweep.run`` is called in the job's own process.
 """
 
 import csv
@@ -36,19 +36,19 @@ from alignlab.system.disk import write_text
 
 
 class Begin(Callback):
-    """Tells where the sweep's table will be; Hydra calls it when a sweep begins, whatever launcher runs its jobs."""
+    """Stores the folder of the sweep's table. Hydra calls it when a sweep begins, with any launcher."""
 
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Remember the folder that was asked for, or the sweep's own; Hydra writes the config there after this."""
+        """Store the folder, and hide secrets, since Hydra writes the config there after this."""
         hide_config(config)
         Begin.folder = Path(config.run_dir or config.hydra.sweep.dir)
 
 
 @dataclass
 class Sweep:
-    """The sweep of a command, if it is one; leaving its block waits for the jobs, an exception ends them."""
+    """The sweep of a command, if there is one. Leaving the block waits for the jobs; an exception ends them."""
 
     running: dict[int, tuple[Job, subprocess.Popen]] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
@@ -66,7 +66,7 @@ class Sweep:
                 for process in processes:
                     process.terminate()
             self._wait(at_most=0)
-        finally:  # a second signal ends the waiting
+        finally:  # also if a second signal ends the waiting
             for process in processes:
                 if process.poll() is None:
                     process.kill()
@@ -74,28 +74,28 @@ class Sweep:
 
     @property
     def exit_code(self) -> int:
-        """0 where all jobs are done or there were none, 1 where one failed or was stopped, 2 where one was refused."""
+        """0 if all jobs are done or there were none, 1 if one failed or was stopped, else 2 if one was refused."""
         codes = {entry["exit_code"] for entry in _entries(Begin.folder, since=self.began)} if Begin.folder else set()
         return 1 if codes - {0, 2} else max(codes, default=0)
 
     def refused(self, run_dir: str | None) -> None:
-        """Note a job that was refused before it had a process, and so has no run.
+        """Record a job that was refused before it got a process and a run.
 
         Args:
-            run_dir: As typed.
+            run_dir: ``run_dir`` as typed.
         """
         hydra, name = HydraConfig.get().job, f"refused-{HydraConfig.get().job.num}"
-        place = sweep_folder(run_dir) / JOBS / name
-        Job(hydra.num, hydra.override_dirname, place, name, place, None).note(2)
+        records = sweep_folder(run_dir) / JOBS / name
+        Job(hydra.num, hydra.override_dirname, records, name, records, None).note(2)
 
     def run(self, config: Config) -> float | None:
-        """Run a job that no earlier sweep has finished, as soon as fewer run than may.
+        """Start a job, unless an earlier sweep finished it, as soon as fewer than ``launcher.num_jobs`` jobs run.
 
         Args:
-            config: Of the job, resolved.
+            config: The resolved config of the job.
 
         Returns:
-            Its final ``val/loss``, for sweepers that search, where one job runs at a time.
+            The final ``val/loss``, for sweepers that search, if one job runs at a time; otherwise None.
         """
         job, num_jobs = make_job(config), config["launcher"]["num_jobs"]
         if job.newest_run("done"):
@@ -116,7 +116,7 @@ class Sweep:
         return self._wait(at_most=0)[-1].get("val/loss")
 
     def _wait(self, at_most: int) -> list[dict[str, Any]]:
-        """Wait until no more jobs run than that; returns what came of those that ended."""
+        """Wait until at most that many jobs run; return the entries of those that ended."""
         ended = []
         while True:
             for slot, (job, process) in list(self.running.items()):
@@ -131,24 +131,24 @@ class Sweep:
 
 
 def start(config: Config, job: Job, slot: int, num_jobs: int) -> subprocess.Popen:
-    """A process that trains as configured; of several at a time, each with its share and an output file."""
-    write_text(job.place / "config.yaml", as_yaml(config))
+    """Start the process of a job; if several run at a time, with its share of the machine and an output file."""
+    write_text(job.records / "config.yaml", as_yaml(config))
     target = f"run_dir='{config['run_dir']}'" if config["run_dir"] else "run_dir=null"
-    words = ["train", "--from", str(job.place), target, f"resume='{config['resume']}'"]
+    words = ["train", "--from", str(job.records), target, f"resume='{config['resume']}'"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     output = None
     if num_jobs > 1:
         environment |= _share(slot, num_jobs)
-        output = (job.place / "output.log").open("w")
+        output = (job.records / "output.log").open("w")
     command = [sys.executable, "-m", "alignlab.cli.main", *words]
     return subprocess.Popen(command, env=environment, stdout=output, stderr=output and subprocess.STDOUT)
 
 
 def _share(slot: int, num_jobs: int) -> dict[str, str]:
-    """Variables that give a job its part of the GPUs and cores."""
+    """Environment variables that give a job its share of the GPUs and cores."""
     share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_jobs)))}
-    numbers = ",".join(map(str, range(torch.cuda.device_count())))
-    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", numbers).split(",") if name]
+    devices = ",".join(map(str, range(torch.cuda.device_count())))
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", devices).split(",") if name]
     if visible:
         each = max(1, len(visible) // num_jobs)
         start = slot * each % len(visible)
@@ -157,7 +157,7 @@ def _share(slot: int, num_jobs: int) -> dict[str, str]:
 
 
 def _run_here(config: Config, job: Job) -> float | None:
-    """Run a job in this process; nothing that it does may end the sweep that waits for it."""
+    """Run a job in this process; its errors must not end the sweep that waits for it."""
     code = 0
     try:
         with one_voice():
@@ -178,13 +178,13 @@ def _run_here(config: Config, job: Job) -> float | None:
 
 
 def _entries(folder: Path, since: float = 0) -> list[dict[str, Any]]:
-    """What is known of a sweep's jobs, by their number."""
+    """Entries of a sweep's jobs, sorted by number."""
     notes = [path for path in folder.glob(f"{JOBS}/*/job.json") if path.stat().st_mtime >= since]
     return sorted(filter(None, map(_entry, notes)), key=lambda entry: entry["job"])
 
 
 def _entry(path: Path) -> dict[str, Any] | None:
-    """What a job's note says; None where it is damaged."""
+    """Read the entry of a job; None if it is damaged."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         return {**entry, "job": int(entry["job"]), "exit_code": int(entry["exit_code"])}
@@ -194,13 +194,13 @@ def _entry(path: Path) -> dict[str, Any] | None:
 
 
 def write_table(folder: Path) -> Path:
-    """Gather what is known of a sweep's jobs into ``sweep.csv``.
+    """Write the entries of a sweep's jobs to ``sweep.csv``, one row per job.
 
     Args:
-        folder: Of the sweep.
+        folder: Folder of the sweep.
 
     Returns:
-        The file: a row per job with its overrides, status, run folder and results.
+        Path of the file, which holds overrides, status, run folder and results of each job.
     """
     entries = _entries(folder)
     columns = list(dict.fromkeys(name for entry in entries for name in entry))

@@ -21,7 +21,7 @@ FORWARDS = {
 """Where the ``**kwargs`` of a target go: on to another callable, or nowhere (None). With others any name goes."""
 
 GIVEN_BY_RUN = {
-    "method": {"factories", "rollout"},
+    "method": {"factories", "sampler"},
     "optimizer": {"params"},
     "scheduler": {"optimizer", "num_training_steps"},
     "trainer": {

@@ -1,4 +1,4 @@
-"""From token rows to micro-batches, flat (the forest) or padded (the slow, obvious reference)."""
+"""Collate token rows into micro-batches, packed (one flat sequence) or padded (slower, and simpler to check)."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,10 @@ from alignlab.types.batch import MicroBatch, StepTotals
 from alignlab.types.layout import packed_layout, positions
 from alignlab.types.rows import TokenRow
 
+Values = Sequence[float] | Tensor
+PER_COMPLETION = (list, tuple, Tensor)
+"""Types of a column that has one value per completion; others have one per row."""
+
 
 def collate(
     rows: Sequence[TokenRow],
@@ -17,16 +21,17 @@ def collate(
     pad_token_id: int = 0,
     counted: int = 1,
 ) -> MicroBatch:
-    """Make a micro-batch of rows.
+    """Collate rows into a micro-batch.
 
     Args:
-        rows: At least one.
-        packing: Whether to lay the trees flat; else every prompt + completion becomes a padded row of its own.
-        pad_token_id: Filling of the padded layout; masks go by position, so any id will do.
-        counted: 0 for a filler that only keeps the ranks in step.
+        rows: At least one row.
+        packing: Whether to concatenate all groups into one flat sequence; otherwise every prompt + completion becomes
+            one padded row.
+        pad_token_id: Id that fills padded rows. Masks are built from positions, so any id works.
+        counted: 0 for a filler that only gives every rank the same number of micro-batches.
     """
     groups = [group for row in rows for group in row.groups]
-    tokens = torch.tensor([token for row in rows for token in row.tokens], dtype=torch.long)
+    tokens = _side_by_side([row.tokens for row in rows], torch.long)
     supervised = torch.tensor([flag for row in rows for flag in row.supervised], dtype=torch.bool)
     paths = _paths(groups)
     target, sequence_ids, source = _targets(paths, supervised)
@@ -43,18 +48,18 @@ def collate(
         source_positions=source,
         labels=tokens[target],
         sequence_ids=sequence_ids,
-        group=torch.tensor([group for group, *_ in paths], dtype=torch.long),
+        group_ids=torch.tensor([group for group, *_ in paths], dtype=torch.long),
         columns=_columns(rows),
         num_tokens=len(tokens),
         last_positions=torch.tensor(last_positions, dtype=torch.long),
-        token_columns={name: torch.tensor([v for row in rows for v in row.token_columns[name]]) for name in per_token},
+        token_columns={name: _side_by_side([row.token_columns[name] for row in rows]) for name in per_token},
         counted=counted,
         origins=tuple(row.origin for row in rows),
     )
 
 
 def totals(rows: Sequence[TokenRow]) -> StepTotals:
-    """Sizes of a step, by the same counting as ``collate``."""
+    """Sizes of a step, counted in the same way as by ``collate``."""
     groups = [group for row in rows for group in row.groups]
     return StepTotals(
         supervised_tokens=sum(count_targets(row) for row in rows),
@@ -70,17 +75,17 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
 def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
     """Sums of the numeric columns that every row has, with one value per row."""
     names = set.intersection(*(set(row.columns) for row in rows))
-    single = [name for name in sorted(names) if not any(isinstance(row.columns[name], (list, tuple)) for row in rows)]
+    single = [name for name in sorted(names) if not any(isinstance(row.columns[name], PER_COMPLETION) for row in rows)]
     return {name: math.fsum(float(row.columns[name]) for row in rows) for name in single}
 
 
 def count_targets(row: TokenRow) -> int:
-    """Supervised completion tokens of a row that something predicts (a path's first token has no predecessor)."""
+    """Count the targets of a row: supervised completion tokens with a predecessor on their path."""
     return sum(_count(row, path) for path in _paths(row.groups))
 
 
 def _count_chosen(row: TokenRow) -> int:
-    """Targets of each tree's first completion, once per completion that follows it."""
+    """Count the targets of each group's first completion, once per completion that follows it."""
     others = [len(group) - 2 for group in row.groups]
     firsts = {path[0]: path for path in reversed(_paths(row.groups))}
     return sum(others[group] * _count(row, path) for group, path in firsts.items() if others[group])
@@ -93,15 +98,15 @@ def _count(row: TokenRow, path: "Path") -> int:
 
 
 Path = tuple[int, int, int, int, int]
-"""``(tree, prompt start, prompt length, completion start, completion length)``, in flat positions."""
+"""``(group, prompt start, prompt length, completion start, completion length)``, in flat positions."""
 
 
 def _paths(groups: Sequence[Sequence[int]]) -> list[Path]:
     paths, start = [], 0
-    for number, (prompt, *completions) in enumerate(groups):
+    for index, (prompt, *completions) in enumerate(groups):
         before = start + prompt
         for length in completions:
-            paths.append((number, start, prompt, before, length))
+            paths.append((index, start, prompt, before, length))
             before += length
         start = before
     return paths
@@ -111,20 +116,20 @@ def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor,
     """Flat position of each supervised completion token, its sequence, and the position that predicts it."""
     target, sequence_ids, source = [], [], []
     for sequence, (_, start, prompt, before, length) in enumerate(paths):
-        places = before + torch.nonzero(supervised[before : before + length])[:, 0]
-        sources = places - 1
-        sources[places == before] = start + prompt - 1 if prompt else -1
+        targets = before + torch.nonzero(supervised[before : before + length])[:, 0]
+        sources = targets - 1
+        sources[targets == before] = start + prompt - 1 if prompt else -1
         kept = sources >= 0
-        target.append(places[kept])
+        target.append(targets[kept])
         source.append(sources[kept])
-        sequence_ids.append(torch.full_like(places[kept], sequence))
+        sequence_ids.append(torch.full_like(targets[kept], sequence))
     return torch.cat(target), torch.cat(sequence_ids), torch.cat(source)
 
 
 def _padded(
     tokens: Tensor, paths: Sequence[Path], source: Tensor, sequence_ids: Tensor, target: Tensor, pad_token_id: int
 ):
-    """One right-padded row per path, and the predictors as positions in it."""
+    """Build one right-padded row per path, and the source positions in the padded rows flattened."""
     width = max(prompt + length for *_, prompt, _, length in paths)
     input_ids = tokens.new_full((len(paths), width), pad_token_id)
     mask = torch.zeros_like(input_ids)
@@ -132,7 +137,7 @@ def _padded(
         path = torch.cat([tokens[start : start + prompt], tokens[before : before + length]])
         input_ids[row, : len(path)] = path
         mask[row, : len(path)] = 1
-    # The predictor of a completion's token stands right before it on the path.
+    # The source of a completion token is the token right before it on the path.
     first = torch.tensor([prompt - before for _, _, prompt, before, _ in paths])
     source_positions = sequence_ids * width + target + first[sequence_ids] - 1
     position_ids = torch.arange(width).expand(len(paths), width)
@@ -142,10 +147,17 @@ def _padded(
 def _columns(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     """Numeric columns that every row has, one value per sequence."""
     names = set.intersection(*(set(row.columns) for row in rows))
-    return {name: torch.tensor([v for row in rows for v in _per_sequence(row, name)]) for name in sorted(names)}
+    return {name: _side_by_side([_per_sequence(row, name) for row in rows]) for name in sorted(names)}
 
 
-def _per_sequence(row: TokenRow, name: str) -> list[float]:
+def _per_sequence(row: TokenRow, name: str) -> Values:
     value = row.columns[name]
     count = sum(len(group) - 1 for group in row.groups)
-    return [float(v) for v in value] if isinstance(value, (list, tuple)) else [float(value)] * count
+    return value if isinstance(value, PER_COMPLETION) else [float(value)] * count
+
+
+def _side_by_side(parts: Sequence[Values], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Lists or tensors one after the other, as one tensor."""
+    if any(isinstance(part, Tensor) for part in parts):
+        return torch.cat([torch.as_tensor(part, dtype=dtype) for part in parts])
+    return torch.tensor([value for part in parts for value in part], dtype=dtype)

@@ -1,4 +1,4 @@
-"""Prompts with completions of other rows: what a method needs that asks how likely *any* completion is."""
+"""Prompts paired with completions of other rows, which KTO needs to estimate the KL to the reference."""
 
 from dataclasses import replace
 
@@ -7,13 +7,13 @@ from alignlab.types.rows import TokenRow
 
 
 class WithCompanions(View):
-    """Rows that each carry their prompt with the completion of the next row (the last row that of the first).
+    """Rows with a companion: their own prompt with the completion of the next row (for the last row, of the first).
 
-    Which rows meet is settled by the table alone, so it does not depend on how steps are cut or shuffled.
+    The pairs depend on the table alone, not on how steps are cut or shuffled.
 
     Args:
-        table: Rows of one tree with one completion each.
-        max_tokens: Most tokens of a prompt with a completion; a completion that is too long there is cut.
+        table: Rows of one group with one completion each.
+        max_tokens: Maximum tokens of a prompt with its companion completion; a longer completion is cut.
     """
 
     def __init__(self, table: TokenTable | View, max_tokens: int):
@@ -26,18 +26,18 @@ class WithCompanions(View):
 
 
 def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:
-    """The prompt of a row with the completion of another.
+    """Combine the prompt of a row with the completion of another.
 
     Args:
-        row: One tree with one completion.
-        other: Likewise.
-        max_tokens: Most tokens of the result; at least one of the completion is kept.
+        row: A row of one group with one completion.
+        other: Another such row.
+        max_tokens: Maximum tokens of the result; at least one token of the completion is kept.
     """
     ((prompt, _),), ((other_prompt, _),) = row.groups, other.groups
     kept = slice(other_prompt, other_prompt + max(1, max_tokens - prompt))
     completion, supervised = other.tokens[kept], other.supervised[kept]
     if not any(supervised):
-        supervised = [True] * len(completion)  # cut before its first target: the likelihood of something must be asked
+        supervised = [True] * len(completion)  # the cut removed every target
     return replace(
         row,
         tokens=row.tokens[:prompt] + completion,

@@ -1,10 +1,10 @@
 """Whole optimizer steps, planned from known lengths for all ranks before anything is computed.
 
-A step takes the next ``global_batch_size`` rows (fewer in a short last window). They are spread over ranks and
-micro-batches so that each carries about the same number of tokens and none more than ``batch_size_per_device`` rows or
-``max_tokens_per_micro_batch`` tokens. Every rank gets the same number of micro-batches, because collectives need that;
-a rank short of rows repeats one that does not count. Since sums are divided by the totals of the whole step
-(``optim/reduction.py``), the gradient does not depend on how the step is cut.
+A step takes the next ``global_batch_size`` rows (fewer in a short last step). They are divided among ranks and
+micro-batches so that each micro-batch has about the same number of tokens, and at most ``batch_size_per_device`` rows
+and ``max_tokens_per_micro_batch`` tokens. Every rank gets the same number of micro-batches, because collectives need
+that; an empty micro-batch is filled with a row that does not count. Since sums are divided by the totals of the whole
+step (``optim/reduction.py``), the gradient does not depend on how the step is cut.
 """
 
 import heapq
@@ -23,12 +23,12 @@ class PlanSettings:
     """How rows become optimizer steps.
 
     Args:
-        global_batch_size: Rows per optimizer step, all ranks.
-        batch_size_per_device: Rows that go through the model at once, at most.
-        max_tokens_per_micro_batch: Tokens that go through the model at once, at most; a longer row goes alone.
-        order: ``shuffled`` anew each epoch, ``as_is``, ``by_length`` (similar lengths share a step, steps shuffled),
-            or ``curriculum`` (ascending ``order_column``).
-        order_column: Numeric column that a curriculum follows.
+        global_batch_size: Rows per optimizer step over all ranks.
+        batch_size_per_device: Maximum rows of a micro-batch.
+        max_tokens_per_micro_batch: Maximum tokens of a micro-batch; a longer row gets a micro-batch of its own.
+        order: ``shuffled`` (anew each epoch), ``as_is``, ``by_length`` (rows of similar length share a step, and steps
+            are shuffled), or ``curriculum`` (ascending ``order_column``).
+        order_column: Numeric column that a curriculum sorts by.
         seed: Seed of the order.
     """
 
@@ -42,7 +42,7 @@ class PlanSettings:
 
 @dataclass(frozen=True)
 class PlannedMicroBatch:
-    """Rows of one micro-batch, as places in their step; ``counted`` is 0 for a filler."""
+    """Rows of one micro-batch, as indices into the rows of its step; ``counted`` is 0 for a filler."""
 
     rows: tuple[int, ...]
     counted: int = 1
@@ -51,25 +51,28 @@ class PlannedMicroBatch:
 def plan_epoch(
     lengths: np.ndarray, settings: PlanSettings, epoch: int, keys: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """The rows of each optimizer step of an epoch; only the last step may be short.
+    """Plan the rows of each optimizer step of an epoch; at most one step is short.
 
     Args:
         lengths: Tokens of each row. Shape ``[rows]``.
         settings: How rows become steps.
-        epoch: Epoch, from 0; the order depends on it and on the seed alone.
-        keys: Values of ``order_column`` per row, for a curriculum. Shape ``[rows]``.
+        epoch: Epoch, from 0; it and the seed decide the random order.
+        keys: Values of ``order_column``, for a curriculum. Shape ``[rows]``.
+
+    Returns:
+        For each step the indices of its rows. Shape ``[global_batch_size]``, or less for the short step.
     """
     order = order_rows(lengths, settings, epoch, keys)
     size = settings.global_batch_size
     steps = [order[start : start + size] for start in range(0, len(order), size)]
     if settings.order == "by_length":
-        # Neighbours in length share a step; the steps themselves come in random order.
+        # Rows of similar length share a step; the steps themselves come in random order.
         steps = [steps[i] for i in _generator(settings.seed, epoch, stream=1).permutation(len(steps))]
     return steps
 
 
 def order_rows(lengths: np.ndarray, settings: PlanSettings, epoch: int, keys: np.ndarray | None = None) -> np.ndarray:
-    """The rows in the order in which the epoch takes them."""
+    """Indices of the rows in the order of the epoch. Shape ``[rows]``."""
     shuffled = _generator(settings.seed, epoch).permutation(len(lengths))
     if settings.order == "as_is":
         return np.arange(len(lengths))
@@ -91,7 +94,7 @@ def plan_step(
         num_ranks: Data-parallel ranks.
 
     Returns:
-        Per rank its micro-batches.
+        The micro-batches of each rank.
     """
     longest_first = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     per_rank = -(-len(lengths) // (settings.batch_size_per_device * num_ranks))
@@ -108,13 +111,13 @@ def plan_step(
 def _fill(
     longest_first: Sequence[int], lengths: Sequence[int], settings: PlanSettings, num_bins: int
 ) -> list[list[int]] | None:
-    """Longest row first into the lightest bin with room; ``None`` where a row finds no room."""
+    """Put each row, longest first, into the bin with the fewest tokens; ``None`` if a row does not fit."""
     limit = settings.max_tokens_per_micro_batch
     bins: list[list[int]] = [[] for _ in range(num_bins)]
     heap = [(0, index) for index in range(num_bins)]
     for row in longest_first:
         tokens, index = heapq.heappop(heap)
-        # The lightest bin has the least tokens, so if the row does not fit there it fits nowhere.
+        # This bin has the fewest tokens, so a row that does not fit here fits nowhere.
         if bins[index] and limit is not None and tokens + lengths[row] > limit:
             return None
         bins[index].append(row)

@@ -1,7 +1,7 @@
-"""The loader: planned optimizer steps in one sequence over all epochs, which remembers how far it is.
+"""The step loader: yields planned optimizer steps over all epochs as one sequence, and resumes at any step.
 
-Epochs are a matter of the plan alone. Whoever iterates sees ``num_steps`` steps and needs no notion of an epoch, so
-resuming in the middle of one is the same as resuming anywhere.
+Only the plan knows epochs. The loader yields ``num_steps`` steps, so resuming in the middle of an epoch is the same as
+resuming anywhere else.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from alignlab.errors import InputError, nearest
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
 
-# A stream is shuffled within this many rows.
+# Size of the buffer in which a stream is shuffled.
 SHUFFLE_BUFFER_ROWS = 10_000
 
 
@@ -27,9 +27,10 @@ class PlannedRows(NamedTuple):
     """One optimizer step before collation.
 
     Args:
-        epoch: Passes over the rows once the step is done; of a stream, whose end is not known, those completed before.
-        rows: All rows of the step, all ranks.
-        micro_batches: Those of this rank, as places in ``rows``.
+        epoch: Epochs done after this step, with a fraction; for a stream, whose length is unknown, the full epochs
+            done before it.
+        rows: Rows of the step, over all ranks.
+        micro_batches: Micro-batches of this rank, as indices into ``rows``.
     """
 
     epoch: float
@@ -38,53 +39,53 @@ class PlannedRows(NamedTuple):
 
 
 def num_epoch_steps(num_rows: int, settings: PlanSettings) -> int:
-    """Optimizer steps in an epoch; a short last one counts."""
+    """Number of optimizer steps in an epoch, including a short one."""
     return -(-num_rows // settings.global_batch_size)
 
 
 def table_steps(
     table: TokenTable, settings: PlanSettings, rank: int, num_ranks: int, first: int
 ) -> Iterator[PlannedRows]:
-    """The steps of a table from number ``first`` on, epoch after epoch without end.
+    """Yield the steps of a table from step ``first`` on, epoch after epoch without end.
 
     Args:
         table: Token rows with known lengths.
         settings: How rows become steps.
         rank: This process.
-        num_ranks: Processes among which each step is sharding.
+        num_ranks: Number of processes that share each step.
         first: Step to begin with, from 0.
     """
     keys = _curriculum(table, settings.order_column) if settings.order == "curriculum" else None
     start, skip = divmod(first, num_epoch_steps(len(table), settings))
     for epoch in count(start):
         steps = plan_epoch(table.lengths, settings, epoch, keys)
-        for index, numbers in enumerate(steps[skip:], start=skip + 1):
-            ranks = plan_step(table.lengths[numbers], settings, num_ranks)
-            yield PlannedRows(epoch + index / len(steps), [table[int(n)] for n in numbers], ranks[rank])
+        for step, indices in enumerate(steps[skip:], start=skip + 1):
+            ranks = plan_step(table.lengths[indices], settings, num_ranks)
+            yield PlannedRows(epoch + step / len(steps), [table[int(i)] for i in indices], ranks[rank])
         skip = 0
 
 
 def _curriculum(table: TokenTable, column: str | None) -> np.ndarray:
-    """The column's value of every row."""
+    """Values of the column that a curriculum sorts by. Shape ``[rows]``."""
     values = []
     for row in table:
-        if column not in row.numbers:
+        if column not in row.columns:
             why = f"{row.origin} has no number of that name"
-            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.numbers))
-        values.append(row.numbers[column])
+            raise InputError(f"data.order_column={column}", why, nearest(str(column), row.columns))
+        values.append(row.columns[column])
     return np.array(values)
 
 
 def stream_steps(
     stream: Callable[[], Iterator[TokenRow]], settings: PlanSettings, rank: int, num_ranks: int, first: int
 ) -> Iterator[PlannedRows]:
-    """The steps of a stream from number ``first`` on; earlier rows are read again and passed over.
+    """Yield the steps of a stream from step ``first`` on; earlier rows are read again and skipped.
 
     Args:
-        stream: Begins anew with each epoch.
+        stream: Starts a new pass over the rows; called once per epoch.
         settings: How rows become steps; ``shuffled`` shuffles within a buffer.
         rank: This process.
-        num_ranks: Processes among which each step is sharding.
+        num_ranks: Number of processes that share each step.
         first: Step to begin with, from 0.
     """
     number = 0
@@ -104,25 +105,26 @@ def stream_steps(
 def shuffle_stream(
     rows: Iterator[TokenRow], generator: np.random.Generator, size: int = SHUFFLE_BUFFER_ROWS
 ) -> Iterator[TokenRow]:
-    """The rows in random order, each drawn from a buffer of the next ``size``."""
+    """Yield the rows in random order, each drawn from a buffer of ``size`` rows."""
     buffer = list(islice(rows, size))
     for row in rows:
-        place = generator.integers(len(buffer))
-        yield buffer[place]
-        buffer[place] = row
+        index = generator.integers(len(buffer))
+        yield buffer[index]
+        buffer[index] = row
     yield from (buffer[i] for i in generator.permutation(len(buffer)))
 
 
 class StepLoader:
-    """Yields the collated steps of one rank, from the first or from where a checkpoint left off.
+    """Yields the collated steps of one rank, from the first step or from the state of a checkpoint.
 
     Args:
-        plan: ``plan(first)`` gives the steps from number ``first`` on.
-        num_steps: Steps to yield in all.
-        packing: Whether micro-batches are flat.
-        pad_token_id: Filling of the padded layout.
-        num_workers: 1 collates ahead in another process, 0 here.
-        resumable: Whether a pass goes on where the last one was left (training); else each begins anew (validation).
+        plan: ``plan(first)`` yields the steps from step ``first`` on.
+        num_steps: Total number of steps to yield.
+        packing: Whether micro-batches are packed into one flat sequence.
+        pad_token_id: Id that fills padded rows.
+        num_workers: 1 to collate ahead in another process, 0 to collate in this one.
+        resumable: Whether an iteration continues where the last one stopped (training); otherwise each starts at the
+            first step (validation).
     """
 
     def __init__(
@@ -146,19 +148,19 @@ class StepLoader:
     def __iter__(self) -> Iterator[StepBatch]:
         self.next_step = self.next_step % self.num_steps if self.resumable else 0
         steps = _Steps(self, self.next_step)
-        # A generator of its own: the global one belongs to the model, and a resumed run must find it as it was.
+        # Its own generator: the model uses the global one, and a resumed run must find that unchanged.
         options = {"num_workers": self.num_workers, "generator": torch.Generator()}
         for step in DataLoader(steps, batch_size=None, **options):
-            # Counted when handed out, so that steps which a worker holds ready are not taken for done.
+            # Count a step when it is yielded, so that steps prefetched by a worker do not count as done.
             self.next_step += 1
             yield step
 
     def state_dict(self) -> dict[str, int]:
-        """The number of the next step: all that a plan needs to go on."""
+        """The state to resume from: the index of the next step."""
         return {"next_step": self.next_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where the state was taken."""
+        """Resume from a state of ``state_dict``."""
         self.next_step = state["next_step"]
 
 
@@ -172,11 +174,11 @@ class _Steps(IterableDataset):
 
     def _collate(self, planned: PlannedRows) -> StepBatch:
         sizes = totals(planned.rows)
-        chosen = [[planned.rows[i] for i in batch.rows] for batch in planned.micro_batches]
-        layout = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id}
+        options = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id}
         batches, companions = [], []
-        for rows, batch in zip(chosen, planned.micro_batches, strict=True):
-            batches.append(collate(rows, counted=batch.counted, **layout))
+        for batch in planned.micro_batches:
+            rows = [planned.rows[index] for index in batch.rows]
+            batches.append(collate(rows, counted=batch.counted, **options))
             if rows[0].companion is not None:
-                companions.append(collate([row.companion for row in rows], counted=batch.counted, **layout))
+                companions.append(collate([row.companion for row in rows], counted=batch.counted, **options))
         return StepBatch(batches, sizes, planned.epoch, companions)

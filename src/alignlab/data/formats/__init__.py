@@ -1,16 +1,16 @@
-"""Formats: from a record to a row, by the format's name or by the columns that the record has.
+"""Formats: convert a record to a row, by the name of the format or by the columns of the record.
 
-``auto`` takes, for each record by itself, the first format of ``FORMATS`` that fits it; so one file may mix them.
+``auto`` chooses the first format of ``FORMATS`` that fits, for each record separately, so one file may mix formats.
 
 | the record | what happens |
 |---|---|
-| columns that no format takes | kept in ``Row.columns`` |
+| columns that the format does not read | kept in ``Row.columns`` |
 | no format fits; a value that is neither an object nor a bare list of messages | refused |
 | a bare text, under ``data.format=text`` | a document |
-| a key that stands twice in one object | refused: one of the values would be lost without a word |
+| a key that appears twice in one object | refused: one of the values would be lost silently |
 | filled ``images``, ``videos`` or ``audios`` | refused: only text can be trained on |
 
-What each format accepts and refuses stands in ``messages``, ``prompts``, ``demonstrations`` and ``preferences``.
+The modules ``messages``, ``prompts``, ``demonstrations`` and ``preferences`` list what each format accepts and refuses.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,11 +28,11 @@ MEDIA = ("images", "videos", "audios")
 
 
 class Format(NamedTuple):
-    """A way to read a record.
+    """How to recognise and read the records of one format.
 
     Args:
-        read: Makes the row; takes its fields out of the record, the rest becomes the row's columns.
-        fits: Whether a record looks like this format; decides under ``auto``.
+        read: Makes a row of a record and its origin. It pops the fields that it reads; the others become columns.
+        fits: Whether a record looks like this format; used under ``auto``.
     """
 
     read: Callable[[dict[str, Any], str], Row]
@@ -59,7 +59,7 @@ def _has_verdict(record: Mapping[str, Any]) -> bool:
     return verdict and _has_any("messages", "conversations", "completion", "response", "output")(record)
 
 
-# In the order of detection: the more telling columns first.
+# In the order of detection: formats with more specific columns first.
 FORMATS: dict[str, Format] = {
     "preference": Format(preference, _has_any("chosen", "rejected", "chosen_messages", "rejected_messages")),
     "ranked": Format(ranked, _is_ranked),
@@ -78,25 +78,25 @@ FORMATS: dict[str, Format] = {
 
 
 def check_format(name: str) -> None:
-    """Refuse a name that is neither ``auto`` nor a format.
+    """Check that a name is ``auto`` or a format.
 
     Raises:
-        InputError: With the nearest name.
+        InputError: It is neither; the error suggests the nearest name.
     """
     if name != "auto" and name not in FORMATS:
         raise InputError(f"data.format={name}", "there is no such format", nearest(name, ["auto", *FORMATS]))
 
 
 def to_row(record: Record, format: str, columns: Mapping[str, str]) -> Row:
-    """Make a row of a record.
+    """Convert a record to a row.
 
     Args:
-        record: The record, as a file or a data set gives it.
+        record: A record of a file or a data set.
         format: ``auto`` or a key of ``FORMATS``.
-        columns: Canonical column name → the record's own name for it.
+        columns: Canonical column name → name of that column in the record.
 
     Raises:
-        InputError: The record cannot be read; names file, line and field.
+        InputError: The record cannot be converted; the error names the file, the line and the field.
     """
     if record.fault:
         raise record.fault
@@ -120,7 +120,7 @@ def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str
         instead = "Type data.format=text if each bare text is a document" if isinstance(value, str) else None
         raise BadRow(f"the row is {type_name(value)} where an object with named columns is needed", instead)
     if record.repeated:
-        raise BadRow(f"field {record.repeated[0]!r} stands twice in one object")
+        raise BadRow(f"field {record.repeated[0]!r} appears twice in one object")
     theirs = set(columns.values())
     fields = {key: item for key, item in value.items() if key not in theirs}
     fields |= {ours: value[name] for ours, name in columns.items() if name in value}
@@ -131,12 +131,12 @@ def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str
 
 def _detect(fields: Mapping[str, Any]) -> str:
     known_fields = {key: value for key, value in fields.items() if value is not None}
-    for looked_at in (known_fields, fields):
+    for candidate in (known_fields, fields):
         for name, format in FORMATS.items():
-            if format.fits(looked_at):
+            if format.fits(candidate):
                 return name
     known = ("prompt", "completion", "question", "answer", "instruction", "output", "messages", "text", "chosen")
     alike = {name: key for key in fields for name in known if key.strip().lower() == name}
     renamed = ", ".join(f"{ours}: {theirs!r}" for ours, theirs in (alike or {"prompt": "A", "completion": "B"}).items())
     shown = ", ".join(map(repr, list(fields)[:8])) or "none at all"
-    raise BadRow(f"no format fits its columns ({shown})", f"Say which is which, e.g. data.columns={{{renamed}}}")
+    raise BadRow(f"no format fits its columns ({shown})", f"Name the columns to read, e.g. data.columns={{{renamed}}}")

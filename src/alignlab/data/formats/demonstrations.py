@@ -1,7 +1,7 @@
 """Formats of dialogues and of single completions: Text, Demonstration and Prompt rows.
 
-A demonstration must begin with a prompt, end with an assistant message, and have one in the loss. The ``answer`` of
-``question``/``answer`` also stays among the columns, because rewards compare with it.
+A demonstration must begin with a prompt, end with an assistant message, and have at least one assistant message in the
+loss. The ``answer`` of ``question``/``answer`` is also kept as a column, because rewards compare with it.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def dialogue(record: dict[str, Any], origin: str) -> Demonstration:
 
 
 def completion(record: dict[str, Any], origin: str, *, prompt: str, completion: str) -> Demonstration:
-    """A prompt and its completion under two given names."""
+    """A prompt and its completion, read from two given fields."""
     before = pop_prompt(record, prompt)
     after = pop(record, completion)
     kept = {completion: after} if completion in KEPT else {}
@@ -34,18 +34,18 @@ def completion(record: dict[str, Any], origin: str, *, prompt: str, completion: 
 
 
 def prompt(record: dict[str, Any], origin: str) -> Prompt:
-    """``prompt`` (or another name of it) alone; everything else stays among the columns."""
+    """A prompt alone, under ``prompt`` or another usual name; all other fields are kept as columns."""
     before = pop_prompt(record)
     check_order(before, "prompt")
     if before[-1]["role"] not in ("user", "tool"):
-        raise BadRow(f"field 'prompt' ends with role {before[-1]['role']!r}: nothing is asked")
+        raise BadRow(f"field 'prompt' ends with role {before[-1]['role']!r}, not with a user or tool message")
     return Prompt(prompt=tuple(before), tools=pop_tools(record), origin=origin, columns=record)
 
 
 def _demonstration(messages: Dialogue, field: str, record: dict[str, Any], origin: str, **kept) -> Demonstration:
     check_order(messages, field)
     if messages[-1]["role"] != "assistant":
-        raise BadRow(f"field {field!r} ends with role {messages[-1]['role']!r}: nothing to learn follows")
+        raise BadRow(f"field {field!r} ends with role {messages[-1]['role']!r}, not with an assistant message")
     if not any(message.get("supervised", True) for message in messages if message["role"] == "assistant"):
         raise BadRow(f"field {field!r} has no assistant message in the loss")
     tools = pop_tools(record)

@@ -1,4 +1,4 @@
-"""Fields of a record: taken out one by one, so that what no format takes stays behind as the row's columns."""
+"""Fields of a record. A format pops the fields that it reads; the others become the columns of the row."""
 
 import json
 import math
@@ -11,11 +11,11 @@ JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a tex
 
 
 class BadRow(Exception):
-    """A record that no row can be made of.
+    """A record that cannot be converted to a row.
 
     Args:
-        why: What is wrong, naming the field.
-        instead: What to type instead; None where the record has to be mended.
+        why: What is wrong, with the name of the field.
+        instead: What to type instead; None if the record has to be corrected.
     """
 
     def __init__(self, why: str, instead: str | None = None):
@@ -24,12 +24,12 @@ class BadRow(Exception):
 
 
 def type_name(value: Any) -> str:
-    """A JSON type in words: ``a number``, ``a list``, ``null``."""
+    """Name the JSON type of a value: ``a number``, ``a list``, ``null``."""
     return "null" if value is None else JSON_TYPES.get(type(value), f"a {type(value).__name__}")
 
 
 def is_finite(number: float) -> bool:
-    """Whether a number is one to compute with: finite, and no integer beyond the largest float."""
+    """Whether a number is finite as a float, which an integer beyond the largest float is not."""
     try:
         return math.isfinite(number)
     except OverflowError:
@@ -37,18 +37,18 @@ def is_finite(number: float) -> bool:
 
 
 def filled(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
-    """Those of the names that the record has and that are not null.
+    """Names of the fields that the record has and that are not null.
 
-    Tables give every row every column, with null where the row has none; so null is as good as absent.
+    Tables give every row every column, with null where a row has no value, so null counts as absent.
     """
     return [name for name in names if record.get(name) is not None]
 
 
 def filled_text(value: Any, field: str) -> str:
-    """A text that holds more than blanks.
+    """Return a value that must be a text with more than blanks.
 
     Raises:
-        BadRow: It is no text, or blank.
+        BadRow: It is not a text, or it is blank.
     """
     if not isinstance(value, str):
         raise BadRow(f"field {field!r} is {type_name(value)} where a text is needed")
@@ -58,10 +58,10 @@ def filled_text(value: Any, field: str) -> str:
 
 
 def pop(record: dict[str, Any], field: str) -> Any:
-    """Take a field that must be there.
+    """Pop a required field.
 
     Raises:
-        BadRow: It is not.
+        BadRow: The field is missing.
     """
     if field not in record:
         raise BadRow(f"field {field!r} is missing", f"Add it, or name its column: data.columns={{{field}: COLUMN}}")
@@ -69,7 +69,7 @@ def pop(record: dict[str, Any], field: str) -> Any:
 
 
 def pop_optional_text(record: dict[str, Any], field: str) -> str | None:
-    """Take a text that may be absent, null or blank, all of which mean None."""
+    """Pop an optional text; absent, null and blank all give None."""
     value = record.pop(field, None)
     blank = value is None or (isinstance(value, str) and not value.strip())
     return None if blank else filled_text(value, field)
@@ -79,7 +79,7 @@ def from_json_text(value: Any, field: str) -> Any:
     """Parse a text that holds a JSON list or object; anything else passes unchanged.
 
     Raises:
-        BadRow: It looks like JSON and is none.
+        BadRow: It looks like JSON and is not valid.
     """
     if not (isinstance(value, str) and value.lstrip().startswith(("[", "{"))):
         return value
@@ -89,17 +89,17 @@ def from_json_text(value: Any, field: str) -> Any:
         if found.end < len(text):
             raise json.JSONDecodeError("More follows after the value", text, found.end)
     except UNREADABLE as error:
-        raise BadRow(f"field {field!r} is no valid JSON ({complaint(error)})") from error
+        raise BadRow(f"field {field!r} is not valid JSON ({complaint(error)})") from error
     if found.problem:
-        raise BadRow(f"field {field!r} is no valid JSON ({found.problem})")
+        raise BadRow(f"field {field!r} is not valid JSON ({found.problem})")
     return found.value
 
 
 def pop_tools(record: dict[str, Any]) -> tuple[Any, ...] | None:
-    """Take ``tools`` (a list, or its JSON text) in the form that chat templates expect.
+    """Pop ``tools`` (a list or its JSON text), in the form that chat templates expect.
 
     Raises:
-        BadRow: It is no list of objects.
+        BadRow: It is not a list of objects.
     """
     tools = from_json_text(record.pop("tools", None), "tools")
     if tools is None or tools == "" or tools == []:

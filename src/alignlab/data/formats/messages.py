@@ -1,21 +1,22 @@
-"""Chat messages: any dialect in, ``{"role", "content"}`` out, and the order in which roles may follow each other.
+"""Chat messages: convert every dialect to ``{"role", "content"}``, and check the order of the roles.
 
 | in the record | becomes |
 |---|---|
-| ``role``/``content`` or ``from``/``value``, mixed at will | ``role``/``content`` |
-| roles human, gpt, developer, observation, …, in any capitals | system, user, assistant, tool |
+| ``role``/``content`` or ``from``/``value``, also mixed | ``role``/``content`` |
+| roles human, gpt, developer, observation, …, in upper or lower case | system, user, assistant, tool |
 | ``{"human": …, "assistant": …}`` as one list entry | a user and an assistant message |
 | content parts of type text | their texts joined |
 | parts of type reasoning, or ``reasoning_content`` | ``reasoning_content`` |
 | function_call messages or keys, tool_call parts, ``tool_calls`` | ``tool_calls``, their arguments as objects |
 | ``loss_weight``, ``weight``, ``loss``: 0 or false on an assistant message | ``supervised: False`` |
 | further keys | kept; keys that are null are left out |
-| fractional loss weights; loss on other than assistant messages; parts that are no text | refused |
-| empty user or assistant messages (but beside tool calls); a content that is no text | refused |
+| fractional loss weights; loss on messages that are not the assistant's; parts that are not text | refused |
+| empty user messages; empty assistant messages without tool calls; a content that is not a text | refused |
 | empty system and tool messages | kept |
 
-Order: an optional system message, then user and assistant in turn; tool messages only after an assistant message with
-tool calls. A second system message, two users or two assistants in a row, and an assistant at the start are refused.
+Order: an optional system message, then user and assistant alternately; tool messages only after an assistant message
+with tool calls. A second system message, two users or two assistants in a row, and an assistant at the start are
+refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,15 +74,15 @@ def as_messages(value: Any, field: str) -> Dialogue:
     """Read a list of messages (or its JSON text).
 
     Raises:
-        BadRow: It is no list, empty, or a message in it cannot be read.
+        BadRow: It is not a list, it is empty, or a message in it cannot be read.
     """
     value = from_json_text(value, field)
     if not isinstance(value, list):
         raise BadRow(f"field {field!r} is {type_name(value)} where a list of messages is needed")
     if not value:
         raise BadRow(f"field {field!r} is an empty list")
-    places = [(message, f"{field}[{index}]") for index, message in enumerate(value)]
-    return [message for entry, place in places for message in _entry(entry, place)]
+    entries = [(entry, f"{field}[{index}]") for index, entry in enumerate(value)]
+    return [message for entry, entry_field in entries for message in _entry(entry, entry_field)]
 
 
 def _entry(entry: Any, field: str) -> Dialogue:
@@ -128,7 +129,7 @@ def _take(message: dict[str, Any], keys: Sequence[str], raw: Mapping[str, Any], 
 
 
 def _parts(content: Any, field: str) -> tuple[str, str, list[Any]]:
-    """Text, reasoning and tool calls of a content that is a text or a list of typed parts."""
+    """Read the text, reasoning and tool calls of a content, which is a text or a list of typed parts."""
     if isinstance(content, str):
         return content, "", []
     if not isinstance(content, list):
@@ -150,7 +151,7 @@ def _parts(content: Any, field: str) -> tuple[str, str, list[Any]]:
 def _parsed(text: str, field: str) -> Any:
     value = from_json_text(text, field)
     if isinstance(value, str):
-        raise BadRow(f"field {field!r} is a tool call that is no JSON object")
+        raise BadRow(f"field {field!r} is a tool call that is not a JSON object")
     return value
 
 
@@ -183,7 +184,7 @@ def _supervised(message: dict[str, Any], role: str, field: str) -> bool:
 
 
 def check_order(dialogue: Dialogue, field: str) -> None:
-    """Refuse roles that cannot follow each other.
+    """Check that roles follow each other in a valid order.
 
     Args:
         dialogue: Messages as ``as_messages`` returns them.
@@ -196,8 +197,8 @@ def check_order(dialogue: Dialogue, field: str) -> None:
     for index, message in enumerate(dialogue):
         role = message["role"]
         if role not in FOLLOWS[before]:
-            place = "come first" if before == "start" else f"follow {before!r}"
-            raise BadRow(f"field '{field}[{index}].role': {role!r} cannot {place}")
+            position = "come first" if before == "start" else f"follow {before!r}"
+            raise BadRow(f"field '{field}[{index}].role': {role!r} cannot {position}")
         if role == "tool" and before == "assistant" and not calls:
             raise BadRow(f"field '{field}[{index}].role': 'tool' follows an assistant message without tool calls")
         before, calls = role, bool(message.get("tool_calls"))
@@ -207,7 +208,7 @@ def split(dialogue: Dialogue) -> tuple[Dialogue, Dialogue]:
     """Split a dialogue after its last user message into a prompt and a completion.
 
     Args:
-        dialogue: A dialogue in order.
+        dialogue: Messages in a valid order.
     """
     last = max((index for index, message in enumerate(dialogue) if message["role"] == "user"), default=-1)
     return dialogue[: last + 1], dialogue[last + 1 :]

@@ -9,8 +9,8 @@ common beginning is the prompt |
 | ``completions`` (or ``output``): a list, best first, or in any order with ``scores`` | best against the others |
 | ``scores`` beside ``chosen`` and ``rejected`` | one per completion, the chosen first |
 | a boolean ``label`` beside a dialogue or a completion | desirable or not |
-| equal rejected completions; a rejected one that begins the chosen, or differs by a blank | kept as they are |
-| a rejected completion with the score of ``chosen`` | kept: who is better was said |
+| equal rejected completions; a rejected one that is a prefix of the chosen, or differs by a blank | kept as they are |
+| a rejected completion with the score of ``chosen`` | kept: ``chosen`` says which one is better |
 | missing or empty prompt or completion; no rejected; the chosen among the rejected; different prompts; a chosen with \
 a lower score; a tie for the best of ``completions``; scores that are not finite | refused |
 """
@@ -28,29 +28,29 @@ VERDICTS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def preference(record: dict[str, Any], origin: str) -> Preference:
-    """``chosen`` against ``rejected``, with the prompt beside or inside them."""
+    """``chosen`` and ``rejected``, with the prompt in its own field or at their beginning."""
     suffix = "_messages" if "chosen_messages" in record or "rejected_messages" in record else ""
     chosen, rejected = (pop(record, f"{name}{suffix}") for name in ("chosen", "rejected"))
-    answers = [as_turns(chosen, "chosen", "assistant"), *_candidates(rejected, "rejected")]
-    scores = _numbers(record.pop("scores", None), len(answers))
+    completions = [as_turns(chosen, "chosen", "assistant"), *_candidates(rejected, "rejected")]
+    scores = _scores(record.pop("scores", None), len(completions))
     if scores and scores[0] < max(scores[1:]):
         raise BadRow("field 'scores' gives a rejected completion more than the chosen one, which comes first")
-    return _compare(record, origin, answers, scores)
+    return _compare(record, origin, completions, scores)
 
 
 def ranked(record: dict[str, Any], origin: str) -> Preference:
-    """``completions`` from the best to the worst, or in any order with ``scores``."""
+    """``completions`` from best to worst, or in any order with ``scores``."""
     name = "completions" if "completions" in record else "output"
-    answers = _candidates(pop(record, name), name)
-    scores = _numbers(record.pop("scores", None), len(answers))
-    if len(answers) < 2:
+    completions = _candidates(pop(record, name), name)
+    scores = _scores(record.pop("scores", None), len(completions))
+    if len(completions) < 2:
         raise BadRow(f"field {name!r} holds one completion where a ranking needs two or more")
     if scores:
-        order = sorted(range(len(answers)), key=lambda index: -scores[index])
-        answers, scores = [answers[i] for i in order], tuple(scores[i] for i in order)
+        order = sorted(range(len(completions)), key=lambda index: -scores[index])
+        completions, scores = [completions[i] for i in order], tuple(scores[i] for i in order)
         if scores[0] == scores[1]:
             raise BadRow("field 'scores' has a tie for the best completion")
-    return _compare(record, origin, answers, scores)
+    return _compare(record, origin, completions, scores)
 
 
 def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
@@ -67,39 +67,39 @@ def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
     prompt, completion = split(messages)
     _check(prompt, completion, "messages")
     tools = pop_tools(record)
-    prompt, completion = _bare(prompt), _bare(completion)
+    prompt, completion = _without_loss_flags(prompt), _without_loss_flags(completion)
     return Unpaired(prompt=prompt, completion=completion, desirable=verdict, tools=tools, origin=origin, columns=record)
 
 
 def _candidates(value: Any, field: str) -> list[Dialogue]:
-    """One completion, or several: texts, dialogues, or assistant messages side by side."""
+    """Read one completion, or a list of texts, dialogues or assistant messages."""
     if not isinstance(value, list):
         return [as_turns(value, field, "assistant")]
     if not value:
         raise BadRow(f"field {field!r} is an empty list")
     if all(isinstance(item, dict) for item in value):
         dialogue = as_messages(value, field)
-        alike = all(message["role"] == "assistant" for message in dialogue)
-        return [[message] for message in dialogue] if alike else [dialogue]
+        shared = all(message["role"] == "assistant" for message in dialogue)
+        return [[message] for message in dialogue] if shared else [dialogue]
     return [as_turns(item, f"{field}[{index}]", "assistant") for index, item in enumerate(value)]
 
 
-def _compare(record: dict[str, Any], origin: str, answers: list[Dialogue], scores) -> Preference:
-    inside = answers[0][0]["role"] != "assistant"
-    lead = with_system(record, []) if inside else []
-    beside = not inside or filled(record, (*DIALOGUES, *QUESTIONS))
-    given = pop_prompt(record) if beside else []
-    dialogues = [_bare((lead if inside else given) + answer) for answer in answers]
-    prompt = _common_beginning(dialogues) if inside else _bare(given)
+def _compare(record: dict[str, Any], origin: str, completions: list[Dialogue], scores) -> Preference:
+    has_prompt = completions[0][0]["role"] != "assistant"
+    lead = with_system(record, []) if has_prompt else []
+    has_prompt_field = not has_prompt or filled(record, (*DIALOGUES, *QUESTIONS))
+    given = pop_prompt(record) if has_prompt_field else []
+    dialogues = [_without_loss_flags((lead if has_prompt else given) + completion) for completion in completions]
+    prompt = _common_beginning(dialogues) if has_prompt else _without_loss_flags(given)
     if not prompt:
-        raise BadRow("field 'rejected' answers another prompt than 'chosen'")
-    if inside and given and given[-1]["content"] not in [message["content"] for message in prompt]:
+        raise BadRow("field 'rejected' has another prompt than 'chosen'")
+    if has_prompt and given and given[-1]["content"] not in [message["content"] for message in prompt]:
         raise BadRow("field 'prompt' differs from the prompt inside 'chosen'")
     chosen, *rejected = (dialogue[len(prompt) :] for dialogue in dialogues)
     if chosen in rejected:
         raise BadRow("field 'rejected' holds the chosen completion")
-    for field, answer in [("chosen", chosen), *((f"rejected[{i}]", item) for i, item in enumerate(rejected))]:
-        _check(prompt, answer, field)
+    for field, completion in [("chosen", chosen), *((f"rejected[{i}]", item) for i, item in enumerate(rejected))]:
+        _check(prompt, completion, field)
     tools = pop_tools(record)
     return Preference(
         prompt=prompt,
@@ -113,24 +113,24 @@ def _compare(record: dict[str, Any], origin: str, answers: list[Dialogue], score
 
 
 def _common_beginning(dialogues: Sequence[Sequence[dict[str, Any]]]) -> tuple[dict[str, Any], ...]:
-    alike = takewhile(lambda messages: all(m == messages[0] for m in messages), zip(*dialogues, strict=False))
-    return tuple(messages[0] for messages in alike)
+    shared = takewhile(lambda messages: all(m == messages[0] for m in messages), zip(*dialogues, strict=False))
+    return tuple(messages[0] for messages in shared)
 
 
-def _bare(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Messages without loss flags, which say nothing where whole completions are compared."""
+def _without_loss_flags(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """Messages without loss flags, which have no meaning where whole completions are compared."""
     return tuple({key: value for key, value in message.items() if key != "supervised"} for message in messages)
 
 
-def _check(prompt: Sequence[dict[str, Any]], answer: Sequence[dict[str, Any]], field: str) -> None:
+def _check(prompt: Sequence[dict[str, Any]], completion: Sequence[dict[str, Any]], field: str) -> None:
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise BadRow("the prompt does not end with a user message")
-    if not answer or answer[-1]["role"] != "assistant":
+    if not completion or completion[-1]["role"] != "assistant":
         raise BadRow(f"field {field!r} does not end with an assistant message after the prompt")
-    check_order([*prompt, *answer], field)
+    check_order([*prompt, *completion], field)
 
 
-def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
+def _scores(scores: Any, count: int) -> tuple[float, ...] | None:
     if scores is None:
         return None
     scores = from_json_text(scores, "scores")
@@ -142,5 +142,5 @@ def _numbers(scores: Any, count: int) -> tuple[float, ...] | None:
     if len(scores) != count:
         raise BadRow(f"field 'scores' has {len(scores)} numbers for {count} completions")
     if not all(map(is_finite, scores)):
-        raise BadRow("field 'scores' holds a number that is not finite, which ranks nothing")
+        raise BadRow("field 'scores' holds a number that is not finite")
     return tuple(map(float, scores))

@@ -1,4 +1,4 @@
-"""What stands before the completion: system text, history, a prompt or a whole dialogue, under the names data sets use.
+"""Prompts: system text, history, a prompt or a whole dialogue, under the field names that data sets use.
 
 | field | becomes |
 |---|---|
@@ -28,7 +28,7 @@ QUESTIONS = ("instruction", "prompt", "question", "query", "input")
 
 
 def pop_dialogue(record: dict[str, Any]) -> Dialogue:
-    """Take the dialogue of a record, with its system text in front.
+    """Pop the dialogue of a record, with its system text as the first message.
 
     Raises:
         BadRow: There is none, there are two, or it cannot be read.
@@ -42,11 +42,11 @@ def pop_dialogue(record: dict[str, Any]) -> Dialogue:
 
 
 def pop_prompt(record: dict[str, Any], name: str | None = None) -> Dialogue:
-    """Take the prompt of a record, with system text and history in front.
+    """Pop the prompt of a record, with system text and history before it.
 
     Args:
-        record: The record, from which all that belongs to the prompt is taken.
-        name: The field of the prompt; None takes the first of the usual ones that the record has.
+        record: The record; all fields that belong to the prompt are popped.
+        name: Field of the prompt; None for the first usual name that the record has.
 
     Raises:
         BadRow: There is none, or it cannot be read.
@@ -74,11 +74,11 @@ def with_system(record: dict[str, Any], dialogue: Dialogue) -> Dialogue:
 
 
 def _instruction(record: dict[str, Any]) -> str:
-    more = pop_optional_text(record, "input")
+    question = pop_optional_text(record, "input")
     instruction = pop(record, "instruction")
-    if more is None:
+    if question is None:
         return filled_text(instruction, "instruction")
-    return more if instruction == "" else f"{filled_text(instruction, 'instruction')}\n{more}"
+    return question if instruction == "" else f"{filled_text(instruction, 'instruction')}\n{question}"
 
 
 def _history(record: dict[str, Any]) -> Dialogue:
@@ -88,7 +88,7 @@ def _history(record: dict[str, Any]) -> Dialogue:
     turns = []
     for index, pair in enumerate(pairs):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise BadRow(f"field 'history[{index}]' is no pair of a user and an assistant text")
+            raise BadRow(f"field 'history[{index}]' is not a pair of a user and an assistant text")
         for role, text in zip(("user", "assistant"), pair, strict=True):
             turns.append({"role": role, "content": filled_text(text, f"history[{index}]")})
     return turns

@@ -1,4 +1,4 @@
-"""Records to rows, with the faults of a whole source reported together or counted."""
+"""Convert the records of a source to rows, and report bad records together or count them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from alignlab.errors import InputError, nearest
 from alignlab.types.rows import Row
 
 SHOWN_FAULTS = 5
-# After the first fault the rest is only searched for more of them; a stream has no end worth waiting for.
+# After the first bad record, this many more are checked so that errors are reported together; a stream may not end.
 SEARCHED_RECORDS = 100_000
 
 
@@ -23,15 +23,15 @@ def to_rows(
     bad_rows: str,
     dropped: Counter[str],
 ) -> Iterator[Row]:
-    """Make rows of records, lazily.
+    """Convert records to rows, lazily.
 
     Args:
         records: The records of one source.
-        asked: What the user asked for, ``data.path=…``, for errors about the source as a whole.
+        asked: What the user typed, ``data.path=…``, for errors about the source as a whole.
         format: ``auto`` or the name of a format.
-        columns: Canonical column name → the source's own name.
-        bad_rows: ``error`` refuses the source, with its faults together; ``drop`` skips and counts them.
-        dropped: Receives the number of dropped rows by reason.
+        columns: Canonical column name → name of that column in the source.
+        bad_rows: ``error`` refuses a source with bad records; ``drop`` skips and counts them.
+        dropped: Filled with the number of dropped rows by reason.
 
     Raises:
         InputError: A row is bad under ``error``; no row is left; a column of ``columns`` is in no row.
@@ -63,7 +63,7 @@ def to_rows(
 def _together(
     asked: str, first: InputError, num_before: int, rest: Iterator[Record], format: str, columns: Mapping[str, str]
 ) -> InputError:
-    """The first fault and those that follow it, as one error."""
+    """Combine the first error and those that follow it into one."""
     faults, num_faults, num_records = [first], 1, num_before
     for record in islice(rest, SEARCHED_RECORDS):
         num_records += 1

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's ``dataset_info.json``: what an entry says about its data, in the terms of this package.
+"""LLaMA-Factory's ``dataset_info.json``: read an entry into the formats and column names of this package.
 
 Where we differ from LLaMA-Factory: ``num_samples`` takes the first rows and not a random choice; an alpaca entry whose
 columns name a prompt and no response is a text set; multimodal columns are refused where they are filled; sets on other
@@ -27,7 +27,7 @@ SHARED = {
     "rejected": "rejected",
     "kto_tag": "label",
 }
-# Their name of a column → our canonical one, by formatting.
+# LLaMA-Factory's name of a column → our canonical name, by formatting.
 COLUMNS = {"alpaca": ALPACA | SHARED, "sharegpt": {"messages": "messages"} | SHARED}
 COLUMNS["openai"] = COLUMNS["sharegpt"]
 ROLE_TAGS = {
@@ -47,7 +47,7 @@ LOCATIONS = ("file_name", "hf_hub_url")
 TYPES = dict.fromkeys((*LOCATIONS, "formatting", "subset", "split", "folder", "stage"), str)
 TYPES |= {"ranking": bool, "columns": dict, "tags": dict, "num_samples": int}
 ELSEWHERE = ("ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
-# Columns that a format would read without being told; in a registry only the named ones are read.
+# Columns that a format reads by default. In a registry they are read only if the entry names them.
 ONLY_WHERE_NAMED = {*DIALOGUES, *QUESTIONS, "system", "tools", "history", "scores"}
 
 
@@ -58,9 +58,9 @@ class Entry(NamedTuple):
         path: File or folder on disk; None where the set is on the hub.
         hub: Name on the Hugging Face hub; None where the set is on disk.
         format: Name of our format.
-        columns: Canonical column name → the set's own name.
-        declared: Whether the entry names its columns; else they are LLaMA-Factory's defaults and may be absent.
-        tags: Its words for roles and contents.
+        columns: Canonical column name → name of that column in the set.
+        declared: Whether the entry names its columns; otherwise they are LLaMA-Factory's defaults and may be absent.
+        tags: The entry's ``tags``: names of the role and content keys, and of the roles.
         subset: Configuration on the hub.
         split: Split on the hub.
         folder: Folder within the set on the hub.
@@ -83,8 +83,8 @@ def read_entry(dataset_info: str, name: str) -> Entry:
     """Read one entry of a registry.
 
     Args:
-        dataset_info: ``dataset_info.json``, or the folder that holds it.
-        name: Name of the data set in it.
+        dataset_info: Path of ``dataset_info.json``, or of its folder.
+        name: Name of the data set in the registry.
 
     Raises:
         InputError: There is no such file or entry, or the entry has unknown keys or values.
@@ -130,7 +130,7 @@ def _registry(dataset_info: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _wrong_types(asked: str, raw: Mapping[str, Any]) -> list[InputError]:
-    """What is of another type than LLaMA-Factory's documentation gives; unknown keys are refused elsewhere."""
+    """Find values of another type than LLaMA-Factory documents; ``_faults`` finds unknown keys."""
     given = {key: raw[key] for key in TYPES if key in raw}
     for part in ("columns", "tags"):
         inside = raw[part].items() if isinstance(raw.get(part), dict) else ()
@@ -173,17 +173,17 @@ def _faults(asked: str, raw: Mapping[str, Any], formatting: str) -> list[InputEr
         if key not in known[part]
     ]
     if not any(location in raw for location in LOCATIONS):
-        why = f"it lies where alignlab does not read ({', '.join(sorted(raw.keys() & set(ELSEWHERE))) or 'nowhere'})"
+        why = f"alignlab cannot read its location ({', '.join(sorted(raw.keys() & set(ELSEWHERE))) or 'none is given'})"
         faults.append(InputError(asked, why, "Add file_name (beside the registry) or hf_hub_url"))
     return faults
 
 
 def translate(record: Record, entry: Entry) -> Record:
-    """Put a record of an entry into words that the formats know.
+    """Translate the keys and roles of a record to those that the formats know.
 
     Args:
         record: A record of the entry's data.
-        entry: What the registry says about them.
+        entry: The registry entry of the data.
     """
     if not isinstance(record.value, dict):
         return record
@@ -203,6 +203,6 @@ def _retag(value: Any, tags: Mapping[str, str]) -> Any:
         return value
     roles = {tags[tag]: ours for tag, ours in ROLE_TAGS.items() if tag in tags}
     rest = {key: item for key, item in value.items() if key not in (role, content)}
-    said = value[role]
-    new = {"role": roles.get(said, said) if isinstance(said, str) else said}
+    name = value[role]
+    new = {"role": roles.get(name, name) if isinstance(name, str) else name}
     return rest | new | ({"content": value[content]} if content in value else {})

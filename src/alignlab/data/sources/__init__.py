@@ -1,1 +1,1 @@
-"""Where rows come from: files, the hub, a registry, a mixture, generated problems."""
+"""Sources of rows: files, the hub, a registry, a mixture, generated problems."""

@@ -1,4 +1,4 @@
-"""Hashes of what decides the rows of a source."""
+"""Hashes of everything that decides the rows of a source."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from alignlab.data.sources.files import listing, reading
 
 
 def file_hashes(path: str | Path) -> list[tuple[str, str]]:
-    """Name and SHA-256 of every file that a path stands for.
+    """Name and SHA-256 of every data file at a path.
 
     Args:
         path: A file or a folder.
@@ -21,7 +21,7 @@ def digest(*parts: Any) -> str:
     """Hash of JSON values.
 
     Args:
-        parts: Settings and hashes.
+        parts: JSON values, such as settings and hashes.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,10 @@
-"""Where rows come from: files, the hub, a LLaMA-Factory registry, or a mixture of sources.
+"""Sources that read records: files, the hub, and a LLaMA-Factory registry.
 
-Every source has ``rows(split)``, which yields lazily and always in the same order, nothing for a validation part that
-it does not have; ``fingerprint()``, the hash of all that decides its rows; and ``dropped``, the number of rows left out
-by reason in the last complete pass over each part.
+Every source has
+
+    rows(split)     yields rows lazily and always in the same order; no rows if the source has no such part
+    fingerprint()   hash of everything that decides the rows
+    dropped         number of dropped rows by reason, in the last complete pass over each part
 """
 
 from collections import Counter
@@ -27,7 +29,7 @@ BadRows = Literal["error", "drop"]
 
 
 class _Reader:
-    """What the sources of records share: making rows of them, and the counts of dropped ones."""
+    """Base of the sources of records: converts records to rows, and counts dropped ones."""
 
     def __init__(self, bad_rows: str):
         self.bad_rows = bad_rows
@@ -35,7 +37,7 @@ class _Reader:
 
     @property
     def dropped(self) -> Counter[str]:
-        """Rows left out, by reason."""
+        """Number of dropped rows by reason."""
         return sum(self._dropped.values(), Counter())
 
     def _rows(
@@ -53,9 +55,9 @@ class Files(_Reader):
     Args:
         path: A file, a folder, or a list of them.
         format: ``auto``, or the name of a format.
-        columns: Canonical column name → the files' own name.
-        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
-        validation_path: The validation part; None where it has none of its own.
+        columns: Canonical column name → name of that column in the files.
+        bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
+        validation_path: Files of the validation part; None if there is none.
 
     Raises:
         InputError: No path is given, there is no such file, or no such format.
@@ -99,12 +101,12 @@ class Hub(_Reader):
 
     Args:
         path: Name of the data set, or a local folder in the hub's layout.
-        subset: Its configuration, where it has several.
-        split: Its split to train on, also a slice such as ``train[:1000]``.
-        validation_split: Its split to validate on; None for none of its own.
+        subset: Configuration of the data set, if it has several.
+        split: Split to train on, or a slice of one such as ``train[:1000]``.
+        validation_split: Split to validate on; None if there is none.
         format: ``auto``, or the name of a format.
-        columns: Canonical column name → the data set's own name.
-        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
+        columns: Canonical column name → name of that column in the data set.
+        bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
         streaming: Read while training instead of downloading first.
     """
 
@@ -133,7 +135,7 @@ class Hub(_Reader):
             yield from self._rows(split, f"data.path={self.path} data.split={name}", records, self.format, self.columns)
 
     def fingerprint(self) -> str:
-        """Hash the loaded data and the settings; of streamed data only the name is known."""
+        """Hash the loaded data and the settings; for streamed data only the names of the splits are known."""
         contents = [getattr(self._load(name), "_fingerprint", name) for name in self.splits.values() if name]
         if self.streaming:
             contents = list(self.splits.values())
@@ -147,14 +149,14 @@ class Registry(_Reader):
     """Rows of a data set that a LLaMA-Factory ``dataset_info.json`` describes.
 
     Args:
-        dataset_info: The registry, or the folder that holds it; file names in it are relative to its own folder.
+        dataset_info: Path of the registry or of its folder; file names in the registry are relative to that folder.
         name: The data set to train on.
-        validation_name: The data set to validate on; None for none of its own.
-        bad_rows: ``error`` refuses bad rows, all together; ``drop`` leaves them out and counts them.
+        validation_name: The data set to validate on; None if there is none.
+        bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
         streaming: Read sets on the hub while training instead of downloading first.
 
     Raises:
-        InputError: There is no such registry or entry, or the entry is not understood.
+        InputError: There is no such registry or entry, or the entry is not valid.
     """
 
     def __init__(

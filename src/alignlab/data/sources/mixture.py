@@ -14,7 +14,7 @@ from alignlab.types.rows import Row
 
 
 def serve(source: Any, kind: type[Row]) -> None:
-    """Tell a source that can make several kinds of rows which one the method eats."""
+    """Set the kind of row that the method trains on, if the source can make several kinds."""
     if hasattr(source, "serve"):
         source.serve(kind)
 
@@ -27,12 +27,12 @@ class Mixture:
 
     Args:
         sources: Sources by name.
-        weights: Relative weights by the same names; None draws from all alike.
-        stop: ``once``: every row once, a source that ends leaves the others to go on; ``first_exhausted``: end with the
-            first source that ends; ``all_exhausted``: begin sources again until each has ended once; ``never``: begin
-            them again until ``num_rows``.
-        num_rows: At most so many training rows; None for no limit.
-        seed: Decides the order of the draws.
+        weights: Relative weights by the same names; None for equal weights.
+        stop: ``once``: yield every row once, and go on with the other sources when one ends; ``first_exhausted``: stop
+            when the first source ends; ``all_exhausted``: restart sources that end, until each has ended once;
+            ``never``: restart sources that end, until ``num_rows`` rows are drawn.
+        num_rows: Maximum number of training rows; None for no limit.
+        seed: Seed of the draws.
 
     Raises:
         InputError: Names of sources and weights differ, or ``never`` without ``num_rows``.
@@ -59,17 +59,17 @@ class Mixture:
         self.stop, self.num_rows, self.seed = stop, num_rows, seed
 
     def serve(self, kind: type[Row]) -> None:
-        """Tell the sources which kind of row the method eats."""
+        """Set the kind of row that the method trains on, for all sources."""
         for source in self.sources.values():
             serve(source, kind)
 
     @property
     def dropped(self) -> Counter[str]:
-        """Rows left out in all sources, by reason."""
+        """Number of dropped rows of all sources, by reason."""
         return sum((source.dropped for source in self.sources.values()), Counter())
 
     def rows(self, split: Literal["train", "validation"]) -> Iterator[Row]:
-        """Yield the mixed training rows, or the validation rows of all sources one source after the other."""
+        """Yield the mixed training rows, or the validation rows of the sources in order."""
         if split == "validation":
             return chain.from_iterable(source.rows(split) for source in self.sources.values())
         return islice(self._draw(), self.num_rows)

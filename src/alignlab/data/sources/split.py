@@ -1,4 +1,4 @@
-"""Training and validation rows: the source's own validation part, or rows held out of its training part."""
+"""Split of training and validation rows: the source's own validation part, or rows held out of its training part."""
 
 import hashlib
 import re
@@ -13,17 +13,17 @@ from alignlab.types.rows import Row, Text
 Part = Literal["train", "validation"]
 
 MAX_WORD = 200
-"""Characters within which a text is expected to have a blank; some scripts have none."""
+"""Characters after the split point that are searched for a blank; some scripts have none."""
 
 
 class Source(Protocol):
-    """Where rows come from; see ``sources.py`` and ``arithmetic/``."""
+    """Interface of a source of rows; see ``local.py``, ``mixture.py`` and ``arithmetic/``."""
 
     dropped: Counter[str]
-    """Rows left out by reason, once they were read."""
+    """Number of dropped rows by reason, once the rows were read."""
 
     def rows(self, split: Part) -> Iterator[Row]:
-        """The rows of a part, always in the same order; none where the source has no such part."""
+        """Yield the rows of a part, always in the same order; none if the source has no such part."""
         ...
 
     def fingerprint(self) -> str:
@@ -32,19 +32,19 @@ class Source(Protocol):
 
 
 def split_rows(source: Source, part: Part, validation_size: float | None, streaming: bool = False) -> Iterator[Row]:
-    """Rows of a part.
+    """Yield the rows of a part.
 
-    Which rows are held out follows from their prompts alone: equal prompts stay together, however often the data holds
-    them, and runs with other seeds are judged by the same rows.
+    Rows are held out by their prompts alone: rows with equal prompts stay together, and runs with different seeds are
+    evaluated on the same rows.
 
     Args:
-        source: Its own validation part wins over ``validation_size``.
+        source: Source of the rows. If it has a validation part, ``validation_size`` is ignored.
         part: ``train`` or ``validation``.
         validation_size: Share (below 1) or number of training rows to hold out; ``None`` for no validation.
-        streaming: Decide row by row, without reading all of them first; a number means the first rows.
+        streaming: Decide row by row, without reading all rows first; a number then means the first rows.
 
     Raises:
-        InputError: More rows are to be held out than there are.
+        InputError: No row would be left to train on.
     """
     if validation_size is None or next(source.rows("validation"), None) is not None:
         yield from source.rows(part)
@@ -63,17 +63,17 @@ def split_rows(source: Source, part: Part, validation_size: float | None, stream
 
 
 def digest(row: Row) -> int:
-    """64 bits that stand for what a row asks: its text, its prompt, or a dialogue up to its last turn."""
+    """64-bit hash of a row's text, of its prompt, or of its dialogue without the last message."""
     asked = getattr(row, "text", None) or getattr(row, "prompt", None) or getattr(row, "messages", ())[:-1]
     return int.from_bytes(hashlib.blake2b(repr(asked).encode(errors="surrogatepass"), digest_size=8).digest())
 
 
 def held_out_limit(digests: list[int], validation_size: float) -> int:
-    """Largest digest that is held out, so that the share or number asked for lies at or below it.
+    """The largest digest to hold out, so that the requested share or number of rows has a digest up to it.
 
     Args:
-        digests: Of every row.
-        validation_size: Share (below 1) or number of rows; at least one is held out.
+        digests: Digest of every row.
+        validation_size: Share (below 1) or number of rows to hold out; at least one row is held out.
 
     Raises:
         InputError: None would be left to train on.
@@ -103,17 +103,17 @@ def _split_stream(source: Source, part: Part, validation_size: float) -> Iterato
 
 
 def split_document(row: Row, part: Part, validation_size: float) -> Iterator[Row]:
-    """A single document: its end is held out, from a blank near the place on, or from the place itself.
+    """Split a single document: hold out its end, from the first blank after the split point, or from the point itself.
 
     Args:
-        row: The only row; anything but a text cannot be divided and trains without validation.
+        row: The only row. A row that is not a ``Text`` cannot be divided; it is used for training, without validation.
         part: ``train`` or ``validation``.
-        validation_size: Share of the characters.
+        validation_size: Share of the characters to hold out.
     """
     if not isinstance(row, Text):
         yield from [row] if part == "train" else []
         return
-    place = int(len(row.text) * (1 - validation_size))
-    blank = re.compile(r"\s").search(row.text, place, place + MAX_WORD)
-    place = blank.end() if blank else place
-    yield replace(row, text=row.text[:place] if part == "train" else row.text[place:])
+    cut = int(len(row.text) * (1 - validation_size))
+    blank = re.compile(r"\s").search(row.text, cut, cut + MAX_WORD)
+    cut = blank.end() if blank else cut
+    yield replace(row, text=row.text[:cut] if part == "train" else row.text[cut:])

@@ -1,1 +1,1 @@
-"""Tokenised rows on the disk: built once, checked, counted."""
+"""Tables of tokenised rows on disk: built once, verified, counted."""

@@ -1,8 +1,8 @@
-"""Token tables on disk, under a key of everything that decides their content.
+"""Cache of token tables on disk, under a key of everything that decides their content.
 
-A table lies in ``<cache_dir>/<key>``: ``rows.arrow`` (read by memory map), ``counts.json`` and ``manifest.json`` with
-their checksums, which are compared whenever the table is opened; a damaged table is made again. It is written beside
-and renamed when whole, by one process at a time, so a table is either complete or not there.
+A table is stored in ``<cache_dir>/<key>``: ``rows.arrow`` (read by memory map), ``counts.json``, and ``manifest.json``
+with their checksums, which are verified whenever the table is opened; a damaged table is built again. One process at a
+time writes a table, to a temporary folder that is renamed when complete, so a table is either complete or absent.
 """
 
 import contextlib
@@ -48,17 +48,17 @@ def build_table(
     cache_dir: str | Path | None,
     fresh: bool,
 ) -> TokenTable:
-    """The token table of rows: from the cache where nothing that decides it has changed, else made and stored.
+    """Return the token table of rows: from the cache if nothing that decides its content has changed, else a new one.
 
     Args:
-        rows: All of this kind; read only where the cache has no table. Texts are packed into blocks.
-        source_fingerprint: Content hash of where they come from.
-        tokenizer: What encodes.
-        settings: How.
+        rows: Rows of one kind; they are read only if the cache has no table. Texts are packed into blocks.
+        source_fingerprint: Hash of the source's content.
+        tokenizer: The tokenizer that encodes the rows.
+        settings: How rows become tokens.
         kind: Kind of row.
-        workers: Processes that tokenise; 0 for this one, None to choose by the number of rows.
-        cache_dir: Where tables are kept; None for the user's cache folder.
-        fresh: Make the table again.
+        workers: Number of processes that tokenise; 0 for this one, None to choose by the number of rows.
+        cache_dir: Folder of the tables; None for the user's cache folder.
+        fresh: Build the table again.
 
     Raises:
         InputError: Rows cannot be tokenised (the first few, together), or too many are cut or dropped.
@@ -69,7 +69,7 @@ def build_table(
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
         _remove_leftovers(cache)
-        if _is_whole(folder) and not (fresh and folder.stat().st_mtime < began):
+        if _is_intact(folder) and not (fresh and folder.stat().st_mtime < began):
             _log.info("tokens from the cache: %s", folder)
         else:
             _log.info("tokenising into %s", folder)
@@ -82,16 +82,16 @@ def build_table(
 def tokenize_stream(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, kind: type[Row]
 ) -> Iterator[TokenRow]:
-    """Token rows as they come, in this process and without a cache; what is dropped is logged.
+    """Tokenise rows lazily, in this process and without a cache; dropped rows are logged.
 
     Args:
-        rows: All of this kind, possibly without end. Texts are packed into blocks.
-        tokenizer: What encodes.
-        settings: How.
+        rows: Rows of one kind, possibly without end. Texts are packed into blocks.
+        tokenizer: The tokenizer that encodes the rows.
+        settings: How rows become tokens.
         kind: Kind of row.
 
     Raises:
-        InputError: At the first row that cannot be tokenised.
+        InputError: A row cannot be tokenised.
     """
 
     def kept() -> Iterator[TokenRow]:
@@ -112,9 +112,9 @@ def table_key(
     """Hash of everything that decides a table's content: 16 hexadecimal digits of SHA-256.
 
     Args:
-        source_fingerprint: Content hash of where the rows come from.
-        tokenizer: Its vocabulary, normalisation, special tokens and the chosen template's text count.
-        settings: All of them count, and so does the code of the data package.
+        source_fingerprint: Hash of the source's content.
+        tokenizer: The hash includes its vocabulary, normalisation, special tokens, and the text of the chosen template.
+        settings: The hash includes all settings, and also the code of the data package.
         kind: Kind of row.
     """
     parts = {
@@ -142,7 +142,7 @@ def code_text() -> str:
 
 
 def user_cache() -> Path:
-    """Where token tables are kept unless told otherwise."""
+    """Default folder of token tables."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alignlab" / "tokens"
 
 
@@ -152,8 +152,8 @@ def _packed(rows: Iterator[TokenRow], settings: TokenSettings, kind: type[Row]) 
     return pack(rows, settings.max_tokens_per_sequence, settings.cross_document_attention)
 
 
-class _Tally:
-    """Passes on kept rows while it counts all, and gathers errors."""
+class _CountedRows:
+    """Yields the kept rows while it counts all rows and collects errors."""
 
     def __init__(self, outcomes: Iterable[tuple[TokenRow | Dropped | InputError, Counts]]):
         self.outcomes, self.counts, self.num_details = outcomes, Counts(), 0
@@ -182,24 +182,24 @@ def _store(
     kind: type[Row],
     workers: int | None,
 ) -> None:
-    """Tokenise, write beside the place, and put the whole table there at once; the caller holds the lock."""
+    """Tokenise into a temporary folder and rename it when complete; the caller holds the lock."""
     building = folder.with_name(f"{_BUILDING}{folder.name}")
-    _remove(building)  # of a process that was killed, since the lock is ours
+    _remove(building)  # left by a killed process, since this process holds the lock
     try:
         with _progress() as progress:
             task = progress.add_task("tokenising", total=None)
-            tally = _Tally(tokenize_rows(progress.track(rows, task_id=task), tokenizer, settings, workers))
-            write_table(building, _packed(iter(tally), settings, kind), lambda: tally.counts)
+            counted = _CountedRows(tokenize_rows(progress.track(rows, task_id=task), tokenizer, settings, workers))
+            write_table(building, _packed(iter(counted), settings, kind), lambda: counted.counts)
         write_manifest(building)
-        # What lies under the name of a key is a table of ours, damaged perhaps; who has it open keeps what it has read.
+        # The folder of a key is always a table, perhaps a damaged one; a process that has it open keeps its memory map.
         _remove(folder)
         os.replace(building, folder)
     finally:
         _remove(building)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether a table is there and undamaged; damage is told."""
+def _is_intact(folder: Path) -> bool:
+    """Whether a table exists and is undamaged; damage is logged."""
     if not folder.exists():
         return False
     try:
@@ -212,7 +212,7 @@ def _is_whole(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold what one process at a time holds while it looks for a table or makes it."""
+    """Hold the lock under which one process at a time looks for a table or builds it."""
     lock = _lock(folder)
     try:
         lock.acquire(blocking=False)
@@ -230,7 +230,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Remove half-made tables of processes that were killed: those whose lock nobody holds."""
+    """Remove incomplete tables of killed processes: those whose lock no process holds."""
     for building in cache.glob(f"{_BUILDING}*"):
         with contextlib.suppress(Timeout), _lock(cache / building.name.removeprefix(_BUILDING)).acquire(blocking=False):
             _remove(building)

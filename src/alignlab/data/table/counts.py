@@ -1,4 +1,4 @@
-"""What became of the rows: kept, cut, dropped; printed once, logged, and refused above a threshold."""
+"""Counts of the rows that were kept, cut and dropped, and their limits."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from alignlab.types.rows import TokenRow
 
 @dataclass(frozen=True)
 class Dropped:
-    """A row that is left out, and counted.
+    """A dropped row.
 
     Args:
-        reason: Why, the same words for the same cause.
-        origin: Where the row came from.
-        tokens: Tokens lost with it; 0 where it could not be tokenised.
-        detail: The refusal in full, where there was one.
+        reason: Why it was dropped; rows dropped for the same reason have the same text.
+        origin: Where the row comes from.
+        tokens: Number of its tokens; 0 if it could not be tokenised.
+        detail: The full error, if there was one.
     """
 
     reason: str
@@ -26,17 +26,17 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows and tokens kept, cut and dropped; a cut row is a kept row that lost tokens.
+    """Numbers of rows and tokens that were kept, cut and dropped; a cut row is a kept row that lost tokens.
 
     Args:
-        kept_rows: Rows that train.
-        kept_tokens: Their tokens.
-        supervised_tokens: Those of them that are targets of the loss.
+        kept_rows: Rows kept for training.
+        kept_tokens: Tokens of the kept rows.
+        supervised_tokens: Tokens of the kept rows that are targets of the loss.
         cut_rows: Kept rows that were cut.
-        cut_tokens: Tokens cut off kept rows.
-        dropped_rows: Rows left out.
-        dropped_tokens: Tokens of the rows left out.
-        reasons: Rows left out by reason.
+        cut_tokens: Tokens cut from kept rows.
+        dropped_rows: Dropped rows.
+        dropped_tokens: Tokens of dropped rows.
+        reasons: Number of dropped rows by reason.
     """
 
     kept_rows: int = 0
@@ -53,7 +53,7 @@ class Counts:
         return Counts(**sums, reasons=dict(Counter(self.reasons) + Counter(other.reasons)))
 
     def __str__(self) -> str:
-        """One line to print."""
+        """The counts in one line."""
         line = (
             f"kept {self.kept_rows:,} rows ({self.kept_tokens:,} tokens, {self.supervised_tokens:,} supervised), "
             f"cut {self.cut_rows:,} rows ({self.cut_tokens:,} tokens), "
@@ -63,14 +63,14 @@ class Counts:
         return f"{line}: {reasons}" if reasons else line
 
     def check(self, max_cut_fraction: float, max_dropped_fraction: float) -> None:
-        """Refuse data that lost too much.
+        """Check that not too many rows were cut or dropped.
 
         Args:
             max_cut_fraction: Largest share of rows that may be cut, 0 to 1.
             max_dropped_fraction: Largest share of rows that may be dropped, 0 to 1.
 
         Raises:
-            InputError: A share is larger.
+            InputError: A share is above its limit.
         """
         rows = self.kept_rows + self.dropped_rows
         limits = {"cut": (self.cut_rows, max_cut_fraction), "dropped": (self.dropped_rows, max_dropped_fraction)}
@@ -88,11 +88,11 @@ class Counts:
 
 
 def count(outcome: TokenRow | Dropped, cut_tokens: int = 0) -> Counts:
-    """Counts of one row.
+    """Count one row.
 
     Args:
-        outcome: What became of it.
-        cut_tokens: Tokens that truncation took off it.
+        outcome: The row's tokens, or the dropped row.
+        cut_tokens: Number of tokens that truncation removed from it.
     """
     if isinstance(outcome, Dropped):
         return Counts(dropped_rows=1, dropped_tokens=outcome.tokens, reasons={outcome.reason: 1})

@@ -1,4 +1,4 @@
-"""Pretraining blocks: documents joined by EOS and cut every so many tokens."""
+"""Packing of documents into pretraining blocks of equal length."""
 
 from collections.abc import Iterable, Iterator
 
@@ -10,16 +10,16 @@ _Piece = tuple[list[int], str]
 def pack(
     documents: Iterable[TokenRow], max_tokens_per_sequence: int, cross_document_attention: bool
 ) -> Iterator[TokenRow]:
-    """Blocks of exactly ``max_tokens_per_sequence`` tokens; the last one may be shorter.
+    """Pack documents into blocks of exactly ``max_tokens_per_sequence`` tokens; the last block may be shorter.
 
-    Within a block each piece of a document is a tree of its own without a prompt, so that attention stays inside it;
-    with ``cross_document_attention`` the whole block is one tree. The first token of a tree is not supervised, since
-    nothing predicts it; every other one is. A last block of one token, which predicts nothing, is left out.
+    Within a block each piece of a document is a group of its own without a prompt, so attention stays inside the piece;
+    with ``cross_document_attention`` the whole block is one group. Every token of a group but the first is supervised;
+    nothing predicts the first. A last block of one token, which predicts nothing, is left out.
 
     Args:
-        documents: Each with its EOS (and BOS, where the tokenizer adds one).
-        max_tokens_per_sequence: Length of a block.
-        cross_document_attention: Whether documents in one block see each other.
+        documents: Documents that end in EOS (and begin with BOS, if the tokenizer adds it).
+        max_tokens_per_sequence: Length of a block in tokens.
+        cross_document_attention: Whether documents in one block attend to each other.
     """
     pieces: list[_Piece] = []
     room = max_tokens_per_sequence
@@ -36,7 +36,7 @@ def pack(
 
 
 def _block(pieces: list[_Piece], cross_document_attention: bool) -> TokenRow:
-    """One row of pieces, named after its first document."""
+    """Join pieces to one row, with the origin of the first document."""
     tokens = [token for piece, _ in pieces for token in piece]
     lengths = [len(tokens)] if cross_document_attention else [len(piece) for piece, _ in pieces]
     supervised = [position > 0 for length in lengths for position in range(length)]

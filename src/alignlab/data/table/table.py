@@ -31,10 +31,10 @@ _SCHEMA = pa.schema(
 
 
 class TokenTable:
-    """Token rows by index.
+    """Token rows, read by index.
 
     Args:
-        folder: Where `write_table` put them.
+        folder: Folder that ``write_table`` wrote.
     """
 
     def __init__(self, folder: Path):
@@ -63,12 +63,12 @@ class TokenTable:
 
     @property
     def key(self) -> str:
-        """The name under which the table is cached."""
+        """Key under which the table is cached."""
         return self.folder.name
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens per row; prompts counted once."""
+        """Tokens per row, each prompt counted once. Shape ``[rows]``."""
         return pc.list_value_length(self._table["tokens"]).to_numpy()
 
     @cached_property
@@ -79,17 +79,17 @@ class TokenTable:
 
     @cached_property
     def num_supervised(self) -> np.ndarray:
-        """Supervised tokens per row."""
+        """Supervised tokens per row. Shape ``[rows]``."""
         return self._table["num_supervised"].to_numpy()
 
     @cached_property
     def counts(self) -> Counts:
-        """What became of the source's rows."""
+        """Numbers of rows of the source that were kept, cut and dropped."""
         return Counts(**json.loads((self.folder / _COUNTS).read_text(encoding="utf-8")))
 
 
 class View:
-    """A table whose rows are given with something added; everything else is the table's own.
+    """Base of tables whose rows get something added; other attributes are those of the underlying table.
 
     Args:
         table: A table or another view.
@@ -102,13 +102,13 @@ class View:
         return len(self.table)
 
     def __getitem__(self, index: int) -> TokenRow:
-        raise NotImplementedError(f"{type(self).__name__} does not say what its rows are")
+        raise NotImplementedError(f"{type(self).__name__} does not implement __getitem__")
 
     def __iter__(self) -> Iterator[TokenRow]:
         return (self[index] for index in range(len(self)))
 
     def __getattr__(self, name: str) -> Any:
-        if name == "table":  # not there yet while the view is unpickled
+        if name == "table":  # not set yet while the view is unpickled
             raise AttributeError(name)
         return getattr(self.table, name)
 
@@ -118,9 +118,9 @@ class WithNumbers(View):
 
     Args:
         table: The rows.
-        name: Of the column.
-        values: One entry per row.
-        companion_values: Likewise for the companions, where rows have them.
+        name: Name of the column.
+        values: One value per row.
+        companion_values: One value per companion row, if rows have companions.
     """
 
     def __init__(
@@ -140,12 +140,12 @@ class WithNumbers(View):
 
 
 def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Counts]) -> None:
-    """Write a table row by row, never holding more than a batch.
+    """Write a table in batches, without holding all rows in memory.
 
     Args:
-        folder: Made here.
-        rows: What to write.
-        counts: Asked after the last row.
+        folder: Folder to create.
+        rows: Rows to write.
+        counts: Called after the last row.
     """
     folder.mkdir()
     rows = iter(rows)

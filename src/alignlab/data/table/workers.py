@@ -1,4 +1,4 @@
-"""Tokenising many rows, in this process or in several."""
+"""Tokenise many rows, in this process or in several."""
 
 import multiprocessing
 import os
@@ -20,23 +20,23 @@ from alignlab.types.rows import Row, TokenRow
 Outcome = tuple[TokenRow | Dropped | InputError, Counts]
 
 _SMALL = 4000
-"""Rows below which starting processes costs more than it saves."""
+"""Number of rows below which starting processes costs more than it saves."""
 _ROWS_PER_TASK = 256
 _MAX_WORKERS = 16
 
-_given: tuple[PreTrainedTokenizerBase, TokenSettings]
+_worker_arguments: tuple[PreTrainedTokenizerBase, TokenSettings]
 
 
 def tokenize_rows(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, workers: int | None
 ) -> Iterator[Outcome]:
-    """What becomes of each row, in order; a row that cannot be tokenised gives its error instead of raising it.
+    """Yield the outcome of each row, in order. The error of a row that cannot be tokenised is yielded, not raised.
 
     Args:
-        rows: Read as needed, a few tasks ahead.
-        tokenizer: What encodes.
-        settings: How.
-        workers: Processes; 0 for this one, None for this one if there are few rows and else one per core.
+        rows: Rows to tokenise, read a few tasks ahead.
+        tokenizer: The tokenizer that encodes the rows.
+        settings: How rows become tokens.
+        workers: Number of processes; 0 for this one, None for this one if there are few rows, otherwise one per core.
     """
     rows = iter(rows)
     if workers is None:
@@ -53,7 +53,7 @@ def _tokenize_in_processes(
 ) -> Iterator[Outcome]:
     # Forked, so that a worker neither imports torch again nor unpickles the tokenizer.
     context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(tokenizer, settings)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(tokenizer, settings)) as pool:
         pending = deque()
         try:
             while task := list(islice(rows, _ROWS_PER_TASK)):
@@ -66,20 +66,20 @@ def _tokenize_in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> None:
-    global _given
+def _start_worker(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> None:
+    global _worker_arguments
     be_worker()
-    _given = tokenizer, settings
+    _worker_arguments = tokenizer, settings
 
 
 def _run(rows: Iterable[Row]) -> list[Outcome]:
-    return [_outcome(row, *_given) for row in rows]
+    return [_outcome(row, *_worker_arguments) for row in rows]
 
 
 def _outcome(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> Outcome:
     try:
         return tokenize_counted(row, tokenizer, settings)
-    except TemplateLimit:  # each further row would take as long
+    except TemplateLimit:  # every other row would take as long
         raise
     except InputError as error:
         return error, Counts()

@@ -1,1 +1,1 @@
-"""From rows to tokens, supervised spans and templates."""
+"""Tokenise rows: chat templates, supervised spans, truncation."""

@@ -1,4 +1,4 @@
-"""What tokenisation is told (settings) and what it derives once per tokenizer (context)."""
+"""Settings of tokenisation, and the context that is derived from them once per tokenizer."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,19 +15,19 @@ from alignlab.data.tokenise.truncate import Truncation
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSettings:
-    """What decides how rows become tokens; part of the cache key.
+    """Settings that decide how rows become tokens; part of the cache key.
 
     Args:
-        chat_template: ``auto``, ``chatml``, ``plain``, ``none`` or the path of a Jinja file.
-        loss_on: Supervise every assistant turn, the last one, or everything. In rows with a given prompt (preferences,
-            unpaired) only turns of the completion count.
-        max_tokens_per_sequence: Most tokens of a prompt with one completion; length of a block of text.
+        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
+        loss_on: Supervise every assistant turn, the last one, or everything. In rows with a separate prompt
+            (preferences, unpaired) only turns of the completion are supervised.
+        max_tokens_per_sequence: Maximum tokens of a prompt with one completion; length of a block of text.
         truncation: What to do with longer rows.
-        max_cut_fraction: Share of rows that may be cut before the run is refused.
-        max_dropped_fraction: Share of rows that may be dropped before the run is refused.
-        bad_rows: Refuse the run for a row that cannot be tokenised, or drop and count it.
-        cross_document_attention: Whether documents in one block of text see each other.
-        number_columns: Columns that every row must have as a finite number, because something computes with them.
+        max_cut_fraction: Maximum share of rows that may be cut.
+        max_dropped_fraction: Maximum share of rows that may be dropped.
+        bad_rows: ``error`` raises for a row that cannot be tokenised; ``drop`` drops and counts it.
+        cross_document_attention: Whether documents in one block of text attend to each other.
+        number_columns: Columns that must hold a finite number in every row, because something computes with them.
     """
 
     chat_template: str
@@ -43,15 +43,15 @@ class TokenSettings:
 
 @dataclass(frozen=True)
 class Context:
-    """What tokenisation derives once from a tokenizer and its settings.
+    """What is derived once from a tokenizer and its settings.
 
     Args:
-        tokenizer: What encodes.
-        settings: How.
-        template: What renders dialogues.
+        tokenizer: The tokenizer that encodes.
+        settings: How rows become tokens.
+        template: The chat template that renders dialogues.
         stop: Ids that generation stops on.
-        control: Matches the strings that contents must not smuggle in.
-        bos: The id that the tokenizer puts before a text, if it does.
+        control: Matches the strings of special and stop tokens; None if there are none.
+        bos: Id that the tokenizer puts before a text; None if it puts none.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -64,12 +64,12 @@ class Context:
 
 @lru_cache(maxsize=8)
 def derive_context(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, own_template: str) -> Context:
-    """The context of a tokenizer and settings.
+    """Derive the context of a tokenizer and settings.
 
     Args:
-        tokenizer: What encodes.
-        settings: How.
-        own_template: The tokenizer's template text, which may change while the tokenizer stays the same object.
+        tokenizer: The tokenizer that encodes.
+        settings: How rows become tokens.
+        own_template: Text of the tokenizer's template; part of the cache key, because it may change on the same object.
     """
     template = choose_template(tokenizer, settings.chat_template)
     stop = stop_tokens(tokenizer, template)

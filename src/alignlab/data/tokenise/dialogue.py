@@ -1,4 +1,4 @@
-"""A rendered dialogue: the one object that finding supervised spans looks at."""
+"""A rendered dialogue, in which supervised spans are found."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ class Dialogue:
     """Messages and their rendering.
 
     Args:
-        row: Where the dialogue comes from.
-        context: Tokenizer, template, settings.
-        messages: The turns, special-token strings in them split by the guard.
-        tools: Tool descriptions, likewise.
-        guard: The character that splits; None where nothing needs it.
-        text: The rendering, without the blanks behind a last answer.
+        row: The row that the dialogue comes from.
+        context: Tokenizer, template and settings.
+        messages: The turns; the guard splits special-token strings in them.
+        tools: Tool descriptions, with the guard as in ``messages``.
+        guard: The character that splits special-token strings; None if there are none.
+        text: The rendering, without blanks after a last assistant turn.
     """
 
     row: Row
@@ -35,24 +35,24 @@ class Dialogue:
     text: str
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
-        """The rendering of the first messages."""
+        """Render the first messages."""
         messages = self.messages[:num_messages]
         return render(self.context.template, self.context.tokenizer, messages, self.tools, add_generation_prompt)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of rendered text."""
+        """Encode rendered text to token ids."""
         return encode(text, self.context.tokenizer, self.guard)
 
     def ends_in_answer(self, end: int) -> bool:
-        """Whether an assistant turn ends at this place of the text, which is the end of a span."""
+        """Whether the span that ends at this position of the text ends with an assistant turn."""
         return end < len(self.text) or self.messages[-1]["role"] == "assistant"
 
     def refusal(self, why: str, *remedies: str) -> InputError:
-        """The error for this row."""
+        """Make an error for this row."""
         return refusal(self.row, self.context, why, *remedies)
 
     def check_contents(self) -> None:
-        """Refuse a template that renders nothing of a system or user message; blanks do not count."""
+        """Check that the template renders the content of every system and user message; blanks are ignored."""
         squeezed = squeeze(self.text)
         for message in self.messages:
             given = message["role"] not in ("assistant", "tool")
@@ -64,14 +64,15 @@ class Dialogue:
 def render_dialogue(
     row: Row, messages: Sequence[Message], tools: Sequence[Any] | None, context: Context, generate: bool = False
 ) -> Dialogue:
-    """Render a dialogue with its contents unable to forge special tokens.
+    """Render a dialogue such that no content can act as a special token.
 
     Args:
-        row: Where it comes from.
+        row: The row that the dialogue comes from.
         messages: The turns.
         tools: Tool descriptions.
-        context: With the template ``none`` contents are the user's own rendering, so that markers in them count.
-        generate: End with the opening of an answer.
+        context: Tokenizer, template and settings. With the template ``none``, contents are rendered by the user, so
+            special tokens in them are kept.
+        generate: End with the opening of an assistant turn.
 
     Raises:
         jinja2.TemplateError: The template refuses the dialogue.
@@ -89,11 +90,11 @@ def render_dialogue(
 
 
 def refusal(row: Row, context: Context, why: str, *remedies: str) -> InputError:
-    """The error for a row, naming the template.
+    """Make an error for a row, with the name of the template.
 
     Args:
-        row: Names the file and line.
-        context: Names the template and the tokenizer.
+        row: The row, for its file and line.
+        context: The context, for the names of the template and the tokenizer.
         why: What is wrong.
         remedies: What to type instead.
     """
@@ -103,9 +104,9 @@ def refusal(row: Row, context: Context, why: str, *remedies: str) -> InputError:
 
 
 def squeeze(text: str) -> str:
-    """The text without blanks and line breaks, which templates strip and add.
+    """Remove blanks and line breaks, which templates strip and add.
 
     Args:
-        text: Any.
+        text: Any text.
     """
     return "".join(text.split())

@@ -1,9 +1,9 @@
-"""Text to token ids, such that what a row says can never act as a special token.
+"""Encode text to token ids, such that the content of a row can never act as a special token.
 
 A special-token string inside a content (``<|im_end|>`` in a user's text) is split by a guard character before the
-template renders, and the text is cut at the guards before it is encoded: the marker becomes ordinary text tokens, while
-those that the template itself writes stay special. Tokens that the tokenizer does not flag as special (``<think>``)
-are left alone: they are vocabulary that contents may use.
+template renders, and the text is cut at the guards before it is encoded: the string becomes ordinary text tokens, while
+special tokens that the template writes stay special. Tokens that the tokenizer does not flag as special (``<think>``)
+are not changed: contents may use them.
 """
 
 import json
@@ -17,11 +17,11 @@ _NONCHARACTERS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 
 
 def control_pattern(tokenizer: PreTrainedTokenizerBase, stop: Collection[int]) -> re.Pattern[str] | None:
-    """Matches the strings that contents must not smuggle in: special tokens and stop tokens; None where there are none.
+    """Build a pattern that matches the strings of special tokens and stop tokens; None if there are none.
 
     Args:
-        tokenizer: Its tokens flagged special.
-        stop: Further ids, special or not.
+        tokenizer: The tokenizer, for its tokens flagged as special.
+        stop: Ids of stop tokens, special or not.
     """
     added = tokenizer.added_tokens_decoder
     strings = {token.content for id_, token in added.items() if token.special or id_ in stop}
@@ -31,11 +31,11 @@ def control_pattern(tokenizer: PreTrainedTokenizerBase, stop: Collection[int]) -
 
 
 def find_guard(value: Any, pattern: re.Pattern[str] | None) -> str | None:
-    """A character that occurs nowhere in the value, where the value holds special-token strings; else None.
+    """Choose a character that does not occur in the value; None if the value holds no special-token string.
 
     Args:
-        value: Strings in lists and mappings, as a dialogue and its tools.
-        pattern: From `control_pattern`.
+        value: Strings in lists and mappings, such as a dialogue and its tools.
+        pattern: Pattern of ``control_pattern``.
     """
     written = json.dumps(value, ensure_ascii=False, default=str)
     if pattern is None or not pattern.search(written):
@@ -44,12 +44,12 @@ def find_guard(value: Any, pattern: re.Pattern[str] | None) -> str | None:
 
 
 def protect(value: Any, pattern: re.Pattern[str] | None, guard: str | None) -> Any:
-    """The value with the guard put inside each special-token string.
+    """Insert the guard into each special-token string of a value.
 
     Args:
         value: Strings in lists and mappings.
-        pattern: From `control_pattern`.
-        guard: From `find_guard`; None changes nothing.
+        pattern: Pattern of ``control_pattern``.
+        guard: Character of ``find_guard``; None changes nothing.
     """
     if guard is None or pattern is None:
         return value
@@ -63,12 +63,12 @@ def protect(value: Any, pattern: re.Pattern[str] | None, guard: str | None) -> A
 
 
 def encode(text: str, tokenizer: PreTrainedTokenizerBase, guard: str | None = None) -> list[int]:
-    """Token ids of a text, without the special tokens that the tokenizer would add around it.
+    """Encode a text to token ids, without the special tokens that the tokenizer would add around it.
 
     Args:
-        text: Rendered text; guards in it vanish.
-        tokenizer: What encodes.
-        guard: Where to cut, so that no special-token string stands whole.
+        text: Rendered text; guards in it are removed.
+        tokenizer: The tokenizer that encodes.
+        guard: Character at which to cut the text, so that no special-token string stays complete.
     """
     first, *others = text.split(guard) if guard else [text]
     ids = tokenizer.encode(first, add_special_tokens=False, verbose=False)
@@ -78,12 +78,13 @@ def encode(text: str, tokenizer: PreTrainedTokenizerBase, guard: str | None = No
 
 
 def encode_continuation(text: str, tokenizer: PreTrainedTokenizerBase, guard: str | None = None) -> list[int]:
-    """Token ids of a text that goes on after another, so without the blank that some tokenizers put in front.
+    """Encode a text that continues another, without the blank that some tokenizers put before a text.
 
     Args:
-        text: What follows.
-        tokenizer: What encodes; one that marks the beginning of a text (SentencePiece's ▁) is led past it by an anchor.
-        guard: As in `encode`.
+        text: The continuation.
+        tokenizer: The tokenizer that encodes. If it marks the beginning of a text (SentencePiece's ▁), the mark falls
+            on an anchor before the text, which is removed again.
+        guard: As in ``encode``.
     """
     for anchor in ("\n", "x"):
         lead = encode(anchor, tokenizer)

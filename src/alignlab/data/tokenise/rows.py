@@ -1,4 +1,4 @@
-"""Rows to token rows: one function per kind of row."""
+"""Tokenise rows to token rows, with one function per kind of row."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
@@ -21,12 +21,12 @@ from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, To
 
 
 def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
-    """The token row of a row, truncated.
+    """Tokenise a row and truncate it.
 
     Args:
-        row: Any kind. A Text becomes a whole document, to be cut into blocks by `alignlab.data.table.pack`.
-        tokenizer: What encodes.
-        settings: How.
+        row: A row of any kind. A ``Text`` becomes a whole document, which ``data.table.pack`` cuts into blocks.
+        tokenizer: The tokenizer that encodes.
+        settings: How rows become tokens.
 
     Raises:
         InputError: The row cannot be tokenised faithfully and ``bad_rows`` is ``error``, or it is too long and
@@ -38,15 +38,15 @@ def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettin
 def tokenize_counted(
     row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings
 ) -> tuple[TokenRow | Dropped, Counts]:
-    """What `tokenize` gives, and its counts.
+    """Tokenise a row as ``tokenize`` does, and count it.
 
     Args:
-        row: Any kind.
-        tokenizer: What encodes.
-        settings: How.
+        row: A row of any kind.
+        tokenizer: The tokenizer that encodes.
+        settings: How rows become tokens.
 
     Raises:
-        InputError: As in `tokenize`.
+        InputError: As in ``tokenize``.
     """
     context = derive_context(tokenizer, settings, str(tokenizer.chat_template))
     try:
@@ -64,7 +64,7 @@ def tokenize_counted(
 
 
 def _tokenize_whole(row: Row, context: Context) -> TokenRow:
-    """The token row of a row, however long."""
+    """Tokenise a row without truncation."""
     check_numbers(row, context.settings.number_columns)
     try:
         return _TOKENIZERS[type(row)](row, context)
@@ -79,7 +79,7 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
 
 
 def _text(row: Text, context: Context) -> TokenRow:
-    """A document: BOS where the tokenizer adds one, the text, EOS; everything after the first token is supervised."""
+    """A document: BOS if the tokenizer adds it, the text, EOS; every token but the first is supervised."""
     tokenizer = context.tokenizer
     if tokenizer.eos_token_id is None:
         raise refusal(row, context, "the tokenizer has no eos_token to end a document", "a tokenizer that has one")
@@ -88,16 +88,16 @@ def _text(row: Text, context: Context) -> TokenRow:
     text.encode()
     bos = [] if context.bos is None else [context.bos]
     tokens = [*bos, *encode(text, tokenizer, guard), tokenizer.eos_token_id]
-    return TokenRow(tokens, [False] + [True] * (len(tokens) - 1), [[0, len(tokens)]], row.origin, _numbers(row))
+    return TokenRow(tokens, [False] + [True] * (len(tokens) - 1), [[0, len(tokens)]], row.origin, _numeric_columns(row))
 
 
 def _demonstration(row: Demonstration, context: Context) -> TokenRow:
     tokens, supervised, start = supervise(render_dialogue(row, row.messages, row.tools, context), None)
-    return TokenRow(tokens, supervised, [[start, len(tokens) - start]], row.origin, _numbers(row))
+    return TokenRow(tokens, supervised, [[start, len(tokens) - start]], row.origin, _numeric_columns(row))
 
 
 def _preference(row: Preference, context: Context) -> TokenRow:
-    """A group whose chosen completion is still another one than each rejected, once rendered."""
+    """A group whose chosen completion has other tokens than each rejected one."""
     scores = {} if row.scores is None else {"scores": list(row.scores)}
     group = _group(row, (row.chosen, *row.rejected), scores, context)
     starts = list(accumulate(group.groups[0]))
@@ -113,7 +113,7 @@ def _unpaired(row: Unpaired, context: Context) -> TokenRow:
 
 
 def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str, Any], context: Context) -> TokenRow:
-    """A prompt and its completions, each rendered behind the prompt; the prompt's tokens are kept once."""
+    """A prompt and its completions, each rendered after the prompt; the tokens of the prompt are kept once."""
     dialogues = [render_dialogue(row, (*row.prompt, *turns), row.tools, context) for turns in completions]
     masked = [supervise(dialogue, len(row.prompt)) for dialogue in dialogues]
     tokens, supervised, prompt = masked[0]
@@ -122,7 +122,7 @@ def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str,
             raise refusal(row, context, "its completions do not share one rendered prompt", ANOTHER_TEMPLATE, LEAVE_OUT)
         tokens, supervised = tokens + others[start:], supervised + mask[start:]
     lengths = [prompt, *(len(ids) - prompt for ids, _, _ in masked)]
-    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numbers(row), **columns})
+    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numeric_columns(row), **columns})
 
 
 def _prompt(row: Prompt, context: Context) -> TokenRow:
@@ -133,7 +133,7 @@ def _prompt(row: Prompt, context: Context) -> TokenRow:
     if not tokens:
         raise refusal(row, context, "its prompt renders to nothing", ANOTHER_TEMPLATE, LEAVE_OUT)
     record = {"prompt": list(row.prompt), "columns": row.columns}
-    return TokenRow(tokens, [False] * len(tokens), [[len(tokens)]], row.origin, _numbers(row), record=record)
+    return TokenRow(tokens, [False] * len(tokens), [[len(tokens)]], row.origin, _numeric_columns(row), record=record)
 
 
 _TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {
@@ -149,14 +149,14 @@ _TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {
 
 
 def check_numbers(row: Row, columns: Sequence[str]) -> None:
-    """Refuse a row that lacks a number which something computes with.
+    """Check that columns which are needed as numbers hold finite numbers.
 
     Args:
-        row: Any kind.
+        row: A row of any kind.
         columns: Names of the columns.
 
     Raises:
-        InputError: A column is missing, no number, a truth value, or not finite.
+        InputError: A column is missing, or its value is not a number, a boolean, or not finite.
     """
     for name in columns:
         if name not in row.columns:
@@ -170,6 +170,6 @@ def check_numbers(row: Row, columns: Sequence[str]) -> None:
             raise InputError(row.origin, f"field {name!r} is {shown} where a finite number is needed", MEND)
 
 
-def _numbers(row: Row) -> dict[str, Any]:
-    """Columns to compute with; what is not finite is as good as absent, as a null is."""
+def _numeric_columns(row: Row) -> dict[str, Any]:
+    """Columns that hold finite numbers; other values count as absent."""
     return {name: value for name, value in row.columns.items() if isinstance(value, int | float) and is_finite(value)}

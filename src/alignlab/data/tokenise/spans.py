@@ -1,9 +1,10 @@
-"""Supervised spans of a dialogue, by position, and the checks that refuse a broken mask.
+"""Supervised spans of a dialogue by position, and checks of the mask.
 
-Where a supervised turn begins and ends is found by rendering, without template markers: the dialogue up to the turn,
-with the opening of an answer, must be the beginning of the whole dialogue, as text and as token ids. So the ids before
-an answer are the ids that generation sees. What a template inserts into an answer (an empty think block) is supervised
-with it. The last supervised token of a turn is one that generation stops on; a line break behind it is not supervised.
+The beginning and the end of a supervised turn are found by rendering, without template markers: the dialogue up to the
+turn, with the opening of an assistant turn, must be a prefix of the whole dialogue, as text and as token ids. The ids
+before a supervised turn are therefore those that generation sees. What a template inserts into a turn (an empty think
+block) is supervised with it. The last supervised token of a turn is one that generation stops on; a line break after it
+is not supervised.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,15 +21,18 @@ Span = tuple[int, int]
 
 
 def supervise(dialogue: Dialogue, num_given: int | None) -> tuple[list[int], list[bool], int]:
-    """Token ids of a dialogue up to its last supervised token, their mask, and where the completion begins.
+    """Encode a dialogue up to its last supervised token, and find its supervised tokens.
 
     Args:
-        dialogue: Rendered.
-        num_given: How many messages are the prompt; None: everything before the first supervised token.
+        dialogue: A rendered dialogue.
+        num_given: Number of messages in the prompt; None for everything before the first supervised token.
+
+    Returns:
+        Token ids, whether each is supervised, and the position at which the completion begins.
 
     Raises:
         InputError: Nothing would be supervised, the spans cannot be found, a turn does not end in a stop token, BOS or
-            EOS is doubled, or the template loses a content.
+            EOS is doubled, or the template leaves out a content.
     """
     dialogue.check_contents()
     spans = _spans(dialogue, num_given)
@@ -42,11 +46,11 @@ def supervise(dialogue: Dialogue, num_given: int | None) -> tuple[list[int], lis
 
 
 def check_doubled(dialogue: Dialogue, tokens: Sequence[int]) -> None:
-    """Refuse doubled BOS at the front and doubled EOS anywhere.
+    """Check that BOS is not doubled at the beginning, nor EOS anywhere.
 
     Args:
-        dialogue: Names the row and the template.
-        tokens: Its ids.
+        dialogue: The dialogue, for the error.
+        tokens: Its token ids.
     """
     tokenizer = dialogue.context.tokenizer
     doubled = {
@@ -54,12 +58,12 @@ def check_doubled(dialogue: Dialogue, tokens: Sequence[int]) -> None:
         "eos_token": any(first == second == tokenizer.eos_token_id for first, second in pairwise(tokens)),
     }
     for name in (name for name, found in doubled.items() if found):
-        why = f"{name} stands twice in a row: the template writes it, and so does something else"
+        why = f"{name} appears twice in a row in the rendered dialogue"
         raise dialogue.refusal(why, f"a jinja file that writes {name} once", ANOTHER_TEMPLATE, LEAVE_OUT)
 
 
 def _spans(dialogue: Dialogue, num_given: int | None) -> list[Span]:
-    """Where each supervised turn begins and ends in the text, its end token included."""
+    """Beginning and end of each supervised turn in the text, including its end token."""
     loss_on, messages = dialogue.context.settings.loss_on, dialogue.messages
     if loss_on == "all":
         return [(0 if num_given is None else _opening(dialogue, num_given), len(dialogue.text))]
@@ -75,36 +79,38 @@ def _span(dialogue: Dialogue, turn: int) -> Span:
     start, text = _opening(dialogue, turn), dialogue.text
     through = text if turn == len(dialogue.messages) - 1 else dialogue.render(turn + 1).rstrip()
     if not text.startswith(through):
-        why = f"an earlier answer is rendered otherwise once the dialogue goes on ({_parting(text, through)})"
+        differs = _difference(text, through)
+        why = f"an earlier assistant turn is rendered differently when the dialogue continues ({differs})"
         raise dialogue.refusal(why, _LAST, ANOTHER_TEMPLATE, LEAVE_OUT)
     answer = squeeze(text[start : len(through)])
-    for part in _parts(dialogue.messages[turn]):
+    for part in _required_texts(dialogue.messages[turn]):
         if squeeze(part) not in answer:
             why = f"the template leaves out a part of an answer: {part[:40]!r}"
             raise dialogue.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT)
     return start, len(through)
 
 
-def _parts(message: Message) -> Iterable[str]:
-    """What an answer says, and must be found in its rendering."""
+def _required_texts(message: Message) -> Iterable[str]:
+    """Texts of an assistant message that its rendering must contain."""
     yield from (message[field] for field in ("content", "reasoning_content") if message.get(field))
     yield from ((call.get("function") or call)["name"] for call in message.get("tool_calls") or [])
 
 
 def _opening(dialogue: Dialogue, turn: int) -> int:
-    """Length of the text that generation would be given before this turn."""
+    """Length of the text that generation sees before this turn."""
     before = dialogue.render(turn, add_generation_prompt=True)
     if not dialogue.text.startswith(before):
-        why = f"generation would open an answer otherwise than the dialogue does ({_parting(before, dialogue.text)})"
+        differs = _difference(before, dialogue.text)
+        why = f"the generation prompt differs from the dialogue before an assistant turn ({differs})"
         raise dialogue.refusal(why, _LAST if turn < len(dialogue.messages) - 1 else _ALL, ANOTHER_TEMPLATE, LEAVE_OUT)
     return len(before)
 
 
 def _encode_at(dialogue: Dialogue, cuts: list[int]) -> tuple[list[int], dict[int, int]]:
-    """Token ids such that at each cut the ids before it are those of the text before it, and the cuts as positions.
+    """Encode the text such that the ids before each cut are those of the text before it; return ids and cut positions.
 
-    A token that would reach across the last cut (an answer that begins with a line break) is split there, as generation
-    would do; across an earlier cut it cannot be, since generation encodes that answer as a part of a prompt.
+    A token that would cross the last cut (an answer that begins with a line break) is split there, as in generation. A
+    token that would cross an earlier cut is an error, since generation encodes that answer as a part of a prompt.
     """
     text, context = dialogue.text, dialogue.context
     tokens = dialogue.encode(text)
@@ -119,7 +125,7 @@ def _encode_at(dialogue: Dialogue, cuts: list[int]) -> tuple[list[int], dict[int
 
 
 def _mask(dialogue: Dialogue, tokens: list[int], spans: list[Span], positions: dict[int, int]) -> list[bool]:
-    """Per token whether it is supervised; the first token of a dialogue never is, since nothing predicts it."""
+    """Whether each token is supervised; the first token of a dialogue never is, since nothing predicts it."""
     supervised = [False] * len(tokens)
     for start, end in spans:
         first = positions[start]
@@ -134,7 +140,7 @@ def _mask(dialogue: Dialogue, tokens: list[int], spans: list[Span], positions: d
 
 
 def _check_end(dialogue: Dialogue, tokens: list[int], end: int) -> None:
-    """Refuse an answer whose last token generation would not stop on: the model would never learn to stop."""
+    """Check that a turn ends in a token that generation stops on; otherwise the model would never learn to stop."""
     stop = dialogue.context.stop
     if not tokens or tokens[-1] not in stop:
         names = dialogue.context.tokenizer.convert_ids_to_tokens(sorted(stop))
@@ -143,7 +149,7 @@ def _check_end(dialogue: Dialogue, tokens: list[int], end: int) -> None:
         raise dialogue.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT, eos)
 
 
-def _parting(text: str, other: str) -> str:
-    """Both texts from where they part."""
+def _difference(text: str, other: str) -> str:
+    """Both texts from the first character that differs."""
     shared = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
     return f"{text[shared : shared + 24]!r} against {other[shared : shared + 24]!r}"

@@ -1,6 +1,6 @@
-"""Chat templates: which one renders, how, and what ends a turn in it.
+"""Chat templates: how one is chosen, how it renders, and which tokens end a turn.
 
-The chosen template is set on the tokenizer, so that it is saved with the model and serves as it trained.
+The chosen template is set on the tokenizer, so it is saved with the model and used when the model is served.
 """
 
 import contextlib
@@ -44,10 +44,10 @@ _NONE = (
     "{%- endfor %}"
 )
 NAMED = {"chatml": _CHATML, "plain": _PLAIN, "none": _NONE}
-"""Templates by name. ``none`` joins the contents as they stand and ends assistant turns in EOS."""
+"""Templates by name. ``none`` joins the contents unchanged and ends assistant turns in EOS."""
 
 PROBE = ({"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"})
-"""A dialogue that any template takes."""
+"""A dialogue that every template accepts."""
 
 _CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
@@ -57,9 +57,9 @@ class Template:
     """A chosen chat template.
 
     Args:
-        name: As the user would say it: ``auto`` (the tokenizer's own), a name of `NAMED`, or a path.
+        name: The name that the user types: ``auto`` (the tokenizer's own), a name of ``NAMED``, or a path.
         text: The Jinja text.
-        announcement: One line to print where the choice is a fallback, else empty.
+        announcement: One line to print if the choice is a fallback; otherwise empty.
     """
 
     name: str
@@ -68,21 +68,21 @@ class Template:
 
 
 class TemplateLimit(InputError):
-    """A template takes too much time or memory: the end of the matter, unlike the fault of a single row."""
+    """A template takes too much time or memory. It ends the run, unlike an error of a single row."""
 
 
 def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer puts BOS before a text by itself; then a rendered dialogue begins with it too."""
+    """Whether the tokenizer puts BOS before a text; the named templates then begin a dialogue with it too."""
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
-    """The template that ``data.chat_template`` names for this tokenizer.
+    """Choose the template that ``data.chat_template`` names.
 
     Args:
-        tokenizer: Its own template is what ``auto`` takes; without one, ``chatml`` where its markers are single tokens
-            of the vocabulary, else ``plain``.
-        chat_template: ``auto``, ``chatml``, ``plain``, ``none`` or the path of a Jinja file.
+        tokenizer: The tokenizer. ``auto`` chooses its own template; if it has none, ``chatml`` if the markers of ChatML
+            are single tokens of its vocabulary, otherwise ``plain``.
+        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
 
     Raises:
         InputError: The name is unknown, the file is missing, or the tokenizer lacks what the template needs.
@@ -105,14 +105,14 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> T
 
 
 def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
-    """Choose a template and set its text on the tokenizer, to be saved with the model.
+    """Choose a template and set its text on the tokenizer, with which it is saved.
 
     Args:
-        tokenizer: Changed in place.
-        chat_template: As in `choose_template`.
+        tokenizer: The tokenizer, changed in place.
+        chat_template: As in ``choose_template``.
 
     Raises:
-        InputError: As `choose_template` and `render`.
+        InputError: As in ``choose_template`` and ``render``.
     """
     template = choose_template(tokenizer, chat_template)
     # A template that takes too much is refused here, before any row is read.
@@ -129,13 +129,13 @@ def render(
     tools: Sequence[Any] | None = None,
     add_generation_prompt: bool = False,
 ) -> str:
-    """The text of a dialogue, which may be empty.
+    """Render a dialogue to text, which may be empty.
 
     Args:
-        template: What renders.
-        tokenizer: Gives the template its special tokens.
+        template: The template that renders.
+        tokenizer: The tokenizer, for its special tokens.
         messages: The turns; ``content: None`` counts as empty text.
-        tools: Tool descriptions, where the row has any.
+        tools: Tool descriptions, if the row has any.
         add_generation_prompt: End with the opening of an assistant turn, as generation does.
 
     Raises:
@@ -159,11 +159,11 @@ def render(
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> frozenset[int]:
-    """Ids that generation stops on: EOS, and the added token that the template puts after an assistant's content.
+    """Find the ids that generation stops on: EOS, and the added token that the template puts after assistant content.
 
     Args:
-        tokenizer: Its EOS counts, where it has one.
-        template: Asked by rendering a short dialogue.
+        tokenizer: The tokenizer, for its EOS and its added tokens.
+        template: The template; a short dialogue is rendered to find its end of a turn.
     """
     eos = frozenset({tokenizer.eos_token_id} - {None})
     try:
@@ -183,12 +183,12 @@ def _own(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _has_chatml_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether each ChatML marker is one token, so that a model can learn it and stop on it."""
+    """Whether each ChatML marker is a single token, so that a model can learn it and stop on it."""
     return all(len(tokenizer.encode(marker, add_special_tokens=False)) == 1 for marker in _CHATML_MARKERS)
 
 
 def _named(tokenizer: PreTrainedTokenizerBase, name: str) -> str:
-    """The named text, opened by BOS where the tokenizer would add it."""
+    """The text of a named template, with BOS at the beginning if the tokenizer adds it."""
     if name == "chatml" and not _has_chatml_markers(tokenizer):
         raise InputError(
             "data.chat_template=chatml",

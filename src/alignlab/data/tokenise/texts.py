@@ -1,4 +1,4 @@
-"""The plain text of rows, for training a tokenizer."""
+"""Plain texts of rows, for training a tokenizer."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,10 +6,10 @@ from alignlab.types.rows import Row, Text
 
 
 def row_texts(rows: Iterable[Row]) -> Iterator[str]:
-    """Text by text what rows say: documents, or the contents of all their messages.
+    """Yield the texts of rows: documents, or the contents of all their messages.
 
     Args:
-        rows: Of any kind.
+        rows: Rows of any kind.
     """
     for row in rows:
         if isinstance(row, Text):

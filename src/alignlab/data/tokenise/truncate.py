@@ -1,13 +1,13 @@
 """Truncation: what happens to a row whose longest sequence (prompt and one completion) is over the limit.
 
-    error              refuse the run, naming the row
-    drop               leave the row out
-    left_prompt        shorten the prompt from the left, behind BOS; completions stay whole
-    right_completion   shorten completions from the right; the prompt stays whole
+    error              raise an error that names the row
+    drop               drop the row
+    left_prompt        cut the prompt from the left, after BOS; completions are not cut
+    right_completion   cut completions from the right; the prompt is not cut
 
-A cut falls on all completions of a tree alike: they share one prompt and one length limit, so that a preference never
-compares a whole completion with a cut one because of where the cut was made. A row that the policy cannot fit, or that
-would keep a completion without supervised tokens, is dropped.
+All completions of a group share one prompt and one length limit, so the same cut applies to all of them. A row is
+dropped if it still does not fit, if a completion would lose all its supervised tokens, or if completions that differ
+would become equal.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,18 +25,18 @@ _Group = list[_Piece]
 
 
 def longest_sequence(row: TokenRow) -> int:
-    """Tokens of the row's longest sequence: a prompt and its longest completion."""
+    """Number of tokens of a row's longest sequence: a prompt and its longest completion."""
     return max(prompt + max(completions, default=0) for prompt, *completions in row.groups)
 
 
 def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = None) -> TokenRow | Dropped:
-    """The row, fitted into the limit by the policy; unchanged where it fits already.
+    """Truncate a row to a limit; a row that fits is not changed.
 
     Args:
         row: Any row but a block of text.
-        limit: Most tokens of a sequence.
-        policy: See the module's table.
-        bos: Id that ``left_prompt`` keeps at the front of a prompt that begins with it.
+        limit: Maximum tokens of a sequence.
+        policy: What to do with a longer row; see the table of this module.
+        bos: Id that ``left_prompt`` keeps at the beginning of a prompt that begins with it.
 
     Raises:
         InputError: The row is too long and the policy is ``error``.
@@ -80,7 +80,7 @@ _CUTS: dict[str, Callable[[_Group, int, int | None], _Group]] = {
 
 
 def _fits(before: _Group, after: _Group, limit: int) -> bool:
-    """Whether a cut tree is short enough and kept its prompt, each completion's loss and their differences."""
+    """Whether a cut group is short enough, and keeps a prompt, supervised tokens and distinct completions."""
     (prompt, _), *completions = after
     contents = {tuple(tokens) for tokens, _ in completions}
     return (
@@ -92,7 +92,7 @@ def _fits(before: _Group, after: _Group, limit: int) -> bool:
 
 
 def _groups(row: TokenRow) -> Iterator[_Group]:
-    """The pieces of each tree: prompt first, then its completions."""
+    """Yield the pieces of each group: the prompt, then its completions."""
     start = 0
     for lengths in row.groups:
         group = []

@@ -1,4 +1,4 @@
-"""What a method asks of the way in which its work is spread; each strategy answers in its own words."""
+"""The interface between methods and strategies: access to weights and gradients that may be sharded."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ Result = TypeVar("Result")
 
 
 class Sharding:
-    """The answers where every rank holds all weights: one process, or a copy per process (DDP).
+    """Access to a model that every rank holds in full: one process, or a copy per process (DDP).
 
     Args:
-        strategy: Lightning's side of it.
+        strategy: Lightning's strategy.
     """
 
     def __init__(self, strategy: Strategy):
@@ -25,58 +25,73 @@ class Sharding:
 
     @property
     def is_low_precision(self) -> bool:
-        """Whether weights are narrowed to 16 bits to compute with."""
+        """Whether weights are cast to 16 bits for the computation."""
         return False
 
     def shard(self, policy: nn.Module) -> nn.Module:
-        """Leave on this rank its share of a freshly built model; in place."""
+        """Shard a newly built policy in place, such that this rank keeps its shard only."""
         return policy
 
     def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
-        """Leave on this rank its share of a model beside the policy, a reference or a critic; in place."""
+        """Shard another model, a reference or a critic, in place.
+
+        Args:
+            model: Not sharded yet.
+            trained: Whether it is trained.
+        """
         return model
 
     def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function that computes with such a model, or with the policy, inside ``forward``."""
+        """Call a function that computes with another model or with the policy, within ``forward``.
+
+        Args:
+            model: Model that the function uses.
+            function: Called by every rank, the same number of times.
+            arguments: Its arguments.
+        """
         return function(*arguments)
 
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call a function that computes with the policy, in whatever frame its sharded weights need.
+        """Call a function that computes with the policy, such that its sharded weights are gathered.
 
         Args:
-            function: Every rank calls it, the same number of times.
+            function: Called by every rank, the same number of times.
             arguments: Its arguments.
         """
         return function(*arguments)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Stands around forward and backward of a micro-batch: gradients travel with the last of a step only."""
+        """Context of a micro-batch's forward and backward: gradients are reduced with the last one of a step only.
+
+        Args:
+            last: Whether it is the last micro-batch of the step.
+        """
         with _block_parallel_sync_behavior(self.strategy, block=not last):
             yield
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """The whole gradient of a parameter after the last backward of a step; every rank must ask."""
+        """The gradient of a parameter in its full shape, after the last backward of a step. All ranks call this."""
         return parameter.grad
 
     def value(self, parameter: nn.Parameter) -> Tensor:
-        """The whole value of a parameter; every rank must ask."""
+        """The value of a parameter in its full shape. All ranks must call this."""
         return parameter.detach()
 
     def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
-        """Clip, step, and forget the gradients.
+        """Clip the gradients, take an optimizer step, and reset the gradients.
 
-        The optimizer is not called, so that neither weights nor its own state change, where the step is lost, and
-        where the gradient is not finite or zero everywhere: decay and momentum would move the weights all the same.
+        The optimizer is not called if the step is lost, or if the gradient is not finite or zero everywhere: decay and
+        momentum would change the weights even with a gradient of zero. Weights and optimizer state then stay the same.
 
         Args:
-            optimizer: As the method has it from Lightning.
-            parameters: Those that are trained.
-            limit: Largest global norm of the gradient; None does not clip.
-            lost: Whether nothing may be learned from this step, whatever its gradient; the same on every rank.
+            optimizer: Lightning's optimizer.
+            parameters: The trained parameters.
+            limit: Largest global norm of the gradient; ``None`` for no clipping.
+            lost: Whether to skip the optimizer for any gradient; the same on all ranks.
 
         Returns:
-            Global norm before clipping, the same on every rank. Shape ``[]``.
+            Global norm before clipping, the same on all ranks. Shape ``[]``.
         """
         scaler = getattr(self.strategy.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -91,56 +106,56 @@ class Sharding:
         return norm
 
     def step(self, optimizer: Any, scaler: torch.amp.GradScaler | None, moves: bool) -> None:
-        """Let the optimizer step unless nothing is to move; Lightning counts it as a step in any case."""
+        """Take an optimizer step; without ``moves`` only let Lightning count it."""
         if scaler is None and moves:
             optimizer.step()
             return
         optimizer._on_before_step()
-        if scaler is not None:  # the optimizer's own step, as Lightning calls it, would unscale a second time
+        if scaler is not None:  # Lightning's optimizer step would unscale a second time
             if moves:
                 scaler.step(optimizer.optimizer)
             scaler.update()
         optimizer._on_after_step()
 
     def local(self, gradients: list[Tensor]) -> list[Tensor]:
-        """What this rank holds of some gradients."""
+        """This rank's shards of gradients of any shape."""
         return gradients
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Global norm of the gradients of which each rank holds what ``local`` gave."""
+        """Global norm of gradients from this rank's shards, which ``local`` returned. Shape ``[]``."""
         return nn.utils.get_total_norm(gradients)
 
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
-        """All weights stand on every rank, so that ranks may run the model without each other (generation)."""
+        """Gather all weights on every rank, so that ranks can run the model independently (generation)."""
         yield
 
     def full_state_dict(self, policy: nn.Module) -> Mapping[str, Tensor] | None:
-        """All weights by name, on the CPU of rank 0, where they are sharded; None: as the policy has them."""
+        """All weights by name on the CPU of rank 0 if they are sharded, else ``None``. All ranks must call this."""
         return None
 
 
 def sharding_of(strategy: Strategy) -> Sharding:
-    """How a strategy spreads the work; one that is not ours holds all weights on every rank."""
+    """The ``Sharding`` of a strategy; for one of Lightning's own, every rank must hold all weights."""
     return getattr(strategy, "sharding", Sharding)(strategy)
 
 
 def moves_weights(norm: Tensor) -> bool:
-    """Whether a gradient of this global norm is one to learn from: finite, and not zero everywhere."""
+    """Whether a gradient with this global norm, of shape ``[]``, is finite and not zero everywhere."""
     return bool(norm.isfinite() & (norm != 0))
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """Shape of a parameter, however little of it this rank holds."""
+    """Full shape of a parameter, also if it is sharded."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
-    """Elements of all parameters, over all ranks that share them."""
+    """Number of elements of all parameters, in their full shapes."""
     wanted = (p for p in model.parameters() if p.requires_grad or not trainable_only)
     return sum(full_shape(parameter).numel() for parameter in wanted)
 
 
 def tensors_of(result: Any) -> list[Any]:
-    """What is in a result, as a list in which hooks find the tensors that carry gradients."""
+    """The contents of a result as a list, in which hooks find tensors with gradients; they skip dataclasses."""
     return [getattr(result, field.name) for field in fields(result)] if is_dataclass(result) else [result]

@@ -1,8 +1,8 @@
-"""DeepSpeed JSON files as users bring them: what they say of optimizer, schedule, precision and batch is taken over.
+"""Import of DeepSpeed JSON files, including their settings of optimizer, schedule, precision and batch size.
 
-DeepSpeed's own sections (``zero_optimization``, ``aio``, …) go to ``strategy.config``. What is a setting of ours goes
-where ours stands, unless something else was typed there: then both values are shown and the run is refused. A key typed
-under ``strategy.config`` is the same key as the file's and wins. ``"auto"`` leaves a setting to ours.
+DeepSpeed's own sections (``zero_optimization``, ``aio``, …) go to ``strategy.config``. Settings for which alignlab has
+its own key are written to that key. If another value was typed for it, the run is refused and both values are shown. A
+key typed under ``strategy.config`` replaces that of the file. ``"auto"`` keeps alignlab's setting.
 """
 
 import copy
@@ -22,29 +22,29 @@ OPTIMIZERS = {
     "adagrad": "torch.optim.Adagrad",
     "lion": "bitsandbytes.optim.Lion",
 }
-"""DeepSpeed's ``optimizer.type`` in lower case: what it is here."""
+"""Optimizer class for DeepSpeed's ``optimizer.type`` in lower case."""
 
 SCHEDULERS = ("WarmupLR", "WarmupDecayLR")
 
 OURS = ("optimizer", "scheduler", "gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu")
-"""Sections of a file that become settings of ours."""
+"""Sections of a file that become settings of alignlab."""
 
 Config = dict[str, Any]
 
 
 def take_over(config: Mapping[str, Any], file: Mapping[str, Any], typed: set[str]) -> Config:
-    """A composed config with a DeepSpeed file taken over.
+    """Apply a DeepSpeed file to a composed config.
 
     Args:
-        config: Composed, plain; ``strategy`` is one of DeepSpeed's.
+        config: Composed config as plain containers; ``strategy`` is a DeepSpeed strategy.
         file: Content of the JSON file.
-        typed: Dotted keys, and groups, that the user gave.
+        typed: Dotted keys and groups that the user typed.
 
     Returns:
-        A new config, ``strategy.config_file`` null, the file's sections in their places.
+        A new config with the file's settings and ``strategy.config_file`` null.
 
     Raises:
-        InputError: What was typed contradicts the file, or the file asks for what does not exist here; all together.
+        InputError: A typed setting contradicts the file, or the file has an unsupported setting; reports all together.
     """
     config, faults = copy.deepcopy(dict(config)), []
     kept = {key: value for key, value in file.items() if key not in OURS and key != "gradient_accumulation_steps"}
@@ -69,14 +69,14 @@ def take_over(config: Mapping[str, Any], file: Mapping[str, Any], typed: set[str
 
 
 def settings(file: Mapping[str, Any], faults: list[InputError]) -> Iterator[tuple[str, Any, str]]:
-    """Settings of ours that a file speaks of.
+    """Translate a file to settings of alignlab.
 
     Args:
         file: Content of the JSON file.
-        faults: Gets what cannot be translated.
+        faults: Errors of unsupported settings are appended.
 
     Yields:
-        Our dotted key, the value, and where the file says so.
+        Dotted key of alignlab, value, and the file's setting for messages.
     """
     yield from _optimizer(file.get("optimizer"), faults)
     yield from _scheduler(file.get("scheduler"), file.get("optimizer"), faults)
@@ -99,7 +99,7 @@ def _optimizer(section: Mapping[str, Any] | None, faults: list[InputError]) -> I
     kind, params = str(section["type"]), without_auto(section.get("params", {}))
     if kind.lower() not in OPTIMIZERS:
         asked = f"strategy.config_file with optimizer.type={kind}"
-        why = "there is no translation of it"
+        why = "this optimizer type is not supported"
         faults.append(InputError(asked, why, f"{nearest(kind, OPTIMIZERS)} Or delete the section and type optimizer="))
         return
     if params.pop("adam_w_mode", True) is False or (params.pop("torch_adam", False) and kind.lower() == "adam"):
@@ -120,7 +120,7 @@ def _scheduler(
     if kind not in SCHEDULERS:
         asked = f"strategy.config_file with scheduler.type={kind}"
         instead = f"{nearest(kind, SCHEDULERS)} Or delete the section and type scheduler=cosine"
-        faults.append(InputError(asked, "there is no translation of it", instead))
+        faults.append(InputError(asked, "this scheduler type is not supported", instead))
         return
     rate = (optimizer or {}).get("params", {}).get("lr")
     node = {
@@ -145,16 +145,16 @@ def warmup(
     kind: Literal["log", "linear"],
     total_steps: int | None,
 ) -> LambdaLR:
-    """DeepSpeed's ``WarmupLR``, and ``WarmupDecayLR`` where ``total_steps`` is given.
+    """DeepSpeed's ``WarmupLR``, or ``WarmupDecayLR`` with ``total_steps``.
 
     Args:
-        optimizer: What it drives.
-        num_training_steps: Not needed.
-        min_lr: Rate of the first step.
-        max_lr: Rate after the warm-up; None: that of the optimizer.
-        warmup_steps: Optimizer steps from one to the other.
-        kind: Rise with the logarithm of the step, or in a line.
-        total_steps: Step at which the rate has fallen to ``min_lr`` again; None: it stays.
+        optimizer: Optimizer whose learning rate is scheduled.
+        num_training_steps: Unused.
+        min_lr: Learning rate of the first step.
+        max_lr: Learning rate after the warm-up; ``None`` for that of the optimizer.
+        warmup_steps: Optimizer steps of the warm-up.
+        kind: Whether the rate rises with the logarithm of the step or linearly.
+        total_steps: Step at which the rate has decayed to ``min_lr``; ``None`` for no decay.
     """
     steps = max(2, warmup_steps)
     rises: dict[str, Callable[[int], float]] = {
@@ -173,14 +173,14 @@ def warmup(
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
-    """Two trees as one; leaves of the second win."""
+    """Merge two nested configs; values of the second replace those of the first."""
     both = {key for key in below.keys() & above.keys() if isinstance(below[key], dict) and isinstance(above[key], dict)}
     return {**below, **above, **{key: merged(below[key], above[key]) for key in both}}
 
 
-def without_auto(tree: Mapping[str, Any]) -> Config:
-    """The tree without leaves that say ``auto``, with which such files leave a setting to the trainer."""
-    plain = {key: without_auto(value) if isinstance(value, dict) else value for key, value in tree.items()}
+def without_auto(config: Mapping[str, Any]) -> Config:
+    """Remove the values ``auto``, with which a file leaves a setting to the trainer."""
+    plain = {key: without_auto(value) if isinstance(value, dict) else value for key, value in config.items()}
     return {key: value for key, value in plain.items() if value != "auto"}
 
 
@@ -189,18 +189,18 @@ def _stage_faults(strategy: Mapping[str, Any], file: Mapping[str, Any]) -> Itera
     theirs = file.get("zero_optimization", {}).get("stage", ours)
     if theirs != ours:
         asked = f"strategy={strategy['_target_'].rpartition('.')[2]}"
-        why = f"it is ZeRO stage {ours}, {strategy['config_file']} says zero_optimization.stage={theirs}"
+        why = f"it is ZeRO stage {ours}, {strategy['config_file']} has zero_optimization.stage={theirs}"
         yield InputError(asked, why, f"Type strategy=deepspeed_z{theirs}")
 
 
 def _contradiction(key: str, ours: Any, theirs: Any, said: str) -> InputError:
     shown = lambda value: value.get("_target_") if isinstance(value, dict) else value  # noqa: E731
-    why = f"the DeepSpeed file says {said}, which is {key}={shown(theirs)}"
+    why = f"the DeepSpeed file has {said}, which means {key}={shown(theirs)}"
     return InputError(f"{key}={shown(ours)}", why, f"Leave {key} out, or change {said.partition('=')[0]} in the file")
 
 
 def _typed(key: str, typed: set[str]) -> bool:
-    """Whether the user gave the key, or chose the option that it belongs to."""
+    """Whether the user typed the key, or chose the option of its group."""
     group = key.partition(".")[0]
     return key in typed or (key in (f"{group}._target_", group) and group in typed)
 
@@ -209,20 +209,20 @@ def _typed_of(group: str, typed: set[str]) -> list[str]:
     return [key.partition(".")[2] for key in typed if key.startswith(f"{group}.")]
 
 
-def _has(tree: Any, key: str) -> bool:
+def _has(config: Any, key: str) -> bool:
     head, _, rest = key.partition(".")
-    return isinstance(tree, Mapping) and head in tree and (not rest or _has(tree[head], rest))
+    return isinstance(config, Mapping) and head in config and (not rest or _has(config[head], rest))
 
 
-def _at(tree: Mapping[str, Any], key: str) -> Any:
+def _at(config: Mapping[str, Any], key: str) -> Any:
     head, _, rest = key.partition(".")
-    return _at(tree[head], rest) if rest else tree[head]
+    return _at(config[head], rest) if rest else config[head]
 
 
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+def _put(config: dict[str, Any], key: str, value: Any) -> None:
     head, _, rest = key.partition(".")
     if rest:
-        tree[head] = dict(tree.get(head) or {})
-        _put(tree[head], rest, value)
+        config[head] = dict(config.get(head) or {})
+        _put(config[head], rest, value)
     else:
-        tree[head] = value
+        config[head] = value

@@ -1,4 +1,4 @@
-"""One process, or a copy of the model per process."""
+"""Strategies without sharding: one process, or a copy of the model per process (DDP)."""
 
 from datetime import timedelta
 from typing import Annotated
@@ -32,6 +32,6 @@ def ddp(*, timeout_seconds: Annotated[float, Field(gt=0)]) -> DDPStrategy:
     """A copy of the model on every device, gradients averaged (nccl on GPUs, gloo on CPUs).
 
     Args:
-        timeout_seconds: After which a rank that does not answer ends the job.
+        timeout_seconds: Time after which a rank that does not respond ends the job.
     """
     return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))

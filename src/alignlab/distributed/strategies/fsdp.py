@@ -1,7 +1,7 @@
-"""Fully sharded data parallel, second generation (FSDP2): each rank holds its share of weights, gradients and state.
+"""Fully sharded data parallel (FSDP2): each rank holds a shard of weights, gradients and optimizer state.
 
-PyTorch's ``fully_shard`` (arXiv 2304.11277 describes the first generation). Blocks of the decoder are gathered one at
-a time; embedding, last norm and vocabulary head belong to the model around them.
+This uses PyTorch's ``fully_shard`` (arXiv 2304.11277 describes its predecessor). Blocks of the decoder are gathered one
+at a time; embedding, last norm and vocabulary head belong to the root.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,24 +33,21 @@ Dtype = Literal["bfloat16", "float16", "float32"] | None
 
 
 class Sharded(Sharding):
-    """What a method asks, answered by FSDP2."""
+    """Access to weights and gradients sharded by FSDP2."""
 
     strategy: "FSDP"
 
     @property
     def is_low_precision(self) -> bool:
-        """Gathered weights have a number format of their own."""
         return self.strategy.mixed_precision.param_dtype in (torch.bfloat16, torch.float16)
 
     def shard(self, policy: nn.Module) -> nn.Module:
-        """Shard block by block, then what is around the blocks; only the shares stay in memory."""
         self.strategy.root = self._shard(policy)
         self.strategy.trained_roots = [self.strategy.root]
         return policy
 
     def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
-        """Shard it in the same way, as a root of its own."""
-        # Without training no backward follows that would leave shares only.
+        # Without training, no backward follows that would reshard the root.
         root = self._shard(model, **({} if trained else {"reshard_after_forward": True}))
         self.strategy.trained_roots += [root] if trained else []
         return model
@@ -68,42 +65,35 @@ class Sharded(Sharding):
         return root
 
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Call it within the hooks of the root, so that embedding and head are there for a decoder called alone."""
+        # Within the hooks of the root, which gather embedding and head for a decoder that is called directly.
         return _within(self.strategy.root, function, *arguments)
 
     def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Likewise within the hooks of another root; those of the policy's are open already."""
         root = base_model(model)
         return function(*arguments) if root is self.strategy.root else _within(root, function, *arguments)
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:
-        """Reduce gradients with the last micro-batch only."""
         for root in self.strategy.trained_roots:
             root.set_requires_gradient_sync(last)
         yield
 
     def gradient(self, parameter: nn.Parameter) -> Tensor | None:
-        """Gathered."""
         return parameter.grad if parameter.grad is None else _full(parameter.grad)
 
     def value(self, parameter: nn.Parameter) -> Tensor:
-        """Gathered."""
         return _full(parameter.detach())
 
     def local(self, gradients: list[Tensor]) -> list[Tensor]:
-        """The shares of this rank."""
         return [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """Root of the sum of squares over the shares of all ranks."""
         square = nn.utils.get_total_norm(gradients).to(self.strategy.root_device).square()
         dist.all_reduce(square)
         return square.sqrt()
 
     @contextmanager
     def whole(self, policy: nn.Module) -> Iterator[None]:
-        """Gather every block once and keep it until the end."""
         shards = [module for module in self.strategy.root.modules() if isinstance(module, FSDPModule)]
         for module in shards:
             module.set_reshard_after_forward(False, recurse=False)
@@ -116,7 +106,6 @@ class Sharded(Sharding):
                 module.reshard()
 
     def full_state_dict(self, policy: nn.Module) -> Mapping[str, Tensor]:
-        """Gathered tensor by tensor onto the CPU of rank 0."""
         reshard(self.strategy.root)
         return get_model_state_dict(policy, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
@@ -142,13 +131,13 @@ def _prefetch(blocks: list[nn.Module], num_ahead: int) -> None:
 
 
 class FSDP(NamedState, ModelParallelStrategy):
-    """Lightning's side: all ranks along the data axis, and how ``fully_shard`` is called.
+    """Lightning's strategy with all ranks on the data-parallel axis.
 
     Args:
-        mixed_precision: Number formats of gathered weights and reduced gradients.
-        offload: Where shares rest.
-        prefetch_blocks: Blocks gathered ahead of the one that computes, beyond what FSDP2 does by itself.
-        timeout: After which a rank that does not answer ends the job.
+        mixed_precision: Dtypes of gathered weights and reduced gradients.
+        offload: Device on which shards are stored.
+        prefetch_blocks: Number of blocks gathered ahead of the current one; 0 leaves it to FSDP2.
+        timeout: Time after which a rank that does not respond ends the job.
     """
 
     sharding = Sharded
@@ -162,7 +151,7 @@ class FSDP(NamedState, ModelParallelStrategy):
         self.trained_roots: list[Any] = []
 
     def setup_environment(self) -> None:
-        """Lay all ranks along the data axis; Lightning's default is tensor parallelism within a machine."""
+        # Lightning's default is tensor parallelism within a machine.
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
@@ -171,42 +160,38 @@ class FSDP(NamedState, ModelParallelStrategy):
         mesh = self.device_mesh["data_parallel"]
         return {"mesh": mesh, "mp_policy": self.mixed_precision, "offload_policy": self.offload}
 
-    def weight_shares(self) -> dict[str, Tensor]:
-        """Shares as FSDP2 holds them."""
+    def weight_shards(self) -> dict[str, Tensor]:
         reshard(self.root)
         carried = carried_names(self.lightning_module)
         return {name: tensor for name, tensor in self.lightning_module.state_dict().items() if name in carried}
 
-    def optimizer_shares(self) -> dict[str, dict[str, Any]]:
-        """The optimizer keeps its state in shares too."""
+    def optimizer_shards(self) -> dict[str, dict[str, Any]]:
         state = self.optimizers[0].state
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
         return {names[id(parameter)]: entries for parameter, entries in state.items()}
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Groups of the optimizer itself."""
         names = names_of(self.optimizers[0], self.lightning_module)
         return [{**group, "params": of} for group, of in zip(self.optimizers[0].param_groups, names, strict=True)]
 
     def fill(self, stored: Stored) -> None:
-        """Make room for the optimizer's state, then read all shares at once."""
         optimizer = self.optimizers[0]
         parameters = dict(self.lightning_module.named_parameters())
         for name in (name for group in stored.groups for name in group["params"]):
             shapes = {key: stored.shapes[f"optimizer/{name}/{key}"] for key in stored.optimizer_keys(name)}
-            optimizer.state[parameters[name]] = {key: _room(parameters[name], of) for key, of in shapes.items()}
-        stored.fill(flat(self.weight_shares(), self.optimizer_shares()))
+            optimizer.state[parameters[name]] = {key: _empty(parameters[name], of) for key, of in shapes.items()}
+        stored.fill(flat(self.weight_shards(), self.optimizer_shards()))
         for group, settings in zip(optimizer.param_groups, stored.groups, strict=True):
             group.update({key: value for key, value in settings.items() if key != "params"})
 
 
-def _room(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
-    """Room for a tensor of an optimizer: a share where it has the parameter's shape."""
+def _empty(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor of the optimizer's state: a shard if it has the parameter's shape."""
     return torch.zeros_like(parameter) if shape == tuple(parameter.shape) else torch.zeros(shape)
 
 
 def reshard(root: nn.Module) -> None:
-    """Leave shares only; a forward without a backward keeps some blocks gathered."""
+    """Free gathered weights: a forward without a backward keeps some blocks gathered."""
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -223,11 +208,11 @@ def fsdp(
     """Shards of weights, gradients and optimizer state (FSDP2).
 
     Args:
-        timeout_seconds: After which a rank that does not answer ends the job.
-        param_dtype: Number format of gathered weights and of the computation; None: that of the weights.
-        reduce_dtype: Number format in which gradients are reduced; None: that of the computation.
-        cpu_offload: Let shares and optimizer state rest in the host's memory.
-        prefetch_blocks: Blocks gathered ahead of the one that computes; 0 leaves it to FSDP2.
+        timeout_seconds: Time after which a rank that does not respond ends the job.
+        param_dtype: Dtype of gathered weights and of the computation; ``None`` for that of the weights.
+        reduce_dtype: Dtype in which gradients are reduced; ``None`` for that of the computation.
+        cpu_offload: Store shards and optimizer state in the host's memory.
+        prefetch_blocks: Number of blocks gathered ahead of the current one; 0 leaves it to FSDP2.
     """
     dtypes = {"param_dtype": param_dtype, "reduce_dtype": reduce_dtype}
     policy = MixedPrecisionPolicy(**{key: name and getattr(torch, name) for key, name in dtypes.items()})

@@ -1,4 +1,4 @@
-"""PyTorch's reader of checkpoint folders, whose table of contents is a pickle, without what a pickle can run."""
+"""PyTorch's reader of checkpoint folders, restricted such that the pickle of its metadata cannot run code."""
 
 import pickle
 from typing import Any
@@ -17,7 +17,7 @@ ALLOWED = {
     ("builtins", "set"),
     ("collections", "OrderedDict"),
 }
-"""Besides number formats and the classes of ``MODULES``, what a table of contents is made of."""
+"""Names that the metadata may use, besides dtypes and the classes of ``MODULES``."""
 
 MODULES = (
     "torch.distributed.checkpoint.metadata",
@@ -26,13 +26,13 @@ MODULES = (
 )
 
 FAULTS = (AttributeError, ImportError, LookupError, TypeError, ValueError)
-"""What a damaged pickle raises besides its own errors."""
+"""Errors of a damaged pickle, besides ``UnpicklingError``."""
 
 VALUES = (torch.dtype, torch.layout, torch.memory_format)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds what a table of contents is made of and nothing that does anything."""
+    """Load only the classes and values that the metadata may use."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = (module, name) in ALLOWED or module in ("torch", *MODULES)
@@ -44,14 +44,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 class Reader(FileSystemReader):
-    """Opens a checkpoint folder.
+    """Open a checkpoint folder.
 
-    Raises:
-        InputError: On ``read_metadata``: its table of contents would run something, or is none.
+    ``read_metadata`` raises an ``InputError`` if the metadata is damaged or would run code.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The table of contents, as PyTorch's own reader gives it."""
         path = self._get_metadata_path(kwargs.get("rank"))
         try:
             with self.fs.create_stream(path, "rb") as file:

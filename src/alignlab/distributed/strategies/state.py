@@ -1,8 +1,9 @@
-"""The training state by parameter name, so that what one strategy saved another can go on with.
+"""The training state by parameter name, so that a run can resume with another strategy.
 
-Strategies that shard write a folder with PyTorch's distributed checkpoint: every rank its shares, each tensor under
-``weights/NAME`` or ``optimizer/NAME/KEY`` in its full shape, everything else in ``rest.pt``. The others write
-Lightning's single file, with the names of the parameters beside the optimizer's numbers. Both open as one thing here.
+Strategies that shard write a folder with PyTorch's distributed checkpoint: every rank writes its shards, each tensor is
+stored under ``weights/NAME`` or ``optimizer/NAME/KEY`` in its full shape, and everything else in ``rest.pt``. The other
+strategies write Lightning's single file, with the names of the optimizer's parameters, which PyTorch numbers.
+``Stored`` opens both.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,15 +22,19 @@ from alignlab.errors import InputError
 
 REST = "rest.pt"
 NAMES = "parameter_names"
-"""Entry of a single file: names of the optimizer's parameters, in the order of its numbers."""
+"""Entry of a single file: names of the optimizer's parameters, in the order of PyTorch's indices."""
 
 
 class Stored:
-    """A saved state, opened.
+    """An opened checkpoint.
 
     Args:
-        rest: What is neither a weight nor the optimizer's: loops, callbacks, schedules.
-        groups: Parameter groups of the optimizer, ``params`` being names.
+        path: Folder or file of the checkpoint.
+
+    Attributes:
+        rest: Everything except weights and optimizer: loops, callbacks, schedules.
+        groups: Parameter groups of the optimizer, with names in ``params``.
+        shapes: Full shape of each tensor by its key.
     """
 
     def __init__(self, path: Path):
@@ -53,19 +58,23 @@ class Stored:
         return [key.partition("/")[2] for key in self.shapes if key.startswith("weights/")]
 
     def optimizer_keys(self, name: str) -> list[str]:
-        """What the optimizer keeps for a parameter."""
+        """Keys of the optimizer's state of a parameter."""
         return [key.rpartition("/")[2] for key in self.shapes if key.rpartition("/")[0] == f"optimizer/{name}"]
 
     def fill(self, targets: dict[str, Tensor]) -> None:
-        """Copy stored tensors into tensors or shares of them; every rank calls it with its shares."""
+        """Copy stored tensors into targets. All ranks must call this with their shards.
+
+        Args:
+            targets: Tensors by key, in their full shape or as shards (``DTensor``).
+        """
         if self.path.is_dir():
             dcp.load(targets, storage_reader=Reader(self.path))
             return
         for key, target in targets.items():
-            copy_share(target, self._tensors[key])
+            copy_shard(target, self._tensors[key])
 
     def tensor(self, key: str) -> Tensor:
-        """One whole tensor, read without the other ranks."""
+        """Read one full tensor, independently of the other ranks."""
         if not self.path.is_dir():
             return self._tensors[key]
         whole = torch.empty(self.shapes[key], dtype=self._dtype(key))
@@ -76,8 +85,13 @@ class Stored:
         return Reader(self.path).read_metadata().state_dict_metadata[key].properties.dtype
 
 
-def copy_share(target: Tensor, whole: Tensor) -> None:
-    """Copy into a tensor, or into the share of it that this rank holds."""
+def copy_shard(target: Tensor, whole: Tensor) -> None:
+    """Copy into a tensor, or into this rank's shard of it.
+
+    Args:
+        target: The tensor or a ``DTensor``.
+        whole: The full tensor, of the target's full shape.
+    """
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if isinstance(target, DTensor):
@@ -89,7 +103,7 @@ def copy_share(target: Tensor, whole: Tensor) -> None:
 
 
 def flat(weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Weights and optimizer state under their keys in a checkpoint; numbers become tensors."""
+    """Weights and optimizer state by their keys in a checkpoint; numbers become tensors of shape ``[]``."""
     state = {
         f"optimizer/{name}/{key}": torch.as_tensor(value)
         for name, entries in optimizer.items()
@@ -99,11 +113,11 @@ def flat(weights: Mapping[str, Tensor], optimizer: Mapping[str, Mapping[str, Any
 
 
 def by_name(state: Mapping[str, Any], names: list[str]) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """An optimizer's state dict with names for numbers.
+    """Replace indices by names in an optimizer's state dict.
 
     Args:
-        state: As torch optimizers give it.
-        names: Of the parameters, by number.
+        state: State dict of a PyTorch optimizer.
+        names: Names of the parameters, by index.
 
     Returns:
         State by name, and the parameter groups.
@@ -113,12 +127,12 @@ def by_name(state: Mapping[str, Any], names: list[str]) -> tuple[dict[str, dict[
 
 
 def by_number(stored: Stored) -> dict[str, Any]:
-    """The optimizer's state dict as torch optimizers take it; the opposite of ``by_name``."""
+    """The state dict of a PyTorch optimizer, with indices instead of names; the inverse of ``by_name``."""
     names = [name for group in stored.groups for name in group["params"]]
-    numbers = {name: index for index, name in enumerate(names)}
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in stored.groups]
+    indices = {name: index for index, name in enumerate(names)}
+    groups = [{**group, "params": [indices[name] for name in group["params"]]} for group in stored.groups]
     state = {
-        numbers[name]: {key: stored.tensor(f"optimizer/{name}/{key}") for key in stored.optimizer_keys(name)}
+        indices[name]: {key: stored.tensor(f"optimizer/{name}/{key}") for key in stored.optimizer_keys(name)}
         for name in names
     }
     return {"state": {index: entries for index, entries in state.items() if entries}, "param_groups": groups}
@@ -131,8 +145,10 @@ def names_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[list[s
 
 
 def carried_names(module: nn.Module) -> set[str]:
-    """Names of the state dict that a checkpoint must carry: trainable parameters, persistent buffers, and what the
-    module names besides (``carries``)."""
+    """Names of the state dict that a checkpoint must hold.
+
+    These are trainable parameters, persistent buffers, and further parameters that the module names (``carries``).
+    """
     carries = getattr(module, "carries", lambda name: False)
     weights = module.named_parameters(remove_duplicate=False)
     trainable = {name for name, weight in weights if weight.requires_grad or carries(name)}
@@ -144,22 +160,21 @@ def check_complete(module: nn.Module, found: Iterable[str]) -> None:
     """Refuse a checkpoint of another model or adapter.
 
     Raises:
-        InputError: A trainable weight is not in the checkpoint, or it holds one that the model has not.
+        InputError: The checkpoint lacks a trainable weight, or has one that is not in the model.
     """
     found = set(found)
     missing, unknown = sorted(carried_names(module) - found), sorted(found - module.state_dict().keys())
     if missing or unknown:
         faults = [f"{len(missing)} trainable weights are not in it (first: {missing[0]})"] if missing else []
-        faults += [f"{len(unknown)} of its weights have no place in the model (first: {unknown[0]})"] if unknown else []
-        instead = "resume with the model and peft of the run (its config.yaml), or start anew with init_from="
+        faults += [f"{len(unknown)} of its weights are not in the model (first: {unknown[0]})"] if unknown else []
+        instead = "resume with the model and peft of the run (its config.yaml), or start a new run with init_from="
         raise InputError("resuming from this checkpoint", " and ".join(faults), instead)
 
 
 class AnyState(TorchCheckpointIO):
-    """Lightning's reader of single files, which reads the folders of other strategies too."""
+    """Lightning's reader of single files, extended to the folders of strategies that shard."""
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The checkpoint as Lightning expects it."""
         if not Path(path).is_dir():
             return super().load_checkpoint(path, map_location, weights_only)
         stored = Stored(path)
@@ -168,57 +183,54 @@ class AnyState(TorchCheckpointIO):
 
 
 class NamedState(Strategy):
-    """How strategies that shard save and load: by name, every rank its shares.
+    """Save and load the state of strategies that shard, by name.
 
-    A strategy says what its shares are (``weight_shares``, ``optimizer_shares``, ``optimizer_groups``) and how they are
-    filled (``fill``).
+    To save, a strategy implements ``weight_shards``, ``optimizer_shards`` and ``optimizer_groups``; to load, ``fill``.
     """
 
     restore_checkpoint_after_setup = True
     lightning_restore_optimizer = False
 
-    def weight_shares(self) -> dict[str, Tensor]:
-        """This rank's shares of what a checkpoint must carry, by name."""
+    def weight_shards(self) -> dict[str, Tensor]:
+        """This rank's shards of the weights and buffers that a checkpoint must hold, by name."""
         raise NotImplementedError
 
-    def optimizer_shares(self) -> dict[str, dict[str, Any]]:
-        """This rank's shares of the optimizer's state, by parameter name."""
+    def optimizer_shards(self) -> dict[str, dict[str, Any]]:
+        """This rank's shards of the optimizer's state, by parameter name."""
         raise NotImplementedError
 
     def optimizer_groups(self) -> list[dict[str, Any]]:
-        """Parameter groups with names for parameters, plain values."""
+        """Parameter groups with plain values, and names in ``params``."""
         raise NotImplementedError
 
     def fill(self, stored: Stored) -> None:
-        """Take over weights, optimizer state and the settings of its groups."""
+        """Load weights, optimizer state and the settings of its groups."""
         raise NotImplementedError
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Nothing: shares are taken when they are written."""
-        return {}
+        return {}  # save_checkpoint writes the shards
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        """Nothing: shares are taken when they are written."""
-        return {}
+        return {}  # save_checkpoint writes the shards
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write the folder; every rank calls it."""
+        """Write the folder. All ranks must call this."""
         path = Path(self.broadcast(filepath))
-        dcp.save(flat(self.weight_shares(), self.optimizer_shares()), checkpoint_id=path)
+        dcp.save(flat(self.weight_shards(), self.optimizer_shards()), checkpoint_id=path)
         if self.is_global_zero:
             rest = {key: value for key, value in checkpoint.items() if key not in ("state_dict", "optimizer_states")}
             torch.save({**rest, "optimizer_groups": self.optimizer_groups()}, path / REST)
         dist.barrier()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Fill the shares; every rank calls it."""
+        """Load this rank's shards. All ranks must call this."""
         stored = Stored(checkpoint_path)
         check_complete(self.lightning_module, stored.weights)
         self.fill(stored)
         return stored.rest
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: done by ``load_checkpoint``."""
+        """Do nothing: ``load_checkpoint`` has loaded the weights."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Nothing: done by ``load_checkpoint``."""
+        """Do nothing: ``load_checkpoint`` has loaded the optimizer's state."""

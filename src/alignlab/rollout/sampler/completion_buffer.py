@@ -6,24 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from alignlab.rollout.completions import Completions
 from alignlab.rollout.sampler.sampling import SamplingSettings, draw
 from alignlab.rollout.sampler.stopping import Stopping
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was drawn for a prompt.
-
-    Args:
-        tokens: Token ids, a stop token included.
-        logps: Their log-probabilities under the whole distribution at the temperature of the drawing (at 1 for greedy
-            completions), before penalty and truncation: what ``token_scores`` gives them in training.
-        finished: Whether it stopped by itself; else it was cut at the most tokens.
-    """
-
-    tokens: list[int]
-    logps: list[float]
-    finished: bool
 
 
 @dataclass
@@ -141,8 +126,12 @@ class CompletionBuffer:
         """Note how far the rows have come."""
         self.lengths[rows.number], self.stopped[rows.number] = rows.age, rows.stopped
 
-    def completions(self) -> list[list[Completion]]:
-        """G per prompt; all rows must be closed."""
-        noted = zip(self.tokens.cpu(), self.logps.cpu(), self.lengths.tolist(), self.stopped.tolist(), strict=True)
-        flat = [Completion(t[:length].tolist(), p[:length].tolist(), stopped) for t, p, length, stopped in noted]
-        return [flat[start : start + self.num_completions] for start in range(0, len(flat), self.num_completions)]
+    def completions(self) -> Completions:
+        """G per prompt, in the order of the prompts; all rows must be closed."""
+        written = torch.arange(self.longest + 1, device=self.lengths.device) < self.lengths[:, None]
+        return Completions(
+            tokens=self.tokens[written].cpu(),
+            logps=self.logps[written].cpu(),
+            lengths=self.lengths.cpu(),
+            finished=self.stopped.cpu(),
+        )

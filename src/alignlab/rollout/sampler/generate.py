@@ -49,5 +49,5 @@ def complete(
         batch_size=batch_size,
         generator=torch.Generator(),
     )
-    tokens = {i: completion.tokens for i, [completion] in zip(by_length, completed, strict=True)}
+    tokens = dict(zip(by_length, completed.token_lists(), strict=True))
     return [tokens[i] for i in range(len(prompts))]

@@ -16,7 +16,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
-from alignlab.rollout.sampler.completion_buffer import Completion, CompletionBuffer
+from alignlab.rollout.completions import Completions
+from alignlab.rollout.sampler.base import Sampler
+from alignlab.rollout.sampler.completion_buffer import CompletionBuffer
 from alignlab.rollout.sampler.decoder import Decoder, device_of
 from alignlab.rollout.sampler.probe import decoder_for
 from alignlab.rollout.sampler.sampling import SamplingSettings
@@ -26,8 +28,8 @@ ENDED_SHARE = 0.125
 """Share of ended rows at which the others move together."""
 
 
-class Sampler:
-    """``sample`` with everything settled that does not change in a run.
+class PolicySampler(Sampler):
+    """Draws from the policy itself.
 
     Args:
         temperature: As in ``SamplingSettings``, like the five after it.
@@ -54,25 +56,12 @@ class Sampler:
         batch_size: Annotated[int, Field(ge=1)],
         dtype: Literal["bfloat16", "float16"] | None,
     ):
+        self.temperature, self.max_completion_tokens = temperature, max_completion_tokens
+        self.is_exact = dtype is None
         self.draw = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         self.draw |= {"repetition_penalty": repetition_penalty, "max_completion_tokens": max_completion_tokens}
         self.stop_strings, self.batch_size = stop_strings, batch_size
         self.dtype = getattr(torch, dtype) if dtype else None
-
-    @property
-    def temperature(self) -> float:
-        """Of the drawing."""
-        return self.draw["temperature"]
-
-    @property
-    def max_completion_tokens(self) -> int:
-        """Most tokens of a completion."""
-        return self.draw["max_completion_tokens"]
-
-    @property
-    def exact(self) -> bool:
-        """Whether its log-probabilities are those that the weights give in training."""
-        return self.dtype is None
 
     def __call__(
         self,
@@ -82,9 +71,9 @@ class Sampler:
         num_completions: int,
         stop_tokens: Sequence[int],
         tokenizer: PreTrainedTokenizerBase,
-        generator: torch.Generator,
+        generator: torch.Generator | Sequence[torch.Generator],
         greedy: bool = False,
-    ) -> list[list[Completion]]:
+    ) -> Completions:
         """Draw completions, or write the most probable; arguments, returns and raises as ``sample``."""
         draw = self.draw | {"temperature": 0.0} if greedy else self.draw
         settings = SamplingSettings(**draw, stop_tokens=stop_tokens, stop_strings=self.stop_strings)
@@ -111,8 +100,8 @@ def sample(
     tokenizer: PreTrainedTokenizerBase | None,
     pad_token_id: int,
     batch_size: int,
-    generator: torch.Generator,
-) -> list[list[Completion]]:
+    generator: torch.Generator | Sequence[torch.Generator],
+) -> Completions:
     """Draw completions of prompts.
 
     Args:
@@ -125,7 +114,7 @@ def sample(
         tokenizer: For stop strings; may be None without any.
         pad_token_id: Filling on the left of shorter prompts, masked by position.
         batch_size: Completions at once.
-        generator: Source of all randomness; on any device.
+        generator: Source of all randomness, or one per prompt; on any device.
 
     Returns:
         G completions per prompt, in the order of the prompts.
@@ -136,7 +125,7 @@ def sample(
     if not all(prompts):
         raise InputError("completing prompts", "one of them has no tokens", "Leave empty prompts out")
     if not prompts:
-        return []
+        return Completions.of([])
     limits = [room(model, len(prompt), settings.max_completion_tokens) for prompt in prompts]
     stopping = Stopping(
         settings, tokenizer, vocab_size=model.config.get_text_config().vocab_size, device=device_of(model)

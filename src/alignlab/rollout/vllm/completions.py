@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alignlab.errors import InputError
-from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.completions import Completion
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.client import Unreachable, call
 

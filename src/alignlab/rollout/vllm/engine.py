@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.completions import Completion
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm import client, completions, weights
 from alignlab.rollout.vllm.client import Facts, Unreachable

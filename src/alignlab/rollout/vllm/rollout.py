@@ -4,6 +4,7 @@ All ranks take part in every call; the first of them talks to the servers. What 
 its own seed and on the weights, neither on the number of ranks nor on that of servers.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.distributed.comm import all_gather, on_rank_zero, rank
-from alignlab.rollout.sampler.completion_buffer import Completion
+from alignlab.rollout.completions import Completions
+from alignlab.rollout.sampler.base import Sampler
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.engine import Engine, open_engine
 from alignlab.rollout.vllm.parity import Parity, judge
 from alignlab.rollout.vllm.settings import VLLMSettings
 from alignlab.rollout.vllm.weights import Probe
+from alignlab.rollout.weight_sync import PolicySource
 
 NUM_PROBE_TOKENS = 32
 """Most tokens of the completion by which servers and trainer are compared after an update."""
@@ -29,7 +32,7 @@ Write = Callable[[Path], None]
 
 
 @dataclass(kw_only=True, eq=False)
-class VLLMRollout(VLLMSettings):
+class VLLMRollout(VLLMSettings, Sampler):
     """Draws from servers; see ``VLLMSettings`` for which, and for how far they may be trusted.
 
     Args:
@@ -56,13 +59,29 @@ class VLLMRollout(VLLMSettings):
     engine: Engine | None = field(default=None, init=False, repr=False)
     probe: tuple[list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
-    exact: ClassVar[bool] = False
+    is_exact: ClassVar[bool] = False
     """Its log-probabilities are another engine's, so training computes its own."""
+
+    needs_whole_policy: ClassVar[bool] = False
+    """The servers have the weights."""
 
     @property
     def is_open(self) -> bool:
         """Whether servers were started or found."""
         return self.probe is not None
+
+    def refresh(self, source: PolicySource) -> dict[str, float]:
+        """Start the servers where they are not started, and send them the policy's weights.
+
+        Returns:
+            Seconds that it took, and how far the servers' view of the probe is from the trainer's.
+        """
+        clock = time.perf_counter()
+        if not self.is_open:
+            settings = {"prompt": source.prompt, "stop_tokens": source.stop_tokens, "lora_rank": source.lora_rank}
+            self.open(source.first_weights(), **settings, log_dir=source.log_dir)
+        difference = self.update(source.current_weights(), source.logps)
+        return {"time/weights": time.perf_counter() - clock, "rollout/arrival_difference": difference}
 
     def open(
         self,
@@ -116,8 +135,8 @@ class VLLMRollout(VLLMSettings):
         tokenizer: PreTrainedTokenizerBase,
         generator: Sequence[torch.Generator],
         greedy: bool = False,
-    ) -> list[list[Completion]]:
-        """Draw completions of this rank's prompts, as ``sampler.Sampler`` does; all ranks call it.
+    ) -> Completions:
+        """Draw completions of this rank's prompts; all ranks call it.
 
         Args:
             model: Not looked at; the servers have its weights since ``update``.
@@ -147,7 +166,7 @@ class VLLMRollout(VLLMSettings):
             )
         )
         start = sum(len(share) for share, _ in shares[: rank()])
-        return drawn[start : start + len(prompts)]
+        return Completions.of([one for group in drawn[start : start + len(prompts)] for one in group])
 
     def judge(self, parity: Parity) -> None:
         """Warn of samples that are not quite the policy's, or stop at them.

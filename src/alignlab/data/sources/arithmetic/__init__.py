@@ -1,6 +1,6 @@
-"""The embedded data: word and number problems with worked solutions, right and wrong, made on the fly.
+"""Built-in data: arithmetic problems in words or numbers with right and wrong worked solutions, generated on the fly.
 
-Every row comes from its seed, split and index alone, so that a longer run sees the same rows first.
+Every row depends on the seed, the split and its index alone, so a longer run sees the same rows first.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ class Arithmetic:
     Train and validation never share a problem, whatever the seeds: the split follows from the numbers and signs.
 
     Args:
-        level: 1 one digit, 2 two digits, 3 products too, 4 three digits, 5 two operations.
-        kind: Kind of row; ``auto``: what the method row_kind.
-        num_train: Training rows.
-        num_validation: Held-out rows.
+        level: 1: one digit; 2: two digits; 3: also products; 4: three digits; 5: two operations.
+        kind: Kind of row; ``auto`` for the kind that the method trains on.
+        num_train: Number of training rows.
+        num_validation: Number of held-out rows.
         num_rejected: Wrong solutions per preference row, each with another wrong answer.
-        mistakes: Share of demonstrations (and texts) that are wrong, as a weak pupil's are.
-        seed: Chooses problems, wording and mistakes.
+        mistakes: Share of demonstrations and texts with a wrong solution.
+        seed: Seed of problems, wording and mistakes.
     """
 
     def __init__(
@@ -50,34 +50,34 @@ class Arithmetic:
         self.level, self.kind, self.num_rejected, self.seed = level, kind, num_rejected, seed
         self.mistakes = mistakes
         self.num_rows = {"train": num_train, "validation": num_validation}
-        self.dropped: Counter[str] = Counter()  # none, ever
+        self.dropped: Counter[str] = Counter()  # always empty
 
     def serve(self, kind: type[Row]) -> None:
-        """Make the kind of row that the method eats, where the settings leave it open."""
+        """Set the kind of row that the method trains on, if ``kind`` is ``auto``."""
         if self.kind == "auto":
             self.kind = kind.__name__.lower()
 
     def rows(self, split: Split) -> Iterator[Row]:
-        """Rows of one side of the split, in order."""
+        """Yield the rows of a split, in order."""
         return (self.row(split, index) for index in range(self.num_rows[split]))
 
     def row(self, split: Split, index: int) -> Row:
-        """Row number ``index`` (from 0) of a split, whatever the number of rows."""
+        """Generate row ``index`` (from 0) of a split; it does not depend on the number of rows."""
         rng = Random(f"{self.seed} {split} {index}")
         problem = draw(self.level, split, rng)
         question, right = word(problem, rng), solve(problem)
         wrong = islice(wrong_solutions(problem, rng), self.num_rejected)
 
-        def shown() -> Solution:
+        def demonstrated() -> Solution:
             return next(wrong) if rng.random() < self.mistakes else right
 
-        # Operations, columns and carries all lengthen the worked solution.
+        # Difficulty is the length of the worked solution, which grows with operations, columns and carries.
         columns = {"answer": right.answer, "difficulty": len(right.reasoning)}
         common = {"origin": f"arithmetic {split}:{index + 1}", "columns": columns}
         prompt, chosen = _turn("user", question), _turn("assistant", right)
         match self.kind:
             case "demonstration":
-                return Demonstration(messages=prompt + _turn("assistant", shown()), **common)
+                return Demonstration(messages=prompt + _turn("assistant", demonstrated()), **common)
             case "preference":
                 rejected = tuple(_turn("assistant", solution) for solution in wrong)
                 return Preference(prompt=prompt, chosen=chosen, rejected=rejected, **common)
@@ -88,10 +88,10 @@ class Arithmetic:
             case "prompt":
                 return Prompt(prompt=prompt, **common)
             case "text":
-                return Text(text=f"{question}\n{shown()}", **common)
+                return Text(text=f"{question}\n{demonstrated()}", **common)
 
     def fingerprint(self) -> str:
-        """Hash of the settings and of the generator's code: equal for equal rows only."""
+        """Hash the settings and the code of this package, which together decide the rows."""
         settings = repr((self.level, self.kind, self.num_rejected, self.mistakes, self.seed, self.num_rows)).encode()
         code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
         return hashlib.sha256(settings + code).hexdigest()

@@ -1,4 +1,4 @@
-"""Problems: what is asked, at which level, and on which side of the train / validation split it lies."""
+"""Problems: operands and signs by level, and the split that each problem belongs to."""
 
 import hashlib
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from typing import Literal
 Split = Literal["train", "validation"]
 
 VALIDATION_SHARE = 10
-"""One problem in ten is held out."""
+"""One problem in this many is held out."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A chain of operations, worked from left to right; every intermediate result is at least 0.
+    """A chain of operations, evaluated from left to right; every intermediate result is at least 0.
 
     Args:
         numbers: The operands, one more than there are signs.
-        signs: ``+``, ``-`` or ``*``; a ``*`` stands first, so that precedence and reading order agree.
+        signs: ``+``, ``-`` or ``*``; a ``*`` comes first, so that precedence and reading order agree.
     """
 
     numbers: tuple[int, ...]
@@ -25,9 +25,9 @@ class Problem:
 
     @property
     def split(self) -> Split:
-        """The side of the split, from the content alone: no wording, seed or level moves a problem.
+        """The split of the problem. It depends on the numbers and signs alone, not on wording, seed or level.
 
-        ``47 + 38`` and ``38 + 47`` are one problem.
+        ``47 + 38`` and ``38 + 47`` are the same problem.
         """
         first, second, *rest = self.numbers
         if self.signs[0] != "-":
@@ -58,12 +58,12 @@ LEVELS: dict[int, tuple[Form, ...]] = {
 
 
 def draw(level: int, split: Split, rng: Random) -> Problem:
-    """A random problem of the level on the given side of the split.
+    """Draw a random problem of a level and a split.
 
     Args:
         level: A key of ``LEVELS``.
-        split: Side of the split.
-        rng: Where the randomness comes from; two equal states give the same problem.
+        split: The split that the problem must belong to.
+        rng: Random generator; equal states give the same problem.
     """
     while True:
         form = rng.choice(LEVELS[level])

@@ -1,4 +1,4 @@
-"""Worked solutions, column by column, and the ways in which a weak pupil gets them wrong."""
+"""Worked solutions, column by column, and typical mistakes in them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from alignlab.data.sources.arithmetic.problems import Problem
 
 @dataclass(frozen=True)
 class Solution:
-    """Worked steps and the answer that they lead to, right or wrong.
+    """Worked steps and their answer, right or wrong.
 
     Args:
         reasoning: One sentence per operation: the operation, then its columns from the units up.
@@ -27,14 +27,14 @@ class Solution:
 
 @dataclass(frozen=True)
 class Mistake:
-    """What goes wrong in one operation; the default is nothing.
+    """A mistake in one operation; the default is no mistake.
 
     Args:
-        sign: Another operation is carried out; empty for the one asked.
-        carry: When a carry (a borrow) reaches the next column.
-        left_out: Column, from the units up, that is not worked at all.
+        sign: Sign of the operation that is carried out instead; empty for the right one.
+        carry: When a carry (or a borrow) is applied to the next column.
+        left_out: Column, counted from the units, that is left out.
         swapped: Whether each column of a subtraction takes the smaller digit from the larger one.
-        slip: Column, from the units up, and the number by which its written result is off.
+        slip: Column, counted from the units, and the number by which its written result is off.
     """
 
     sign: str = ""
@@ -48,18 +48,18 @@ RIGHT = Mistake()
 
 
 def solve(problem: Problem) -> Solution:
-    """The right solution."""
+    """Solve a problem without mistakes."""
     return _work(problem)
 
 
 def wrong_solutions(problem: Problem, rng: Random) -> Iterator[Solution]:
-    """Worked wrong solutions, every one with another wrong answer, the likelier mistakes first.
+    """Yield worked wrong solutions, each with another wrong answer, the likelier mistakes first.
 
-    Most likely a carry or a borrow is forgotten, where one is due.
+    The likeliest mistake is a forgotten carry or borrow, if the problem has one.
 
     Args:
-        problem: What was asked.
-        rng: Sets the order.
+        problem: The problem to solve.
+        rng: Shuffles mistakes of the same likelihood.
     """
     seen = {solve(problem).answer}
     for mistake, at in _mistakes(len(problem.signs), rng):
@@ -72,7 +72,7 @@ def wrong_solutions(problem: Problem, rng: Random) -> Iterator[Solution]:
             yield solution
 
 
-HABIT = (Mistake(carry="never"),)
+LIKELIEST = (Mistake(carry="never"),)
 LIKELY = (
     Mistake(carry="always"),
     Mistake(swapped=True),
@@ -86,19 +86,19 @@ WILD_SLIPS = tuple(Mistake(slip=(column, by)) for column in (0, 1) for by in ran
 
 
 def _mistakes(num_operations: int, rng: Random) -> Iterator[tuple[Mistake, int]]:
-    """Mistakes, each with the operation that it happens in."""
-    for mistakes in (HABIT, LIKELY, SLIPS, WILD_SLIPS):
-        places = list(product(mistakes, range(num_operations)))
-        yield from rng.sample(places, len(places))
+    """Yield mistakes, each with the index of the operation that it happens in."""
+    for mistakes in (LIKELIEST, LIKELY, SLIPS, WILD_SLIPS):
+        choices = list(product(mistakes, range(num_operations)))
+        yield from rng.sample(choices, len(choices))
 
 
 def _work(problem: Problem, at: int = 0, mistake: Mistake = RIGHT) -> Solution:
-    """Work from left to right, with the mistake made in operation number ``at``."""
+    """Solve from left to right, with the mistake in operation ``at``."""
     value, sentences = problem.numbers[0], []
     for index, (sign, number) in enumerate(zip(problem.signs, problem.numbers[1:], strict=True)):
-        here = mistake if index == at else RIGHT
-        sign = here.sign or sign
-        columns, result = _operate(value, sign, number, here)
+        current = mistake if index == at else RIGHT
+        sign = current.sign or sign
+        columns, result = _operate(value, sign, number, current)
         sentences.append(f"{value}{sign}{number}: {', '.join(columns)}.")
         value = result
     return Solution(" ".join(sentences), str(value))
@@ -108,23 +108,23 @@ CARRY = {"due": lambda due: due, "never": lambda due: 0, "always": lambda due: m
 
 
 def _operate(left: int, sign: str, right: int, mistake: Mistake) -> tuple[list[str], int]:
-    """Columns as written, and the number read off them.
+    """Work one operation: the columns as written, and the number that they give.
 
     Raises:
-        ValueError: If the result would be negative, or the mistake has no column to happen in or leaves the digits.
+        ValueError: The result would be negative, or the mistake has no column to happen in or gives no digit.
     """
     width = len(str(left)) if sign == "*" else max(len(str(left)), len(str(right)))
     slip_column, slip_by = mistake.slip
     if max(slip_column, mistake.left_out or 0) >= width or (sign == "-" and left < right and not mistake.swapped):
         raise ValueError(f"no such mistake in {left}{sign}{right}")
     columns, digits, carry = [], [], 0
-    for place in range(width):
-        if place == mistake.left_out:
+    for column in range(width):
+        if column == mistake.left_out:
             continue
-        upper = left // 10**place % 10
-        lower = right if sign == "*" else right // 10**place % 10
+        upper = left // 10**column % 10
+        lower = right if sign == "*" else right // 10**column % 10
         text, total, carry = _column(upper, sign, lower, carry, mistake)
-        total += slip_by * (place == slip_column)
+        total += slip_by * (column == slip_column)
         if total < 0 or (sign == "-" and total > 9):
             raise ValueError(f"no such slip in {left}{sign}{right}")
         if sign != "-":
@@ -132,7 +132,7 @@ def _operate(left: int, sign: str, right: int, mistake: Mistake) -> tuple[list[s
         columns.append(f"{text}={total}")
         digits.append(total)
     *lower_digits, top = digits
-    return columns, top * 10 ** len(lower_digits) + sum(d % 10 * 10**place for place, d in enumerate(lower_digits))
+    return columns, top * 10 ** len(lower_digits) + sum(d % 10 * 10**column for column, d in enumerate(lower_digits))
 
 
 def _column(upper: int, sign: str, lower: int, carry: int, mistake: Mistake) -> tuple[str, int, int]:

@@ -1,4 +1,4 @@
-"""Wording: the same problem as bare numbers or as a little story."""
+"""Wording: a problem as plain numbers or as a short story."""
 
 from random import Random
 
@@ -22,11 +22,11 @@ ENDS = ("How many {things} now?", "How many {things} does {name} have?")
 
 
 def word(problem: Problem, rng: Random) -> str:
-    """The question, half of the time as numbers, half of the time as a story.
+    """Write a problem as a question: with equal probability in numbers or as a story.
 
     Args:
-        problem: What is asked.
-        rng: Chooses the words.
+        problem: The problem to ask.
+        rng: Chooses the wording.
     """
     return rng.choice((_numbers, _story))(problem, rng)
 
@@ -40,7 +40,7 @@ def _numbers(problem: Problem, rng: Random) -> str:
 def _story(problem: Problem, rng: Random) -> str:
     name, pronoun = rng.choice(PEOPLE)
     first, second, *_ = problem.numbers
-    product = problem.signs[0] == "*"  # told in the opening
+    product = problem.signs[0] == "*"  # the opening states the product
     events = list(zip(problem.signs, problem.numbers[1:], strict=True))[product:]
     sentences = [
         rng.choice(PRODUCT_OPENINGS if product else OPENINGS),

@@ -1,15 +1,15 @@
-"""Files of any usual kind as records: ``read(path)``, whatever the name, the compression or the encoding.
+"""Read files as records with ``read(path)``.
 
 | suffix | records | origin |
 |---|---|---|
-| ``.json`` ``.jsonl`` ``.ndjson`` | every row of JSON in any shape | ``name:line`` or ``name:line[row]`` |
-| ``.csv`` | one object of texts per row, named by the header line | ``name:line`` |
+| ``.json`` ``.jsonl`` ``.ndjson`` | JSON rows in any shape (see ``json_rows``) | ``name:line`` or ``name:line[row]`` |
+| ``.csv`` | one object of texts per row, with the names of the header line | ``name:line`` |
 | ``.parquet`` | one object per row | ``name[row]`` |
 | ``.txt`` | one object ``{"text": …}``: the file is one document | ``name:1`` |
 
-Each but Parquet may end in ``.gz``, or be gzip under its plain name. A folder stands for all such files in it and below
-it, sorted by path. Lines count from 1, rows from 0. UTF-8, with or without a byte-order mark, and UTF-16 with one; line
-ends LF, CRLF and CR.
+All files but Parquet may be compressed with gzip, with or without the suffix ``.gz``. A folder means all such files in
+it and in its subfolders, sorted by path. Lines count from 1, rows from 0. Text is UTF-8 with or without a byte-order
+mark, or UTF-16 with one. Line ends are LF, CRLF or CR.
 """
 
 from collections.abc import Iterator
@@ -52,8 +52,8 @@ def read(path: str | Path) -> Iterator[Record]:
         path: A file or a folder.
 
     Raises:
-        InputError: There is no such file, its kind is unknown, or it cannot be read as what it is. What spoils only one
-            record is handed on as that record's ``fault``.
+        InputError: There is no such file, its kind is unknown, or it cannot be read. An error in a single record is not
+            raised but stored as its ``fault``.
     """
     root = typed_path(path, "data.path")
     for file in listing(root):
@@ -64,10 +64,10 @@ def read(path: str | Path) -> Iterator[Record]:
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Tell in words that a file is gone since it was listed, may not be read, or lies on a disk that fails.
+    """Raise an ``InputError`` for a file that is gone, that may not be read, or that is on a failing disk.
 
     Args:
-        file: Named in the error.
+        file: The file, named in the error.
 
     Raises:
         InputError: It cannot be read.
@@ -80,7 +80,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def listing(path: str | Path) -> list[Path]:
-    """List the files that a path stands for, sorted.
+    """List the data files at a path, sorted.
 
     Args:
         path: A file or a folder.

@@ -1,4 +1,4 @@
-"""Bytes to text: gzip under any name, byte-order marks, and the exact place of what is not UTF-8."""
+"""Decode bytes to text: gzip under any name, byte-order marks, and the exact position of bytes that are not UTF-8."""
 
 import codecs
 import gzip
@@ -14,7 +14,7 @@ from alignlab.errors import InputError
 
 GZIP_MAGIC = b"\x1f\x8b"
 ENCODINGS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-# Bytes that are not UTF-8 are read as these code points (PEP 383), so that a fault has a line and a column.
+# Bytes that are not UTF-8 are read as these code points (PEP 383), so that an error can name the line and the column.
 UNDECODED = re.compile("[\udc80-\udcff]")
 
 
@@ -24,7 +24,7 @@ def open_text(path: Path, name: str, newline: str | None = None) -> Iterator[Tex
 
     Args:
         path: The file.
-        name: Its name in error messages.
+        name: Name of the file in error messages.
         newline: As in ``open``: None reads CR, CRLF and LF all as LF; ``""`` keeps them.
 
     Raises:
@@ -45,7 +45,7 @@ def open_text(path: Path, name: str, newline: str | None = None) -> Iterator[Tex
 
 
 def undecoded(text: str) -> str | None:
-    """Name the first byte of a text that was not UTF-8, if there is one."""
+    """Describe the first byte of a text that was not UTF-8; None if there is none."""
     try:
         text.encode()  # much faster than the search
         return None
@@ -56,10 +56,10 @@ def undecoded(text: str) -> str | None:
 
 
 def require_decoded(name: str, text: str) -> None:
-    """Refuse a whole text that was not UTF-8.
+    """Check that a whole text was UTF-8.
 
     Raises:
-        InputError: Names the line and the column of the first such byte.
+        InputError: It was not; the error names the line and the column of the first such byte.
     """
     if problem := undecoded(text):
         line = text.count("\n", 0, UNDECODED.search(text).start()) + 1
@@ -67,8 +67,8 @@ def require_decoded(name: str, text: str) -> None:
 
 
 def how_to_convert(name: str) -> str:
-    """What to type to make a UTF-8 file of one that is not."""
+    """Describe how to convert a file to UTF-8."""
     return (
         f"Save it as UTF-8: iconv -f GB18030 -t UTF-8 {name} > utf8_{name} (or -f with the encoding it was saved in); "
-        "or, if only single rows are damaged, mend them or type data.bad_rows=drop"
+        "or, if only single rows are damaged, correct them or type data.bad_rows=drop"
     )

@@ -1,8 +1,8 @@
-"""JSON in whatever shape it comes: lines, an array, objects side by side or pretty-printed, ``{"data": [...]}``.
+"""Read JSON rows in any shape: lines, an array, consecutive or pretty-printed objects, ``{"data": [...]}``.
 
-A file whose first line holds complete values is read line by line, lazily, and a broken line spoils only itself. Any
-other file is one document, held in memory as text; a syntax error in it ends the reading. What else is refused stands
-in ``strict_json``.
+A file whose first line holds complete values is read line by line, lazily, and a syntax error affects only its own
+line. Any other file is one document, held in memory as text, and a syntax error stops the reading. ``strict_json``
+lists which values are refused.
 """
 
 import itertools
@@ -37,12 +37,12 @@ def json_records(name: str, stream: TextIO) -> Iterator[Record]:
 
 
 def _holds_rows(line: str) -> bool:
-    """Whether the first line stands for itself, and is not the beginning (or the whole) of an array or wrapper."""
+    """Whether the first line holds complete rows, and is not the beginning (or all) of an array or a wrapper."""
     line = line.rstrip()
     try:
         first, _ = json.JSONDecoder().raw_decode(line, _skip(line, 0))
     except json.JSONDecodeError as error:
-        # A string cannot go on in the next line; an array or an object can.
+        # A string cannot continue on the next line; an array or an object can.
         return error.msg.startswith("Unterminated string") or error.pos < len(line)
     except UNREADABLE:
         return True
@@ -56,7 +56,7 @@ def _lines(name: str, number: int, lines: Iterable[str]) -> Iterator[Record]:
             yield faulty(origin, problem, how_to_convert(name))
             continue
         try:
-            records = [record for _, record in _side_by_side(origin, line.rstrip("\n"))]
+            records = [record for _, record in _consecutive(origin, line.rstrip("\n"))]
         except UNREADABLE as error:
             yield faulty(origin, complaint(error))
         else:
@@ -74,13 +74,13 @@ def _document(name: str, text: str) -> Iterator[Record]:
             yield from _top_level(name, text)
     except UNREADABLE as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise InputError(f"{name}:{line}", complaint(error), "Mend the file") from error
+        raise InputError(f"{name}:{line}", complaint(error), "Correct the file") from error
 
 
 def _top_level(name: str, text: str) -> Iterator[Record]:
-    """Objects side by side, or a single one that wraps the rows."""
+    """Consecutive objects, or a single object that wraps the rows."""
     line, last, records = 1, 0, []
-    for at, record in _side_by_side("", text):
+    for at, record in _consecutive("", text):
         line, last = line + text.count("\n", last, at), at
         records.append(record._replace(origin=f"{name}:{line}"))
     wrapper = _wrapped(records[0].value) if len(records) == 1 else None
@@ -91,7 +91,7 @@ def _top_level(name: str, text: str) -> Iterator[Record]:
 
 
 def _elements(name: str, text: str, at: int) -> Iterator[Record]:
-    """The elements of the array that opens at a position, each with the line on which it begins."""
+    """Yield the elements of the array that opens at a position, with the line on which each begins."""
     line, last = 1, 0
     at = _skip(text, at + 1)
     for index in itertools.count():
@@ -111,7 +111,7 @@ def _elements(name: str, text: str, at: int) -> Iterator[Record]:
 
 
 def _is_dialogue(text: str, at: int) -> bool:
-    """Whether the array that opens at a position is one dialogue; parsed whole only where it begins like one."""
+    """Whether the array that opens at a position is one dialogue; it is parsed in full only if it begins like one."""
     return is_dialogue([_first_element(text, at)]) and is_dialogue(json.JSONDecoder().raw_decode(text, at)[0])
 
 
@@ -120,8 +120,8 @@ def _first_element(text: str, at: int) -> Any:
     return None if text[at : at + 1] == "]" else json.JSONDecoder().raw_decode(text, at)[0]
 
 
-def _side_by_side(origin: str, text: str) -> Iterator[tuple[int, Record]]:
-    """Values one after the other, each with the position where it begins."""
+def _consecutive(origin: str, text: str) -> Iterator[tuple[int, Record]]:
+    """Yield consecutive values, with the position at which each begins."""
     at = _skip(text, 0)
     while at < len(text):
         record, end = _decode(origin, text, at)
@@ -137,7 +137,7 @@ def _decode(origin: str, text: str, at: int) -> tuple[Record, int]:
 
 
 def _wrapped(value: Any) -> str | None:
-    """The key under which a single object holds the rows, if it is such a wrapper."""
+    """The key that holds the rows, if an object is a wrapper of rows."""
     keys = [key for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), list)]
     return keys[0] if len(keys) == 1 and not is_dialogue(value[keys[0]]) else None
 

@@ -1,7 +1,7 @@
-"""JSON as rows may hold it, strictly: what is no JSON value, no text or no number of a usual size is told by its field.
+"""Strict JSON: refuse values that are not valid JSON or text, and name their field.
 
 ``NaN``, ``Infinity``, numbers too large for a float, halves of surrogate pairs, and nesting beyond ``MAX_DEPTH`` are
-refused. So whatever is read here can be written again, compared, sent to another process and rendered.
+refused. Every value that is accepted can therefore be written, compared, sent to another process and rendered.
 """
 
 import itertools
@@ -12,22 +12,22 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 MAX_DEPTH = 64
-"""Lists and objects inside each other. Python gives up at a depth that differs between its own parts."""
+"""Maximum nesting of lists and objects. Python's own limits differ between its functions."""
 
 UNREADABLE = (ValueError, RecursionError)
-"""Bad syntax, an integer of thousands of digits; nested far too deeply."""
+"""``ValueError``: bad syntax, or an integer of thousands of digits. ``RecursionError``: nested far too deeply."""
 
 TOO_DEEP = "the value is nested too deeply"
 
 
 class Decoded(NamedTuple):
-    """A value that begins somewhere in a text.
+    """A value decoded from a text.
 
     Args:
-        value: What stands there.
-        end: Where the text goes on.
-        repeated: Keys that stand more than once in one object; the value holds their last occurrence.
-        problem: Why the value cannot be used, naming the field; None where it can.
+        value: The value.
+        end: Position after the value.
+        repeated: Keys that appear more than once in one object; the value holds their last occurrence.
+        problem: Why the value cannot be used, with the name of the field; None if it can.
     """
 
     value: Any
@@ -37,10 +37,10 @@ class Decoded(NamedTuple):
 
 
 def decode(text: str, at: int = 0) -> Decoded:
-    """Read the value that begins at a position, which is no blank.
+    """Decode the value that begins at a position, where no blank may be.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
         RecursionError: It is nested far too deeply.
     """
     repeated, infinite = [], []
@@ -66,13 +66,13 @@ def decode(text: str, at: int = 0) -> Decoded:
     value, end = decoder.raw_decode(text, at)
     if text.count("[", at, end) + text.count("{", at, end) > MAX_DEPTH and is_too_deep(value):
         return Decoded(value, end, (), TOO_DEEP)
-    # Looking through every value would double the reading time.
+    # Checking every value would double the reading time.
     suspect = infinite or text.find("\\ud", at, end) >= 0 or text.find("\\uD", at, end) >= 0
     return Decoded(value, end, tuple(repeated), unusable(value) if suspect else None)
 
 
 def is_too_deep(value: Any) -> bool:
-    """Whether more than ``MAX_DEPTH`` lists and objects stand inside each other; asked without recursion."""
+    """Whether lists and objects are nested deeper than ``MAX_DEPTH``; computed without recursion."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         level = [item for one in level for item in _inside(one)]
@@ -82,22 +82,22 @@ def is_too_deep(value: Any) -> bool:
 
 
 def unusable(value: Any, path: str = "") -> str | None:
-    """Name the first field that holds what is no JSON value or no text; None where there is none."""
+    """Describe the first field that holds a value that is not valid JSON or text; None if there is none."""
     if isinstance(value, dict):
         inside = itertools.chain(((key, key) for key in value), value.items())
         return next(filter(None, (unusable(item, f"{path}.{key}".lstrip(".")) for key, item in inside)), None)
     if isinstance(value, list):
         return next(filter(None, (unusable(item, f"{path}[{i}]") for i, item in enumerate(value))), None)
-    place = f"field {path!r}" if path else "the value"
+    field = f"field {path!r}" if path else "the value"
     if isinstance(value, float) and not math.isfinite(value):
-        return f"{place} is {value}, or a number too large for a float, which JSON does not have"
+        return f"{field} is {value}, or a number too large for a float, which JSON does not have"
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
-        return f"{place} holds half of a surrogate pair (such as \\ud83d alone), which is no text"
+        return f"{field} holds half of a surrogate pair (such as \\ud83d alone), which is not valid text"
     return None
 
 
 def complaint(error: Exception) -> str:
-    """An error of ``UNREADABLE`` in words."""
+    """Describe an error of ``UNREADABLE``."""
     if isinstance(error, RecursionError):
         return TOO_DEEP
     if not isinstance(error, json.JSONDecodeError):

@@ -1,4 +1,4 @@
-"""Tables: CSV, whose cells are text, and Parquet, whose cells are values."""
+"""Tables: CSV, whose cells are texts, and Parquet, whose cells have types."""
 
 import csv
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from alignlab.errors import InputError
 from alignlab.system.paths import reason
 
 UNREADABLE = (pyarrow.ArrowException, OSError, ValueError, LookupError, ArithmeticError, TypeError)
-"""What Arrow raises of files and values; a time zone that does not exist is a ``LookupError``."""
+"""Errors that Arrow raises for files and values; a time zone that does not exist is a ``LookupError``."""
 
-# The csv module refuses cells above 131,072 characters unless told; a document may be longer.
+# The csv module refuses cells above 131,072 characters by default; a document may be longer.
 MAX_CELL_CHARACTERS = 2**31 - 1
 
 
@@ -39,7 +39,7 @@ def csv_records(name: str, stream: TextIO) -> Iterator[Record]:
                 yield _csv_record(name, line, header, row)
             line = cells.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{name}:{cells.line_num}", f"not CSV: {error}", "Mend the quoting of the file") from error
+        raise InputError(f"{name}:{cells.line_num}", f"not CSV: {error}", "Correct the quoting of the file") from error
     if not header:
         raise InputError(name, "the file is empty", "Point data.path at a file with rows")
 
@@ -71,7 +71,7 @@ def parquet_records(name: str, path: Path) -> Iterator[Record]:
 
 
 def _rows(batch: pyarrow.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows of a batch; a value that Python cannot hold (a year 20000, text that is not UTF-8) is an ``Unreadable``."""
+    """Rows of a batch; a value that Python cannot hold (year 20000, bytes that are not UTF-8) is an ``Unreadable``."""
     try:
         rows = batch.to_pylist()
     except UNREADABLE:

@@ -1,11 +1,11 @@
-"""Values of tables and of data sets on the hub as JSON has them, so that rows of every origin hold the same types.
+"""Convert values of tables and of hub data sets to JSON types, so that rows of all sources have the same types.
 
 | in the table | becomes |
 |---|---|
 | date, time, timestamp, duration | text: ISO 8601, ``2024-05-01T12:00:00+00:00``; a duration as Python writes it |
 | decimal | a number where a float holds all its digits, else a text |
 | bytes that are UTF-8 | a text |
-| map, tuple, array | a list; a map one of pairs |
+| map, tuple, array | a list; for a map, a list of pairs |
 | UUID, path | a text |
 | other bytes, images, audio, any other object | the row is refused, naming the field |
 """
@@ -27,10 +27,10 @@ MEND = "Leave the column out of the file, or save it as a text or a number; or t
 
 
 class Unreadable:
-    """Stands in for a value that cannot be had.
+    """Placeholder for a value that cannot be read.
 
     Args:
-        why: What was said about it.
+        why: The reason.
     """
 
     def __init__(self, why: str):
@@ -42,11 +42,11 @@ class NotJson(ValueError):
 
 
 def table_record(origin: str, row: Any) -> Record:
-    """The record of a row, or what is wrong with it.
+    """Convert a row of a table to a record; its ``fault`` is set if a value cannot be converted.
 
     Args:
-        origin: Where it stands.
-        row: Its values by name, as Arrow or ``datasets`` gives them.
+        origin: Position of the row, for error messages.
+        row: Values by name, as Arrow or ``datasets`` gives them.
     """
     try:
         return Record(origin, _json_value(row, "", 0))
@@ -61,7 +61,7 @@ def _json_value(value: Any, path: str, depth: int) -> Any:
         raise NotJson(TOO_DEEP)
     if isinstance(value, Mapping):
         inside = {str(key): (item, f"{path}.{key}".lstrip(".")) for key, item in value.items()}
-        return {key: _json_value(item, place, depth + 1) for key, (item, place) in inside.items()}
+        return {key: _json_value(item, field, depth + 1) for key, (item, field) in inside.items()}
     if isinstance(value, np.ndarray | np.generic):
         return _json_value(value.tolist(), path, depth + 1)
     if isinstance(value, list | tuple):
@@ -89,7 +89,7 @@ def _text(value: str, path: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise NotJson(f"field {path!r} holds half of a surrogate pair, which is no text") from error
+        raise NotJson(f"field {path!r} holds half of a surrogate pair, which is not valid text") from error
     return value
 
 
@@ -103,4 +103,4 @@ def _decoded(value: bytes, path: str) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError as error:
-        raise NotJson(f"field {path!r} holds {len(value)} bytes that are no UTF-8 text") from error
+        raise NotJson(f"field {path!r} holds {len(value)} bytes that are not UTF-8 text") from error

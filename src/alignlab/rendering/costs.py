@@ -1,4 +1,4 @@
-"""What operators, methods and filters of a template cost, paid before they are done."""
+"""Costs of operators, methods and filters of a template, charged before they are executed."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -7,45 +7,50 @@ from typing import Any
 from jinja2 import pass_context
 from jinja2.sandbox import safe_range
 
-from alignlab.rendering.budget import BUDGET, TURN, TooMuch, size_of
+from alignlab.rendering.budget import BUDGET, ITERATION, TooMuch, size_of
 
 MAX_NUMBER = 1_000_000
-"""Largest number that may be a width or a count."""
+"""Largest width or count, and bound on the bits of a computed number."""
 
 WIDTHS = ("center", "ljust", "rjust", "zfill", "to_bytes", "indent")
 
 
-def each(values: Iterator[Any], text: int) -> Iterator[Any]:
-    """Values of which nobody knows how many there are, each paid for with the characters that are written with it."""
+def charge_each(values: Iterator[Any], text: int) -> Iterator[Any]:
+    """Yield values of an iterator of unknown length, and charge each.
+
+    Args:
+        values: The iterator.
+        text: Characters that are written for each value.
+    """
     for value in values:
-        BUDGET.spend(TURN + text)
+        BUDGET.spend(ITERATION + text)
         yield value
 
 
-def pay_operator(operator: str, left: Any, right: Any) -> None:
-    """Pay for ``*``, ``**`` or ``%``."""
+def charge_operator(operator: str, left: Any, right: Any) -> None:
+    """Charge for ``*``, ``**`` or ``%``."""
     if isinstance(left, int | float) and isinstance(right, int | float):
         if operator == "**":
             _refuse_large(abs(right) * (left.bit_length() if isinstance(left, int) else 1))
         elif operator == "*" and isinstance(left, int) and isinstance(right, int):
             _refuse_large(left.bit_length() + right.bit_length())
     elif operator == "%":
-        _pay_format(left, right if isinstance(right, tuple) else (right,), "%")
+        _charge_format(left, right if isinstance(right, tuple) else (right,), "%")
     elif operator == "*":
         times, text = (left, right) if isinstance(left, int) else (right, left)
         if isinstance(times, int) and hasattr(text, "__len__"):
             BUDGET.spend(max(0, times) * len(text))
 
 
-def pay_method(receiver: Any, name: str, values: list[Any]) -> None:
-    """Pay for a method of a text or a number."""
+def charge_method(receiver: Any, name: str, values: list[Any]) -> None:
+    """Charge for a method of a string, bytes or an integer."""
     length = len(receiver) if isinstance(receiver, str | bytes) else 0
     numbers = [value for value in values if isinstance(value, int)]
     if name in WIDTHS or name == "expandtabs":
         _refuse_large(max(numbers, default=8))
         length += max(numbers, default=8) * (length if name == "expandtabs" else 1)
     elif name in ("format", "format_map"):
-        _pay_format(receiver, values, "{")
+        _charge_format(receiver, values, "{")
     elif name == "replace" and len(values) > 1:
         length += (length // max(1, size_of(values[0])) + 1) * size_of(values[1])
     elif name == "join" and values:
@@ -55,8 +60,8 @@ def pay_method(receiver: Any, name: str, values: list[Any]) -> None:
     BUDGET.spend(length)
 
 
-def _pay_format(text: Any, values: Iterable[Any], mark: str) -> None:
-    """Pay for filling values into a text, each as often and as wide as it asks."""
+def _charge_format(text: Any, values: Iterable[Any], mark: str) -> None:
+    """Charge for formatting values into a text, with the widths in it."""
     if not isinstance(text, str | bytes):
         return
     values = list(values)
@@ -71,17 +76,17 @@ def _pay_format(text: Any, values: Iterable[Any], mark: str) -> None:
 
 
 def _size_joined(values: Any, length: int) -> int:
-    """Characters of joined values, with so many between two."""
+    """Characters of joined values with a separator of ``length`` characters."""
     return size_of(values) + (len(values) * length if hasattr(values, "__len__") else 0)
 
 
 def _refuse_large(number: float) -> None:
     if number > MAX_NUMBER:
-        raise TooMuch("it makes a number, or a width, that is too large")
+        raise TooMuch("it computes a number, or a width, that is too large")
 
 
 def limited_range(*limits: int) -> range:
-    """The sandbox's range, paid for."""
+    """The sandbox's ``range``, charged for its length."""
     numbers = safe_range(*limits)
     BUDGET.spend(len(numbers))
     return numbers
@@ -112,7 +117,7 @@ def _serialised(value: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def _filled(value: Any, *args: Any, **kwargs: Any) -> int:
-    _pay_format(value, [*args, *kwargs.values()], "%")
+    _charge_format(value, [*args, *kwargs.values()], "%")
     return 0
 
 
@@ -121,31 +126,31 @@ def _counted(value: Any, number: Any = 1, *args: Any, **kwargs: Any) -> int:
     return size_of(value) + (number if isinstance(number, int) else 0)
 
 
-PRICES: dict[str, Callable[..., int]] = {
+COSTS: dict[str, Callable[..., int]] = {
     "center": _indented, "indent": _indented, "wordwrap": _all_of, "replace": _replaced, "join": _joined,
     "tojson": _serialised, "format": _filled, "batch": _counted, "slice": _counted, "string": _all_of, "list": _all_of,
     "pprint": _all_of, "sum": _all_of, "urlize": _all_of, "striptags": _all_of, "xmlattr": _all_of, "reverse": _all_of,
     "sort": _all_of, "unique": _all_of, "urlencode": _all_of,
 }  # fmt: skip
-"""Characters that a filter makes or goes through, by its arguments."""
+"""Characters that a filter produces or reads, as functions of its arguments."""
 
 
 COLLECTS = ("join", "list", "sum", "sort", "unique", "batch", "slice", "reverse")
-"""Filters that go through all values, which are gathered first to know how many there are."""
+"""Filters that read all values; an iterator is first collected into a list, to know its length."""
 
 
-def paid(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is paid for first. It is told the context, so that none is computed when a template is compiled."""
+def charged(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a filter to charge for it first. It takes the context, which prevents its evaluation at compile time."""
     first = {"context": lambda c: [c], "eval_context": lambda c: [c.eval_ctx], "environment": lambda c: [c.environment]}
     kind = getattr(function, "jinja_pass_arg", None)
     leading = first[kind.name] if kind is not None else lambda context: []
-    price, collects = PRICES[name], name in COLLECTS
+    cost, collects = COSTS[name], name in COLLECTS
 
     @pass_context
-    def pay_and_filter(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def charge_and_filter(context: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
         if collects and isinstance(value, Iterator):
-            value = list(each(value, 0))
-        BUDGET.spend(price(value, *args, **kwargs))
+            value = list(charge_each(value, 0))
+        BUDGET.spend(cost(value, *args, **kwargs))
         return function(*leading(context), value, *args, **kwargs)
 
-    return pay_and_filter
+    return charge_and_filter

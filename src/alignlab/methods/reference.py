@@ -1,0 +1,171 @@
+"""The reference policy that a method holds: log-probs under it, computed once where asked, and moved where it moves."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from alignlab.distributed.strategies import Sharding
+from alignlab.errors import InputError
+from alignlab.losses.logps import sequence_sums, token_counts
+from alignlab.methods.precompute import add_reference_column
+from alignlab.models.component import Component
+from alignlab.models.reference import MOVING, OWN, Reference, make_reference
+from alignlab.models.scoring import token_scores
+from alignlab.types.batch import MicroBatch, StepBatch
+from alignlab.types.settings import Settings
+
+log = logging.getLogger(__name__)
+
+IDENTITY_TOLERANCE = {False: 1e-4, True: 2e-2}
+"""Nats per token by which policy and reference may differ before the first step, by whether it computes in 16 bits."""
+
+COLUMN = "reference_logps"
+"""Numeric column of rows whose reference log-probs were computed before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingReferenceSettings(Settings):
+    """Which reference there is.
+
+    Args:
+        reference: ``initial``, ``base``, ``ema``, ``synchronised``, ``none`` or the path of other weights.
+        reference_decay: ``ema``: share of the old average that a step keeps.
+        reference_every_n_steps: ``synchronised``: optimizer steps between two copies of the policy.
+    """
+
+    reference: str
+    reference_decay: Annotated[float, Field(ge=0, lt=1)]
+    reference_every_n_steps: Annotated[int, Field(ge=1)]
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether log-probs are computed before training."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings(MovingReferenceSettings):
+    """Which reference there is, of rows that are known before training.
+
+    Args:
+        precompute_reference: Score all rows once before training, keep the values, and free the reference.
+    """
+
+    precompute_reference: bool
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether log-probs are computed before training."""
+        return self.precompute_reference
+
+
+class ReferencePolicy(Component):
+    """Log-probs under the reference.
+
+    Args:
+        settings: Which reference.
+        open_model: Opens a path.
+        temperature: At which policy and reference are scored.
+    """
+
+    def __init__(
+        self, settings: MovingReferenceSettings, open_model: Callable[[str], nn.Module], temperature: float = 1.0
+    ):
+        super().__init__()
+        self.settings, self.open_model, self.temperature = settings, open_model, temperature
+        self.weights: Reference | None = None
+        self.fingerprint, self.is_low_precision = "", False
+        self._policy: tuple[nn.Module, Sharding] | None = None  # a tuple, so that it is not registered a second time
+
+    @property
+    def is_none(self) -> bool:
+        """Whether there is no reference: its log-probs are zeros."""
+        return self.settings.reference == "none"
+
+    @property
+    def changes(self) -> bool:
+        """Whether it moves, so that a checkpoint must carry it."""
+        return self.settings.reference in MOVING
+
+    def build(self, policy: nn.Module) -> None:
+        """Make it as the policy begins, or open its own weights."""
+        if not self.is_none:
+            self.weights = make_reference(policy, self.settings.reference, self.open_model)
+            self.fingerprint = self.weights.fingerprint
+            log.info("reference: %s, fingerprint %s", self.settings.reference, self.fingerprint)
+
+    def shard(self, policy: nn.Module, sharding: Sharding) -> None:
+        """Share weights of its own among ranks."""
+        self._policy = (policy, sharding)
+        if self.weights is not None and self.weights.model is not None:
+            sharding.shard_beside(self.weights.model)
+
+    def token_logps(self, batch: MicroBatch) -> Tensor:
+        """Log-probs of the supervised tokens; zeros without a reference. Shape ``[N]``."""
+        if self.is_none:
+            return torch.zeros(len(batch.labels), device=batch.labels.device)
+        policy, sharding = self._policy
+        with self.weights.standing_in(policy) as model:
+            score = partial(token_scores, temperature=self.temperature)
+            return sharding.forward_beside(model, score, model, batch).logps
+
+    def logps(self, batch: MicroBatch) -> Tensor:
+        """Log-probs of the completions; zeros without a reference. Shape ``[S]``."""
+        if COLUMN in batch.columns:
+            return batch.columns[COLUMN]
+        return sequence_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
+
+    def before_fit(self, trainer: Any) -> None:
+        """Score the rows where asked, after which the weights are not needed any more."""
+        self.is_low_precision = trainer.lightning_module.is_low_precision
+        if not self.settings.precomputes or self.is_none:
+            return
+        method, scorer = trainer.lightning_module, f"{self.fingerprint} {trainer.precision}"
+        score = partial(self._policy[1].forward, self.logps)
+        with method.as_in_training():
+            add_reference_column(trainer.datamodule, COLUMN, scorer, score, method.device)
+        self.weights = None
+
+    def before_step(self, step: StepBatch, num_steps_done: int) -> None:
+        """Before the first step of all, the policy must be what it is held against."""
+        if num_steps_done == 0 and not self.is_none:
+            policy, sharding = self._policy
+            difference = sharding.forward(self._mean_log_ratio, policy, step.micro_batches[0])
+            self._check_identity(float(difference))
+
+    def after_step(self, num_steps_done: int) -> None:
+        """Let a moving reference follow."""
+        word, every = self.settings.reference, self.settings.reference_every_n_steps
+        if word == "ema":
+            self.weights.move_towards(self._policy[0], 1 - self.settings.reference_decay)
+        if word == "synchronised" and num_steps_done % every == 0:
+            self.weights.move_towards(self._policy[0], 1.0)
+
+    @torch.no_grad()
+    def _mean_log_ratio(self, policy: nn.Module, batch: MicroBatch) -> Tensor:
+        """Mean over sequences of the absolute log-ratio per token, in eval mode. Shape ``[]``."""
+        policy.eval()
+        token_logps = token_scores(policy, batch, temperature=self.temperature).logps
+        policy.train()
+        logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
+        tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
+        return ((logps - self.logps(batch)) / tokens).abs().mean()
+
+    def _check_identity(self, difference: float) -> None:
+        word, meant_to_differ = self.settings.reference, self.settings.reference not in OWN
+        log.info("log-ratio of policy and reference before the first step: %.3g nats per token", difference)
+        if meant_to_differ or word == "base" or difference <= IDENTITY_TOLERANCE[self.is_low_precision]:
+            return
+        raise InputError(
+            f"method.reference={word}",
+            f"before the first step policy and reference differ by {difference:.3g} nats per token, and must be "
+            f"equal; the reference has the fingerprint {self.fingerprint}",
+            "Type method.precompute_reference=false if its cached values are of other weights, or name the "
+            "reference that is meant: method.reference=base or a path",
+        )

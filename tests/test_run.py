@@ -1,0 +1,60 @@
+"""What stands around a training: what is refused before its folder is made, and how its end is told."""
+
+import shutil
+
+import pytest
+
+from alignlab import run
+from alignlab.cli.composition.compose import compose
+from alignlab.config import schema
+from alignlab.errors import InputError
+from alignlab.models.locations import POCKET
+from alignlab.system import disk
+from tests.commands import QUIET, alignlab
+
+ABSENT = {
+    "rows": ["data=jsonl", "data.path=absent.jsonl"],
+    "weights": ["model.path=./absent/model"],
+    "a run to start from": ["init_from=./absent/run"],
+    "a reference": ["method=dpo", "method.reference=./absent/model"],
+}
+TWO = ["strategy=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", ABSENT.values(), ids=ABSENT)
+def test_what_is_not_there_is_refused_before_a_folder_is_made(folder, words):
+    with pytest.raises(InputError, match="absent"):
+        run.prepare(schema.check(compose(words)), num_ranks=1)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("words", [["model.path=copy"], ["method=dpo", "method.reference=copy"]], ids=" ".join)
+def test_damaged_weights_are_refused_before_a_folder_is_made(folder, words):
+    shutil.copytree(POCKET, folder / "copy")
+    disk.write_manifest(folder / "copy")
+    (folder / "copy" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"is damaged: tokenizer\.json"):
+        run.prepare(schema.check(compose(words)), num_ranks=1)
+    assert [path.name for path in folder.iterdir()] == ["copy"]
+
+
+def test_leftovers_of_a_killed_run_are_cleared_before_a_new_one(folder):
+    for name in (".config.yaml.partial", ".model.partial/x", ".model.old/x"):
+        disk.write_text(folder / "run" / name, "")
+    _, prepared = run.prepare(schema.check(compose(["run_dir=run"])), num_ranks=1)
+    prepared.unlock()
+    assert {path.name for path in (folder / "run").iterdir()} == {".lock", "config.yaml"}
+
+
+def test_processes_that_end_without_a_result_fail_the_run(monkeypatch, capsys):
+    """As they do where something calls ``os._exit(0)`` in each of them."""
+    monkeypatch.setattr(run.launch, "launch", lambda *_, **__: None)
+    assert alignlab("train", *QUIET, *TWO, "run_dir=run") == 1
+    assert "something in them called exit" in capsys.readouterr().err
