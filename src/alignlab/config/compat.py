@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alignlab.config.sources import source_node
 from alignlab.distributed.launch import num_local_processes
 from alignlab.errors import InputError, raise_all
 
@@ -94,7 +95,7 @@ def _unread(key: str) -> Row:
     """A key of ``data`` that was given, but that the chosen source does not take over."""
     return Row(
         (f"data.{key}", "data.source"),
-        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and key not in (c["data.source"] or {}),
+        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and c["data.source"] and key not in source_node(c["data"]),
         "this source does not read it",
         "Type data=jsonl for files, or leave it out",
     )
@@ -104,6 +105,11 @@ def _has_asynchronous_io() -> bool:
     from alignlab.distributed.strategies.zero import has_asynchronous_io
 
     return has_asynchronous_io()
+
+
+def _is_offloaded(config: Config) -> bool:
+    """Whether the optimizer's master weights rest on the host."""
+    return config["strategy.config.zero_optimization.offload_optimizer.device"] in ("cpu", "nvme")
 
 
 def _engine_precision(config: Config) -> str | None:
@@ -194,6 +200,24 @@ ROWS: tuple[Row, ...] = (
         lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
         "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
         "Type strategy=ddp, or optimizer=adamw",
+    ),
+    Row(
+        ("optimizer",),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
+        "DeepSpeed, whose optimizer it is, is not installed",
+        "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
+    ),
+    Row(
+        ("optimizer", "strategy", "trainer.accelerator"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and not (_on_cpu(c) or _is_offloaded(c)),
+        "it steps on weights in host memory, and these are on the accelerator",
+        "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
+    ),
+    Row(
+        ("optimizer", "strategy"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
+        "it reads weights at their address in memory, which FSDP2's shards do not tell: the process ends by SIGSEGV",
+        "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
     ),
     Row(
         ("strategy",),
