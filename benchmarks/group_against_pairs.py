@@ -1,11 +1,12 @@
-"""Group DPO against DPO on exploded pairs: tables and curves in docs/methods/group_dpo.md, from finished runs.
+"""Group DPO against DPO on the same rows: tables and curves in docs/methods/group_dpo.md, from finished runs.
 
     python benchmarks/yardsticks.py dpo group_dpo
     python train.py sweeps=group_against_pairs
     python -m benchmarks.group_against_pairs SWEEP_FOLDER/sweep.csv
 
-Both see the same rows, one right and three wrong solutions each, in the same order for a seed: DPO as three pairs with
-one chosen, group DPO as one group. Both make the same forward and backward passes, so equal steps are equal compute.
+Both train on the same rows, with one right and three wrong solutions each, in the same order for a seed: DPO on three
+pairs with the same chosen completion, group DPO on one group. Both make the same forward and backward passes, so equal
+steps need equal compute.
 """
 
 import csv
@@ -30,23 +31,23 @@ Points = Sequence[tuple[float, float]]
 
 
 def config_of(folder: Path) -> dict:
-    """What a run was told."""
+    """Read the config of a run."""
     return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 
 
 def curve(folder: Path, metric: str) -> Points:
-    """Points (step, value) of a run; margins without their factor beta, so that methods can be compared."""
+    """Points ``(step, value)`` of a run; margins are divided by beta, so that methods can be compared."""
     unit = config_of(folder)["method"]["beta"] if metric == MARGIN else 1.0
     return [(row["progress/step"], row[metric] / unit) for row in rows_of(folder) if metric in row]
 
 
 def seeds_of(method: str) -> list[Path]:
-    """Yardstick runs of a method."""
+    """Folders of the yardstick runs of a method, one per seed."""
     return sorted(RUNS.glob(f"{method}-[0-9]*"))
 
 
 def table() -> str:
-    """Each yardstick seed at each validation, and the mean margin of the last."""
+    """Table of the exact match of each seed at each validation, and of the mean last margin."""
     steps = [int(step) for step, _ in curve(seeds_of("dpo")[0], EXACT)]
     heads = [f"exact match, step {step}" for step in steps]
     lines = [f"| method | {' | '.join(heads)} | nats above the rejected |", "|---|" + "---|" * (len(heads) + 1)]
@@ -59,7 +60,7 @@ def table() -> str:
 
 
 def sweep_table(file: Path) -> str:
-    """Exact match at the end of each job of a sweep, by method, rate and beta."""
+    """Table of the final exact match of each job of a sweep, by method, rate and beta."""
     ends: dict[str, dict[str, float]] = {method: {} for method in METHODS}
     for job in csv.DictReader(file.open(encoding="utf-8", newline="")):
         typed = dict(word.split("=") for word in job["overrides"].split())
@@ -72,7 +73,7 @@ def sweep_table(file: Path) -> str:
 
 
 def draw(path: Path) -> None:
-    """One panel per metric, one line per seed."""
+    """Draw one panel per metric, with one line per seed."""
     figure = Figure(figsize=(10.2, 3.0), dpi=110, layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, len(TITLES)), TITLES.items(), strict=True):
         for method, colour in METHODS.items():
@@ -91,7 +92,7 @@ def draw(path: Path) -> None:
 
 
 def main(sweep: str) -> int:
-    """Write tables and picture."""
+    """Write the tables and the picture."""
     draw(PICTURE)
     head, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{head}{BEGIN}\n{table()}\n\n{sweep_table(Path(sweep))}\n{END}{rest.partition(END)[2]}")

@@ -1,4 +1,4 @@
-"""Curves of finished runs as small multiples, one picture per method, as they stand in docs/methods.
+"""Curves of finished runs as small multiples, one picture per method, for docs/methods.
 
     python benchmarks/method_curves.py RUN_FOLDER… --into docs/methods/pictures
 
@@ -48,10 +48,10 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     **dict.fromkeys(("grpo", "rloo"), ONLINE),
     "ppo": (*ONLINE[:4], ("explained_variance",), GRADIENT),
 }
-"""What is drawn of a method, in reading order; metrics that no run has logged are left out."""
+"""Panels of a method, in reading order; metrics that no run has logged are left out."""
 
 FROM_ZERO = {"train/grad_norm", "train/entropy", "completion_tokens/mean"}
-"""Quantities whose size against nothing matters."""
+"""Metrics whose axis begins at zero."""
 
 WIDTH, ROW_HEIGHT, DOTS_PER_INCH, NUM_COLOURS = 10.2, 2.3, 110, 48
 
@@ -59,7 +59,7 @@ Runs = Sequence[list[dict[str, float]]]
 
 
 def main(words: Sequence[str] | None = None) -> list[Path]:
-    """Draw what the words ask for; the files written."""
+    """Draw the runs of a command line; return the files written."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--into", type=Path, required=True, metavar="FOLDER", help="where METHOD.png is written")
@@ -72,10 +72,10 @@ def main(words: Sequence[str] | None = None) -> list[Path]:
 
 
 def method_of(run: Path) -> str:
-    """The word after ``method=`` of a run: the module of its method.
+    """The method of a run, as typed after ``method=``: the module of its class.
 
     Raises:
-        InputError: It is no run folder, or its method has no panels here.
+        InputError: It is not a run folder, or its method has no panels here.
     """
     file = run / "config.yaml"
     if not file.is_file():
@@ -87,17 +87,17 @@ def method_of(run: Path) -> str:
 
 
 def draw(method: str, folders: Sequence[Path], file: Path) -> Path:
-    """One picture of the runs of a method."""
+    """Draw one picture of the runs of a method."""
     runs = [rows_of(folder) for folder in folders]
     image = io.BytesIO()
     figure(PANELS[method], runs).savefig(image, dpi=DOTS_PER_INCH, facecolor="white")
-    # Few colours are drawn, and a palette of them takes a third of the bytes.
+    # The picture has few colours; with a palette the file has a third of the size.
     Image.open(image).convert("RGB").quantize(NUM_COLOURS, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
     return file
 
 
 def rows_of(folder: Path) -> list[dict[str, float]]:
-    """Rows of a run's metrics.csv, and as step 0 what held-out rows gave before training."""
+    """Rows of a run's metrics.csv, with the validation before training as step 0."""
     summary = folder / "summary.json"
     before = json.loads(summary.read_text(encoding="utf-8"))["initial_metrics"] if summary.is_file() else {}
     held_out = {name: value for name, value in before.items() if name.startswith("val/")}
@@ -108,11 +108,11 @@ def figure(panels: Sequence[Panel], runs: Runs) -> Figure:
     """Small multiples over optimizer steps.
 
     Args:
-        panels: What may be drawn; what no run has logged is left out.
-        runs: Rows per run, as ``rows_of`` gives them.
+        panels: Panels to draw; metrics that no run has logged are left out.
+        runs: Rows per run, as ``rows_of`` returns them.
 
     Raises:
-        InputError: Nothing of it was logged.
+        InputError: None of the metrics was logged.
     """
     logged = [{name: found for name in panel if any(found := series(runs, name))} for panel in panels]
     logged = [panel for panel in logged if panel]
@@ -121,23 +121,23 @@ def figure(panels: Sequence[Panel], runs: Runs) -> Figure:
     num_columns = 2 if len(logged) in (2, 4) else 3
     num_rows, last = -(-len(logged) // num_columns), max(row[AXIS] for rows in runs for row in rows)
     made = Figure(figsize=(WIDTH, ROW_HEIGHT * num_rows), layout="constrained")
-    for place, panel in enumerate(logged):
-        axes = made.add_subplot(num_rows, num_columns, place + 1)
+    for index, panel in enumerate(logged):
+        axes = made.add_subplot(num_rows, num_columns, index + 1)
         draw_panel(axes, panel)
         axes.set_xlim(-0.02 * last, 1.02 * last)
-        if place + num_columns >= len(logged):
+        if index + num_columns >= len(logged):
             axes.set_xlabel(METRICS[AXIS].unit, color=INK, fontsize=9)
     return made
 
 
 def series(runs: Runs, name: str) -> list[Points]:
-    """Finite values of a metric by step, per run."""
+    """Points ``(step, value)`` of a metric with finite values, per run."""
     points = [[(row[AXIS], row[name]) for row in rows if name in row] for rows in runs]
     return [[point for point in run if abs(point[1]) < float("inf")] for run in points]
 
 
 def draw_panel(axes: Axes, panel: Mapping[str, Sequence[Points]]) -> None:
-    """Curves in their colours, their names in place of a title."""
+    """Draw the curves of a panel, with a legend instead of a title."""
     for (name, runs), colour in zip(panel.items(), COLOURS, strict=False):
         label = name
         for points in filter(None, runs):
@@ -147,7 +147,7 @@ def draw_panel(axes: Axes, panel: Mapping[str, Sequence[Points]]) -> None:
 
 
 def draw_curve(axes: Axes, points: Points, colour: str, label: str, *, faint: bool, dots: bool) -> None:
-    """A curve of many values raw and smoothed; one of few, as of validation, as dots on a line."""
+    """Draw a curve raw and smoothed; with ``dots``, for few values as of a validation, as points on a line."""
     steps, values = zip(*points, strict=True)
     width = 1.1 if faint else 1.6
     if dots:

@@ -1,9 +1,9 @@
-"""Seconds for a rollout of the embedded model: our sampler against Transformers' ``generate``, run in turn.
+"""Seconds for a rollout of the embedded model: our sampler against Transformers' ``generate``, alternately.
 
     python benchmarks/rollout_sampler.py --threads 1 --prompts 48
 
-Both draw 16 completions of at most 64 tokens per prompt, at temperature 1 over the whole vocabulary, from the same
-left-padded prompts of level 3; both must be right about as often.
+Both sample 16 completions of at most 64 tokens per prompt, at temperature 1 over the whole vocabulary, for the same
+prompts of level 3. Their shares of right answers should be about equal.
 """
 
 import argparse
@@ -23,7 +23,7 @@ OPEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop
 
 
 def load():
-    """The embedded model and its tokenizer."""
+    """Load the embedded model and its tokenizer."""
     options = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False}
     source = Pretrained(path="pocket", **options, trust_remote_code=False, revision=None)
     tokenizer = source.load_tokenizer()
@@ -31,7 +31,7 @@ def load():
 
 
 def problems(tokenizer, num_prompts):
-    """Prompts as tokens, and their answers."""
+    """Prompts as token ids, and their answers."""
     source = Arithmetic(
         level=3, kind="prompt", num_train=num_prompts, num_validation=1, num_rejected=1, mistakes=0, seed=0
     )
@@ -42,7 +42,7 @@ def problems(tokenizer, num_prompts):
 
 
 def ours(model, tokenizer, prompts, batch_size, seed):
-    """Completions per prompt, as tokens."""
+    """Sample completions per prompt with our sampler, as token ids."""
     limits = {"max_completion_tokens": MAX_TOKENS, "stop_tokens": [tokenizer.eos_token_id]}
     drawn = sample(
         model,
@@ -59,7 +59,7 @@ def ours(model, tokenizer, prompts, batch_size, seed):
 
 
 def theirs(model, tokenizer, prompts, batch_size, seed):
-    """The same by ``generate``, as many completions at once."""
+    """Sample the same with ``generate``, with as many completions at a time."""
     torch.manual_seed(seed)
     groups, at_once = [], max(1, batch_size // NUM_COMPLETIONS)
     for start in range(0, len(prompts), at_once):
@@ -95,8 +95,8 @@ def main():
             groups = way(model, tokenizer, prompts, options.batch_size, seed=repeat)
             seconds[name].append(time.perf_counter() - start)
             texts = [tokenizer.batch_decode(group, skip_special_tokens=True) for group in groups]
-            hits = [exact_answer(text, answer) for group, answer in zip(texts, answers, strict=True) for text in group]
-            print(f"{name:9} {seconds[name][-1]:6.2f} s   right {sum(hits) / len(hits):.1%}")
+            right = [exact_answer(text, answer) for group, answer in zip(texts, answers, strict=True) for text in group]
+            print(f"{name:9} {seconds[name][-1]:6.2f} s   right {sum(right) / len(right):.1%}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     ratio = medians["generate"] / medians["ours"]
     print(f"{options.prompts} prompts, {options.threads} threads: {medians['ours']:.2f} s, {ratio:.1f} times as fast")

@@ -1,13 +1,13 @@
-"""Memory of each of two CPU processes under every strategy: what they hold, tensor by tensor, and their peak.
+"""Memory of each of two CPU processes with every strategy: their tensors, and their peak.
 
     python benchmarks/strategy_memory.py
     python benchmarks/strategy_memory.py --strategies ddp deepspeed_z3 -- strategy.config.zero_optimization.…=…
 
-A Llama of 120 million random float32 weights trains three steps with AdamW through ``train.py``, two rows per step.
-Bytes held are counted within the optimizer's step, when gradients and state are both there: every live tensor of the
-process, each storage once. The peak is that of the resident set, less what the process took before the model was made;
-its first column leaves out the pages of the checkpoint's own file, which the system takes back when it needs them.
-The table is printed in Markdown, as it stands in docs/strategies.md; MiB, the larger of the two processes.
+A Llama of 120 million random float32 weights is trained for three steps with AdamW by ``train.py``, with two rows per
+step. Bytes are counted during the optimizer's step, when both gradients and state exist: every live tensor of the
+process, each storage once. The peak is that of the resident set minus its size before the model was built; "peak
+anonymous" excludes memory-mapped pages of the checkpoint, which the system can free. The table is printed in Markdown
+for docs/strategies.md, in MiB, with the larger value of the two processes.
 """
 
 import argparse
@@ -51,7 +51,7 @@ MIB = 2**20
 
 
 class Memory(lightning.Callback):
-    """Measures the process in which it runs and leaves ``RANK.json`` in a folder.
+    """Measures the memory of its process and writes ``RANK.json`` to a folder.
 
     Args:
         to: The folder.
@@ -61,21 +61,21 @@ class Memory(lightning.Callback):
         self.to, self.held = Path(to), dict.fromkeys(KINDS, 0)
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """Note what the process takes before the model is made, its libraries loaded."""
-        import transformers.models.llama.modeling_llama  # noqa: F401  its pages are no part of the model
+        """Measure the process before the model is built, with all libraries loaded."""
+        import transformers.models.llama.modeling_llama  # noqa: F401  so that its pages are not counted
 
         gc.collect()
         self.before = resident()
         self.peaks = Peaks()
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Look at every step of the optimizer that works on the weights, inside the strategy's own."""
+        """Measure at every step of the inner optimizer that updates the weights."""
         optimizer = trainer.strategy.optimizers[0]
         inner = getattr(optimizer, "optimizer", optimizer)
         inner.register_step_post_hook(lambda *_: self.measure(optimizer, inner, pl_module))
 
     def measure(self, optimizer: Any, inner: torch.optim.Optimizer, module: nn.Module) -> None:
-        """Keep the largest sum so far; ZeRO-3 steps group by group."""
+        """Keep the measurement with the largest sum, since ZeRO-3 makes one step per parameter group."""
         held = by_kind(optimizer, inner, module)
         self.held = max(self.held, held, key=lambda found: sum(found.values()))
 
@@ -89,7 +89,7 @@ class Memory(lightning.Callback):
 
 
 class Peaks(threading.Thread):
-    """The largest resident sets seen, looked at every few milliseconds."""
+    """Peak of the resident set, sampled every few milliseconds."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -97,26 +97,26 @@ class Peaks(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Look until told to stop."""
+        """Sample until ``end`` is called."""
         while not self.over.wait(0.005):
             self.top = tuple(map(max, self.top, resident()))
 
     def end(self) -> tuple[int, ...]:
-        """Bytes at most: anonymous, and all."""
+        """Stop, and return the peaks in bytes: anonymous, and total."""
         self.over.set()
         self.join()
         return self.top
 
 
 def resident() -> tuple[int, int]:
-    """Resident bytes of this process now: anonymous, and all."""
+    """Current resident bytes of this process: anonymous, and total."""
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     sizes = {words[0]: int(words[1]) * 1024 for words in lines if words[0] in ("RssAnon:", "VmRSS:")}
     return sizes["RssAnon:"], sizes["VmRSS:"]
 
 
 def by_kind(optimizer: Any, inner: torch.optim.Optimizer, module: nn.Module) -> dict[str, int]:
-    """Bytes of all live tensors by kind, each storage counted once, for the first kind that names it."""
+    """Bytes of all live tensors by kind; each storage is counted once, for the first kind that it belongs to."""
     live = [tensor for tensor in gc.get_objects() if issubclass(type(tensor), Tensor)]
     held = list(weights(optimizer, module))
     seen: set[int] = set()
@@ -125,7 +125,7 @@ def by_kind(optimizer: Any, inner: torch.optim.Optimizer, module: nn.Module) -> 
 
 
 def weights(optimizer: Any, module: nn.Module) -> Iterator[Tensor]:
-    """Parameters and buffers as the model has them, ZeRO's shares of them, and its masters."""
+    """Parameters and buffers of the model, ZeRO's shards of them, and its master copies."""
     for tensor in (*module.parameters(), *module.buffers()):
         yield from (tensor, getattr(tensor, "ds_tensor", tensor))
     for masters in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
@@ -133,7 +133,7 @@ def weights(optimizer: Any, module: nn.Module) -> Iterator[Tensor]:
 
 
 def gradients(optimizer: Any, held: list[Tensor]) -> Iterator[Tensor]:
-    """What stands in ``grad``, and where ZeRO keeps gradients until the step."""
+    """Tensors in ``grad``, and those in which ZeRO keeps gradients until the step."""
     yield from (tensor.grad for tensor in held if tensor.is_leaf and tensor.grad is not None)
     for averaged in (getattr(optimizer, "averaged_gradients", None) or {}).values():
         yield from averaged or ()
@@ -142,7 +142,7 @@ def gradients(optimizer: Any, held: list[Tensor]) -> Iterator[Tensor]:
 
 
 def state(inner: torch.optim.Optimizer) -> Iterator[Tensor]:
-    """What the optimizer keeps between steps."""
+    """Tensors of the optimizer's state."""
     entries = (entry for entries in inner.state.values() for entry in entries.values())
     return (entry for entry in entries if isinstance(entry, Tensor))
 
@@ -157,7 +157,7 @@ def new_bytes(tensors: Iterable[Tensor], seen: set[int]) -> Iterator[int]:
 
 
 def write_model(folder: Path) -> None:
-    """Random weights of the architecture above, with the tokenizer of the embedded model."""
+    """Write a model with random weights of ``ARCHITECTURE`` and the tokenizer of the embedded model."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(REPOSITORY / "src/alignlab/assets/pocket")
@@ -170,7 +170,7 @@ def write_model(folder: Path) -> None:
 
 
 def train(model: Path, folder: Path, strategy: str, words: list[str]) -> dict[str, int]:
-    """Train on two processes; the larger of what they report."""
+    """Train with two processes; return the larger value of each column."""
     folder.mkdir()
     callback = ["+callbacks.memory._target_=strategy_memory.Memory", f"+callbacks.memory.to={folder}"]
     sharding = [f"strategy={strategy}", "trainer.devices=2", "trainer.accelerator=cpu", f"model.path={model}"]
@@ -187,7 +187,7 @@ def train(model: Path, folder: Path, strategy: str, words: list[str]) -> dict[st
 
 
 def row(strategy: str, report: dict[str, int], whole: float) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     held = sum(report[kind] for kind in KINDS[:3])
     cells = [*(report[kind] for kind in KINDS[:3]), held]
     numbers = [f"{size / MIB:,.0f}" for size in cells] + [f"{held / whole:.2f}"]
@@ -198,7 +198,7 @@ def row(strategy: str, report: dict[str, int], whole: float) -> str:
 def main() -> None:
     """Print the table, line by line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, help="the first is what the others are held to")
+    parser.add_argument("--strategies", nargs="+", default=STRATEGIES, help="the others are compared with the first")
     parser.add_argument("words", nargs="*", help="after --: further words for train.py")
     options = parser.parse_args()
     heads = ["strategy", *KINDS[:3], "together", f"of `{options.strategies[0]}`", *COLUMNS[3:]]

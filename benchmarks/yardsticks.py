@@ -1,12 +1,13 @@
-"""What each method's default run makes of the embedded model, three seeds: the table in experiments/README.md.
+"""Results of each method's default run on the embedded model with three seeds: the table in experiments/README.md.
 
     python benchmarks/yardsticks.py                # all methods, or name some: dpo grpo
     python benchmarks/yardsticks.py --seeds 1      # one seed only
     python benchmarks/yardsticks.py --again dpo    # drop finished runs of dpo and repeat them
 
-Each run is ``python train.py method=METHOD seed=SEED`` in a process of its own, one after the other, and stays under
-runs/yardsticks/; a finished one is not repeated. grpo/reward_model is GRPO scored by a reward model that its own
-yardstick trains before. Exit code 1 if a run misses its mark. The seconds are those of the whole command.
+Each run is ``python train.py method=METHOD seed=SEED`` in a separate process, one after the other, and is kept in
+runs/yardsticks/; finished runs are not repeated. grpo/reward_model is GRPO with the reward model of the yardstick
+reward_model, which is trained first. The exit code is 1 if a result is below its minimum. The seconds are those of the
+whole command.
 """
 
 import argparse
@@ -27,14 +28,14 @@ BEGIN, END = "<!-- yardsticks: written by benchmarks/yardsticks.py -->", "<!-- y
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What a method is measured by.
+    """The expected result of a method.
 
     Args:
-        least: Smallest value that will do at the end.
-        seconds: Most seconds of the whole command, on two quiet cores.
-        metric: A column of metrics.csv; of held-out problems.
-        scorer: The yardstick whose run of the same seed is the reward model, in the place of the rule.
-        more: What else is typed.
+        least: Minimum of the final value.
+        seconds: Maximum duration of the whole command, on two idle cores.
+        metric: A column of metrics.csv that is measured on held-out problems.
+        scorer: The yardstick whose run with the same seed is the reward model, instead of a rule.
+        more: Further words of the command.
     """
 
     least: float
@@ -44,7 +45,7 @@ class Yardstick:
     more: tuple[str, ...] = ()
 
 
-# What a reward model has never seen it may reward, so the policy is held near to where its comparisons come from.
+# A reward model may reward text unlike its training data, so the policy is kept close to the source of that data.
 NEAR = ("optimizer.lr=1e-4", "trainer.max_steps=120")
 
 YARDSTICKS = {  # METHOD, or METHOD/SCORER
@@ -64,26 +65,26 @@ YARDSTICKS = {  # METHOD, or METHOD/SCORER
 }
 
 
-def place(name: str, seed: int) -> Path:
-    """Where the run of a yardstick lies."""
-    return RUNS / f"{name.replace('/', '_by_')}-{seed}"
+def folder_of(name: str, seed: int) -> Path:
+    """Folder of the run of a yardstick."""
+    return RUNS / f"{name.refolder_of('/', '_by_')}-{seed}"
 
 
 def words(name: str, scorer: str) -> list[str]:
-    """What is typed; ``scorer`` is the run of the reward model."""
+    """Words of the command; ``scorer`` is the run of the reward model."""
     learned = ["method/reward=reward_model", f"method.reward.reward_model.path={scorer}"]
     yardstick = YARDSTICKS[name]
     return [f"method={name.partition('/')[0]}", *(learned if yardstick.scorer else []), *yardstick.more]
 
 
 def run(name: str, seed: int, folder: Path) -> dict:
-    """The summary of a finished run, made where it is missing, after that of its reward model."""
+    """Return the summary of a run; train it, and its reward model, if it is not finished."""
     file, scorer = folder / "summary.json", YARDSTICKS[name].scorer
     if not file.exists() or json.loads(file.read_text())["status"] != "done":
         shutil.rmtree(folder, ignore_errors=True)
         if scorer:
-            run(scorer, seed, place(scorer, seed))
-        typed = [*words(name, str(place(scorer or name, seed))), f"seed={seed}", "logger=none", f"run_dir={folder}"]
+            run(scorer, seed, folder_of(scorer, seed))
+        typed = [*words(name, str(folder_of(scorer or name, seed))), f"seed={seed}", "logger=none", f"run_dir={folder}"]
         began = time.perf_counter()
         subprocess.run([sys.executable, str(REPOSITORY / "train.py"), *typed], check=True, stdout=subprocess.DEVNULL)
         (folder / "command_seconds").write_text(f"{time.perf_counter() - began:.0f}")
@@ -91,13 +92,13 @@ def run(name: str, seed: int, folder: Path) -> dict:
 
 
 def ends(name: str, summary: dict) -> tuple[float, float]:
-    """The yardstick before and after."""
+    """The measured metric before and after training."""
     metric = YARDSTICKS[name].metric
     return summary["initial_metrics"][metric], summary["metrics"][metric]
 
 
 def row(name: str, summaries: dict[int, dict]) -> str:
-    """A line of the table."""
+    """Format a line of the table."""
     yardstick = YARDSTICKS[name]
     seconds = max(summary["command_seconds"] for summary in summaries.values())
     start = ends(name, next(iter(summaries.values())))[0]
@@ -107,7 +108,7 @@ def row(name: str, summaries: dict[int, dict]) -> str:
 
 
 def table(done: dict[str, dict[int, dict]]) -> str:
-    """All finished runs in Markdown."""
+    """Format the table of all finished runs."""
     seeds = sorted({seed for summaries in done.values() for seed in summaries})
     head = f"| typed | yardstick | before | after, seed {' / '.join(map(str, seeds))} | asked | seconds, slowest seed |"
     return "\n".join([head, "|---|---|---|---|---|---|", *(row(method, done[method]) for method in done)])
@@ -118,8 +119,8 @@ def finished(seeds: range = range(100)) -> dict[str, dict[int, dict]]:
     found: dict[str, dict[int, dict]] = {}
     for name in YARDSTICKS:
         for seed in seeds:
-            if (place(name, seed) / "command_seconds").exists():
-                found.setdefault(name, {})[seed] = run(name, seed, place(name, seed))
+            if (folder_of(name, seed) / "command_seconds").exists():
+                found.setdefault(name, {})[seed] = run(name, seed, folder_of(name, seed))
     return found
 
 
@@ -130,7 +131,7 @@ def write(done: dict[str, dict[int, dict]]) -> None:
 
 
 def main() -> int:
-    """Run what is missing, write the table, and say what misses its mark."""
+    """Run what is missing, write the table, and report results below their minimum."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="METHOD", help=f"of {', '.join(YARDSTICKS)}; all by default")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
@@ -138,7 +139,7 @@ def main() -> int:
     arguments = parser.parse_args()
     short = 0
     for name, seed in product(arguments.names or YARDSTICKS, arguments.seeds):
-        folder = place(name, seed)
+        folder = folder_of(name, seed)
         if arguments.again:
             shutil.rmtree(folder, ignore_errors=True)
         summary = run(name, seed, folder)

@@ -14,10 +14,10 @@ OURS = {"write_text"}
 
 PLACES = {
     "disk.py": "a hidden file of its own, renamed to the file that its callers below name",
-    "run_folder.py": "names that this run has written, by list, in a folder that it holds the lock of",
+    "folder.py": "names that this run has written, by list, in a folder that it holds the lock of",
     "storage.py": "step folders, their hidden stages and `last`, by pattern, in a run's checkpoints",
     "metrics_file.py": "metrics.csv of a run",
-    "record.py": "summary.json of a run",
+    "summary.py": "summary.json of a run",
     "loggers.py": "wandb/run_id.txt of a run",
     "samples.py": "samples.jsonl of a run",
     "launch.py": "a report in a temporary folder of its own",

@@ -19,6 +19,7 @@ from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
 from alignlab.callbacks.validate_at_end import ValidateAtEnd
 from alignlab.config.build import build, build_all, locate
+from alignlab.config.sources import source_node
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
 from alignlab.data.sources.mixture import serve
@@ -44,7 +45,7 @@ Config = dict[str, Any]
 
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
-    source = build("data.source", config["data"]["source"])
+    source = build("data.source", source_node(config["data"]))
     serve(source, locate(config["method"]["_target_"]).row_kind)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
@@ -60,7 +61,7 @@ def look_at_sources(config: Config) -> None:
     Raises:
         InputError: Names what is missing or damaged.
     """
-    serve(build("data.source", config["data"]["source"]), locate(config["method"]["_target_"]).row_kind)
+    serve(build("data.source", source_node(config["data"])), locate(config["method"]["_target_"]).row_kind)
     make_model_source(config)
     weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
     for path in (weights, None if reference in ("none", *OWN) else reference):

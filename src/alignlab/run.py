@@ -144,8 +144,8 @@ def train(config: Config, folder: RunFolder) -> None:
         for note in folder.notes:
             log.info(note)
         with first_on_each_machine() as is_first:
-            config["data"]["fresh"] = config["data"]["fresh"] and is_first
-            model, data = open_model_and_data(config)
+            fresh = config["data"]["fresh"] and is_first
+            model, data = open_model_and_data(config | {"data": config["data"] | {"fresh": fresh}})
         method = make_method(config, model, data)
         trainer, summary = make_trainer(config, folder, data)
         try:

@@ -31,7 +31,7 @@ def test_lines():
 
 
 def run(folder, every_n_seconds):
-    train(folder, 8, callbacks=[progress.Progress(every_n_seconds=every_n_seconds)], enable_progress_bar=True)
+    train(folder, 8, callbacks=[progress.ProgressLine(every_n_seconds=every_n_seconds)], enable_progress_bar=True)
 
 
 def test_without_a_terminal_lines_are_few(tmp_path, capsys):
@@ -59,7 +59,7 @@ def test_on_a_terminal_a_bar_is_drawn_that_the_log_does_not_hold(tmp_path, capsy
 
 
 def test_other_ranks_show_nothing(tmp_path, capsys):
-    bar = progress.Progress(every_n_seconds=1e-9)
+    bar = progress.ProgressLine(every_n_seconds=1e-9)
     bar.disable()
     bar.on_train_start(make_trainer(tmp_path), Toy())
     bar.on_train_batch_end(make_trainer(tmp_path), Toy(), None, None, 0)

@@ -139,7 +139,7 @@ def test_settings_of_hydra_in_a_saved_config_run_nothing(text, acting, capsys):
 def test_a_saved_config_with_a_program_in_it_is_refused(acting, capsys):
     config = as_yaml(schema.check(compose()) | {"run_dir": "old"})
     for node in ("cProfile.run", "acting.act", "acting.Acting"):
-        text = config.replace("alignlab.callbacks.progress.Progress", node)
+        text = config.replace("alignlab.callbacks.progress.ProgressLine", node)
         assert text != config
         (acting / "config.yaml").write_text(text)
         assert main(["train", "--from", str(acting)]) == 2

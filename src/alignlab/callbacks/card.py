@@ -137,7 +137,7 @@ def batch_table(batch: BatchFacts) -> Table:
 def example_text(pieces: Iterable[Piece]) -> Text:
     """Format a decoded example: supervised text green between ⟦ and ⟧, other text dim, long pieces shortened."""
     text = Text("example", style="bold")
-    text.append("  the loss sees what stands between ⟦ and ⟧\n", style="not bold dim")
+    text.append("  text between ⟦ and ⟧ is supervised\n", style="not bold dim")
     for piece, supervised in joined(pieces):
         piece = shortened(piece)
         text.append(f"⟦{piece}⟧" if supervised else piece, style="not bold green" if supervised else "not bold dim")

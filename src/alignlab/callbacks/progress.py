@@ -18,7 +18,7 @@ FRAME_SECONDS = 0.25
 """Minimum interval between updates: reading a metric waits for the device."""
 
 
-class Progress(ProgressBar):
+class ProgressLine(ProgressBar):
     """Shows the progress of training, and prints the results of validations.
 
     Args:

@@ -40,7 +40,7 @@ def show(config: dict[str, Any]) -> Any:
     from alignlab.run_folder import console
 
     console.set_up(config["debug"])
-    config["data"]["streaming"] = False  # lengths and counts need all rows
+    config = config | {"data": config["data"] | {"streaming": False}}  # lengths and counts need all rows
     _, data = open_model_and_data(config)
     indices = range(min(config["preview"]["num_rows"], len(data.train)))
     console.show(preview_terminal(data.train, data.tokenizer, indices))

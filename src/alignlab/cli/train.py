@@ -73,10 +73,10 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
         refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")
     try:
         hide_config(cfg)
-        take_over_file(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
-        config = schema.check(cfg)
-        trainer = config["trainer"]
-        trainer["devices"], trainer["num_nodes"] = settle(trainer["devices"], trainer["num_nodes"])
+        words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+        config = schema.check(cfg, change=partial(take_over_file, words=words))
+        devices, num_nodes = settle(config["trainer"]["devices"], config["trainer"]["num_nodes"])
+        config |= {"trainer": config["trainer"] | {"devices": devices, "num_nodes": num_nodes}}
         compat.check(config)
         return config
     except InputError as error:

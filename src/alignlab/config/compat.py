@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from alignlab.config.sources import source_node
 from alignlab.distributed.launch import num_local_processes
 from alignlab.errors import InputError, raise_all
 
@@ -28,7 +29,7 @@ class Config:
         return value
 
 
-class Row(NamedTuple):
+class Rule(NamedTuple):
     """A combination that cannot work.
 
     Args:
@@ -44,7 +45,7 @@ class Row(NamedTuple):
     instead: str
 
 
-def check(plain: Mapping[str, Any], rows: tuple[Row, ...] | None = None) -> None:
+def check(plain: Mapping[str, Any], rows: tuple[Rule, ...] | None = None) -> None:
     """Raise all the reasons why a config cannot run.
 
     Args:
@@ -58,7 +59,7 @@ def check(plain: Mapping[str, Any], rows: tuple[Row, ...] | None = None) -> None
     raise_all([_refusal(row, config) for row in (ROWS if rows is None else rows) if row.when(config)])
 
 
-def _refusal(row: Row, config: Config) -> InputError:
+def _refusal(row: Rule, config: Config) -> InputError:
     asked = " ".join(f"{key}={_shown(config[key])}" for key in row.keys)
     return InputError(asked, row.because, row.instead)
 
@@ -90,11 +91,11 @@ SOURCE_KEYS = {"path": None, "format": "auto", "columns": {}, "validation_path":
 """Keys of ``data`` that only its source reads, with their defaults."""
 
 
-def _unread(key: str) -> Row:
+def _unread(key: str) -> Rule:
     """A key of ``data`` that was given, but that the chosen source does not take over."""
-    return Row(
+    return Rule(
         (f"data.{key}", "data.source"),
-        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and key not in (c["data.source"] or {}),
+        lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and c["data.source"] and key not in source_node(c["data"]),
         "this source does not read it",
         "Type data=jsonl for files, or leave it out",
     )
@@ -104,6 +105,11 @@ def _has_asynchronous_io() -> bool:
     from alignlab.distributed.strategies.zero import has_asynchronous_io
 
     return has_asynchronous_io()
+
+
+def _is_offloaded(config: Config) -> bool:
+    """Whether the optimizer's master weights rest on the host."""
+    return config["strategy.config.zero_optimization.offload_optimizer.device"] in ("cpu", "nvme")
 
 
 def _engine_precision(config: Config) -> str | None:
@@ -147,9 +153,9 @@ def _one_device(config: Config) -> bool:
     return devices in (1, "1", [0]) or (devices == "auto" and num_local_processes(devices, accelerator) == 1)
 
 
-def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
+def _deepspeed_row(section: str, ours: str, instead: str) -> Rule:
     """A section of DeepSpeed's config whose matter is settled elsewhere."""
-    return Row(
+    return Rule(
         (f"strategy.config.{section}",),
         lambda c: _on_deepspeed(c) and c[f"strategy.config.{section}"] is not None,
         f"{ours} stands outside DeepSpeed's config, so that it is the same under every strategy",
@@ -157,51 +163,69 @@ def _deepspeed_row(section: str, ours: str, instead: str) -> Row:
     )
 
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[Rule, ...] = (
     *map(_unread, SOURCE_KEYS),
-    Row(
+    Rule(
         ("init_from", "model.path"),
         lambda c: c["init_from"] is not None and c["model.path"] not in (None, "pocket", c["init_from"]),
         "both name the weights to start from",
         "Type one of them",
     ),
-    Row(
+    Rule(
         ("strategy", "trainer.devices", "trainer.num_nodes"),
         lambda c: _is_single(c) and not (_one_device(c) and c["trainer.num_nodes"] in (None, 1)),
         "a single process trains on a single device",
         "Type strategy=ddp",
     ),
-    Row(
+    Rule(
         ("trainer.precision",),
         lambda c: str(c["trainer.precision"]) in NARROW_WEIGHTS,
         "it also narrows the model's rotary frequencies, after which positions beyond a few hundred blur",
         "Type trainer.precision=bf16-mixed, or model.dtype=bfloat16 with trainer.precision=32-true",
     ),
-    Row(
+    Rule(
         ("trainer.accelerator",),
         lambda c: c["trainer.accelerator"] in ("tpu", "xla") and _lacks("torch_xla"),
         "the package torch_xla, which drives it, is not installed",
         "Type trainer.accelerator=auto, or install torch_xla",
     ),
-    Row(
+    Rule(
         ("peft.quantization.load_in_8bit", "strategy"),
         lambda c: _strategy(c) == "fsdp" and c["peft.quantization.load_in_8bit"] is True,
         "bitsandbytes keeps the scales of 8-bit weights on the weight object, which FSDP2 replaces by a shard",
         "Type peft=qlora (4 bits), or strategy=deepspeed_z3",
     ),
-    Row(
+    Rule(
         ("optimizer", "strategy"),
         lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
         "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
         "Type strategy=ddp, or optimizer=adamw",
     ),
-    Row(
+    Rule(
+        ("optimizer",),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
+        "DeepSpeed, whose optimizer it is, is not installed",
+        "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
+    ),
+    Rule(
+        ("optimizer", "strategy", "trainer.accelerator"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and not (_on_cpu(c) or _is_offloaded(c)),
+        "it steps on weights in host memory, and these are on the accelerator",
+        "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
+    ),
+    Rule(
+        ("optimizer", "strategy"),
+        lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
+        "it reads weights at their address in memory, which FSDP2's shards do not tell: the process ends by SIGSEGV",
+        "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
+    ),
+    Rule(
         ("strategy",),
         lambda c: "nvme" in str(c["strategy.config.zero_optimization"]) and not _has_asynchronous_io(),
         "DeepSpeed reads and writes disks through libaio, whose header and library are not installed",
         "Install libaio (apt install libaio-dev), or type strategy=deepspeed_z3_offload",
     ),
-    Row(
+    Rule(
         ("strategy.config.fp16.enabled", "strategy.config.bf16.enabled", "trainer.precision"),
         lambda c: _on_deepspeed(c) and _engine_precision(c) not in (None, str(c["trainer.precision"]).split("-")[0]),
         "DeepSpeed's config asks for another number format than the trainer",
@@ -213,49 +237,49 @@ ROWS: tuple[Row, ...] = (
     _deepspeed_row("train_batch_size", "the batch size", "Type data.global_batch_size=ROWS"),
     _deepspeed_row("train_micro_batch_size_per_gpu", "the batch size", "Type data.batch_size_per_device=ROWS"),
     _deepspeed_row("gradient_accumulation_steps", "accumulation", "Type data.global_batch_size=ROWS"),
-    Row(
+    Rule(
         ("peft", "data.packing"),
         lambda c: _is(c, "peft", "PrefixTuningConfig") and c["data.packing"],
         "the learned keys stand before each row, so rows cannot be laid end to end",
         "Type data.packing=false",
     ),
-    Row(
+    Rule(
         ("peft.quantization",),
         lambda c: c["peft.quantization"] is not None and _lacks("bitsandbytes"),
         "bitsandbytes, which holds the weights in 4 or 8 bits, is not installed",
         "Type pip install 'alignlab[qlora]', or peft=lora",
     ),
-    Row(
+    Rule(
         ("trainer.precision", "trainer.accelerator"),
         lambda c: str(c["trainer.precision"]) in ("16", "16-mixed") and _on_cpu(c),
         "automatic mixed precision in float16 scales its gradients on CUDA only",
         "Type trainer.precision=bf16-mixed or trainer.precision=32-true",
     ),
-    Row(
+    Rule(
         ("trainer.accumulate_grad_batches",),
         lambda c: c["trainer.accumulate_grad_batches"] not in (None, 1),
         "accumulation follows from the batch sizes, and each step divides by its own totals",
         "Type data.global_batch_size=ROWS_PER_STEP data.batch_size_per_device=ROWS_AT_ONCE",
     ),
-    Row(
+    Rule(
         ("method.aggregation", "method.reward_kl_coef"),
         lambda c: c["method.aggregation"] == "normalize_then_sum" and bool(c["method.reward_kl_coef"]),
         "the divergence would be standardised like a reward of its own, whatever its coefficient",
         "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
     ),
-    Row(
+    Rule(
         ("method.aggregation", "method.truncated"),
         lambda c: c["method.aggregation"] == "normalize_then_sum" and c["method.truncated"] == "penalise",
         "each reward is brought to the same scale, the penalty too, whatever method.truncation_penalty says",
         "Type method.aggregation=sum_then_normalize, or method.truncated=mask",
     ),
-    Row(
+    Rule(
         ("rollout.temperature", *(f"rollout.{name}" for name in NARROWINGS)),
         lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_narrowed(c),
         "vLLM gives log-probabilities before the temperature or after the rest, and training needs those in between",
         "Type rollout.temperature=1, or leave the others out, or rollout=hf",
     ),
-    Row(
+    Rule(
         ("rollout.vllm_executable",),
         lambda c: (
             _is_vllm(c) and c["rollout.urls"] is None and not os.access(f"{c['rollout.vllm_executable']}", os.X_OK)
@@ -263,43 +287,43 @@ ROWS: tuple[Row, ...] = (
         "there is no such program, and rollout.urls names no server",
         "Type make vllm, or rollout.vllm_executable=PYTHON of an environment with vLLM, or rollout=hf",
     ),
-    Row(
+    Rule(
         ("peft", "rollout"),
         lambda c: _is_vllm(c) and c["peft"] is not None and not _is_plain_lora(c),
         "vLLM serves a LoRA without DoRA, biases and further modules, and no other adapter",
         "Type peft=lora, or rollout=hf",
     ),
-    Row(
+    Rule(
         ("rollout", "method"),
         lambda c: c["rollout"] is not None and c["method.num_completions"] is None,
         "this method learns from data and samples nothing",
         "Leave rollout out, or type method=grpo",
     ),
-    Row(
+    Rule(
         ("data.streaming", "method"),
         lambda c: bool(c["data.streaming"]) and c["method.num_completions"] is not None,
         "rollouts take their prompts by number, so that a resumed run finds them again",
         "Type data.streaming=false",
     ),
-    Row(
+    Rule(
         ("data.streaming", "method.precompute_reference"),
         lambda c: bool(c["data.streaming"]) and bool(c["method.precompute_reference"]),
         "rows of a stream are not known before training",
         "Type data.streaming=false, or method.precompute_reference=false",
     ),
-    Row(
+    Rule(
         ("method.reference", "method.precompute_reference"),
         lambda c: c["method.reference"] in ("ema", "synchronised") and bool(c["method.precompute_reference"]),
         "this reference moves while training, so its values cannot be known before",
         "Type method.precompute_reference=false, or method.reference=initial",
     ),
-    Row(
+    Rule(
         ("data.streaming", "data.order"),
         lambda c: c["data.streaming"] and c["data.order"] in ("by_length", "curriculum"),
         "a stream cannot be sorted: rows are read while training",
         "Type data.streaming=false, or data.order=shuffled (within a buffer) or data.order=as_is",
     ),
-    Row(
+    Rule(
         ("data.order", "data.order_column"),
         lambda c: c["data.order"] == "curriculum" and c["data.order_column"] is None,
         "a curriculum follows a numeric column, and none is named",

@@ -57,6 +57,10 @@ class LoadSettings:
     fresh: bool
 
 
+class Steps(list):
+    """A loader of steps that are there already; Lightning takes a plain list for several loaders."""
+
+
 class RowSampler(Protocol):
     """Makes training rows while training goes on; see ``rollout.data``."""
 
@@ -133,13 +137,13 @@ class DataModule(lightning.LightningDataModule):
             return self._loader(partial(stream_steps, self._stream, self.plan), self.num_steps, resumable=True)
         return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
 
-    def val_dataloader(self) -> StepLoader | list:
+    def val_dataloader(self) -> Iterable[StepBatch]:
         """The held-out rows once, in their order."""
         if self.validation is None:
             return []
         if self.kind is Prompt:
             # Prompts have nothing to compute a loss on; callbacks complete them when validation ends.
-            return [[StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)]]
+            return Steps([StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)])
         plan = replace(self.plan, order="as_is")
         num_steps = num_epoch_steps(len(self.validation), plan)
         return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)

@@ -37,6 +37,7 @@ from alignlab.optim.lost_steps import LostSteps, told_of_overflow
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.throughput import mfu
 from alignlab.rollout.data import RolloutData
+from alignlab.rollout.rollout import Rollout
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Row
@@ -107,6 +108,12 @@ class Method(lightning.LightningModule):
     rollout: RolloutData | None = None
     """Where training rows come from, for a method that samples them."""
 
+    needs_greedy: bool = False
+    """With a rollout: whether each prompt is also completed greedily, for a baseline."""
+
+    scores_before: tuple[str, ...] = ()
+    """With a rollout: names of what ``score`` returns; nothing is scored where there is none."""
+
     wants_companions: ClassVar[bool] = False
     """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
 
@@ -126,6 +133,14 @@ class Method(lightning.LightningModule):
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss(batch) -> LossOutput")
+
+    def score(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """With a rollout: values of tokens that must be known before the first update. Each ``[N]``."""
+        return {}
+
+    def advantages(self, rollout: Rollout) -> Rollout:
+        """With a rollout: the same with a column ``advantages``, per completion ``[S]`` or per token ``[N]``."""
+        raise NotImplementedError(f"{type(self).__name__} has no advantages(rollout) -> Rollout")
 
     def prepare_step(self, step: StepBatch) -> None:
         """What must be known of a whole step before its first micro-batch; in training and validation."""

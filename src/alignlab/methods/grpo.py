@@ -69,7 +69,7 @@ class DivergenceSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenSettings(Settings):
+class TokenSelection(Settings):
     """Which sampled tokens are learned from, and how much each counts.
 
     Args:
@@ -110,7 +110,7 @@ class GRPO(Method):
         normaliser: Normaliser,
         advantage: AdvantageSettings,
         divergence: DivergenceSettings,
-        tokens: TokenSettings,
+        tokens: TokenSelection,
         reference: MovingReferenceSettings,
         rollout: RolloutSettings,
         sampler: Sampler,

@@ -83,7 +83,6 @@ class PPO(Method):
     """
 
     row_kind = Prompt
-    needs_greedy = False
 
     def __init__(
         self,

@@ -40,7 +40,6 @@ class RLOO(Method):
     """
 
     row_kind = Prompt
-    needs_greedy = False
 
     def __init__(
         self,

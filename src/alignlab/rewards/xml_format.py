@@ -4,7 +4,7 @@ import re
 from typing import Literal, NamedTuple
 
 
-class Form(NamedTuple):
+class TagPattern(NamedTuple):
     """A format, given by its beginning, its middle and its end; surrounding blanks are ignored.
 
     A single regular expression with two texts of any length would take time quadratic in the completion.
@@ -24,8 +24,8 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "strict": Form("<reasoning>\n", re.compile(r"\n</reasoning>\n<answer>\n"), "\n</answer>"),
-    "soft": Form("<reasoning>", re.compile(r"</reasoning>\s*<answer>"), "</answer>"),
+    "strict": TagPattern("<reasoning>\n", re.compile(r"\n</reasoning>\n<answer>\n"), "\n</answer>"),
+    "soft": TagPattern("<reasoning>", re.compile(r"</reasoning>\s*<answer>"), "</answer>"),
 }
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")

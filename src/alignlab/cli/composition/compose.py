@@ -96,7 +96,7 @@ def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | 
         return _for_hydra(words, groups, config_name)
 
 
-def _for_hydra(words: Sequence[str], groups: "Groups", config_name: str) -> list[str]:
+def _for_hydra(words: Sequence[str], groups: "ConfigGroups", config_name: str) -> list[str]:
     """Allow new keys, and drop the settings that were tuned for the named model if ``model.path`` is typed."""
     own_weights = config_name == "train" and any(word.startswith("model.path=") for word in words)
     return let_keys_be_new(words, groups) + [f"~{MODEL_PAIR}"] * own_weights
@@ -109,7 +109,7 @@ def refusal(error: Exception, words: Sequence[str], config_dir: str | None = Non
 
 
 @dataclass(frozen=True)
-class Groups:
+class ConfigGroups:
     """The groups on the search path; implements ``Vocabulary``.
 
     Args:
@@ -130,7 +130,7 @@ class Groups:
 
 
 @contextmanager
-def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[list[str], Groups]]:
+def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[list[str], ConfigGroups]]:
     """Initialise Hydra; yield the words, with the folder of further options, and the groups on the search path."""
     if config_dir is not None:
         words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
@@ -140,4 +140,4 @@ def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[
         if not (isinstance(value, list) and all(isinstance(folder, str) for folder in value)):
             raise InputError(word, "it should be a list of folders", "Type hydra.searchpath=[file:///FOLDER]")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield list(words), Groups(GlobalHydra.instance().config_loader(), folders)
+        yield list(words), ConfigGroups(GlobalHydra.instance().config_loader(), folders)

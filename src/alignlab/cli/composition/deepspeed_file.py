@@ -1,14 +1,11 @@
 """``strategy.config_file=``: apply a DeepSpeed JSON file to the composed config."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from alignlab.cli.composition.refusals import parse
-from alignlab.config.resolve import escaped
 from alignlab.distributed.strategies.config_file import take_over
 from alignlab.errors import InputError, raise_all
 from alignlab.system.paths import typed_path
@@ -21,26 +18,24 @@ CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
 """Sections that a file can change."""
 
 
-def take_over_file(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Apply the file to the config in place, if one is named.
+def take_over_file(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Apply the file to the config, if one is named, and return the result.
 
     Args:
-        cfg: Composed config.
+        config: Resolved config, not yet checked.
         words: Overrides as typed.
 
     Raises:
         InputError: The file cannot be read, or contradicts typed settings.
     """
-    path = OmegaConf.select(cfg, "strategy.config_file")
-    if path is None or "config" not in cfg.strategy:
-        return  # a file for another strategy than DeepSpeed is refused by the schema
+    strategy = config.get("strategy")
+    path = strategy.get("config_file") if isinstance(strategy, Mapping) else None
+    if path is None or not isinstance(strategy.get("config"), Mapping):
+        return config  # a file for another strategy than DeepSpeed is refused by the schema
     if not isinstance(path, str):
         raise InputError(f"strategy.config_file={path}", "it should be a path", "Name a DeepSpeed JSON file")
-    plain: dict[str, Any] = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in CHANGED}
-    changed = take_over(plain, read(typed_path(path, "strategy.config_file")), typed_keys(words))
-    with open_dict(cfg):
-        for key in CHANGED:
-            cfg[key] = escaped(changed[key]) if changed[key] != plain[key] else cfg[key]
+    file = read(typed_path(path, "strategy.config_file"))
+    return config | take_over({key: config[key] for key in CHANGED}, file, typed_keys(words))
 
 
 def typed_keys(words: Sequence[str]) -> set[str]:

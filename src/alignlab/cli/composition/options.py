@@ -1,4 +1,4 @@
-"""Which options of a group fit a method that another one does not fit."""
+"""Names the losses that fit a method, for the refusal of one that does not."""
 
 import re
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from alignlab.config.kinds import kinds_at
 from alignlab.errors import InputError, InputErrors
 
 LOSS = re.compile(r"method\.loss(\.\w+)?\._target_=")
-"""How a refused loss begins."""
+"""Matches the beginning of the refusal of a loss."""
 
 CONF = ROOT / "conf"
 
 
 def with_losses(error: InputError, method: Any) -> InputError:
-    """Add to the refusal of a loss which losses the method takes.
+    """Add the losses that the method accepts to the refusal of another loss.
 
     Args:
-        error: Of a check of the config.
+        error: Error of a check of the config.
         method: ``_target_`` of the method.
     """
     errors = error.errors if isinstance(error, InputErrors) else (error,)
@@ -32,7 +32,7 @@ def with_losses(error: InputError, method: Any) -> InputError:
 
 
 def losses_of(method: type) -> Iterator[str]:
-    """Options of ``method/loss`` that a method takes."""
+    """Yield the options of ``method/loss`` that a method accepts."""
     kinds = kinds_at("method.loss", method, "loss")
     for file in sorted((CONF / "method" / "loss").glob("*.yaml")):
         target = locate(_target(file))

@@ -102,7 +102,7 @@ class Sweep:
             entry = job.note(0, before=True)
             print(f"job {job.number}: done before, {entry['run']}", flush=True)
             return entry.get("val/loss")
-        config["run_dir"], config["resume"] = job.run_dir and str(job.run_dir), config["resume"] or "auto"
+        config = config | {"run_dir": job.run_dir and str(job.run_dir), "resume": config["resume"] or "auto"}
         if "submitit" in HydraConfig.get().launcher._target_:
             return _run_here(config, job)
         if ranks() is not None:

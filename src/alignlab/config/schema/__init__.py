@@ -1,6 +1,7 @@
 """Is every key of a composed config real, and every value of its type and in its range?"""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,16 +10,24 @@ from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.config.schema.targets import check_nodes
 from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value
+from alignlab.config.sources import source_node
 from alignlab.errors import InputError, raise_all
 from alignlab.system.credentials import hide_all
 
+Config = dict[str, Any]
 
-def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, Any]:
-    """Check a composed config, whatever its parts came from (options, experiment files, the command line).
+
+def check(
+    cfg: DictConfig, sections: dict[str, Hints] = SECTIONS, change: Callable[[Config], Config] | None = None
+) -> Config:
+    """Resolve and check a composed config, whatever its parts came from (options, experiment files, the command line).
+
+    This is the one place where a config is resolved; what is returned is handed on and never changed.
 
     Args:
         cfg: Composed config; ``run_dir`` may still be null.
         sections: Sections by dotted key, the root under ``""``.
+        change: Called with the resolved config; what it returns is checked.
 
     Returns:
         The config with its interpolations resolved, as plain containers; where one names a ``run_dir`` that is not
@@ -29,28 +38,48 @@ def check(cfg: DictConfig, sections: dict[str, Hints] = SECTIONS) -> dict[str, A
             range; targets that cannot be imported. All together.
     """
     findings = Findings()
-    plain = _plain(cfg, findings)
+    plain, missing = _plain(cfg)
+    plain = hide_all("", change(plain) if change else plain)  # some become secrets only when they are put together
+    for key in filter(partial(_is_not_given, plain), missing):
+        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
     for path, hints in sections.items():
         values = plain.get(path, {}) if path else plain
         if isinstance(values, dict):
             _check_section(path, values, hints, findings)
     for key, tree in plain.items():
-        check_nodes(key, tree, findings)
+        check_nodes(key, tree | {"source": _source(tree)} if key == "data" and _source(tree) else tree, findings)
     raise_all(findings.all())
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
-def _plain(cfg: DictConfig, findings: Findings) -> dict[str, Any]:
-    """The config resolved, with stand-ins for what only the run will know or the user has not given."""
+def _source(data: Any) -> dict[str, Any]:
+    """The node of the source with what it takes from the section around it; empty where there is no such node."""
+    source = data.get("source") if isinstance(data, dict) else None
+    if not isinstance(source, dict) or "_target_" not in source:
+        return {}
+    try:
+        return source_node(data)
+    except InputError:  # which the check of the node tells
+        return source
+
+
+def _plain(cfg: DictConfig) -> tuple[Config, list[str]]:
+    """The config resolved, with stand-ins for what only the run will know or the user has not given; keys of these."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     unresolved = OmegaConf.to_container(cfg, resolve=False)
-    for key in _missing("", unresolved):
-        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
+    missing = list(_missing("", unresolved))
+    for key in missing:
         OmegaConf.update(cfg, key, NOT_GIVEN)
     if unresolved.get("run_dir", "") is None:
         cfg.run_dir = NO_RUN_DIR
-    return hide_all("", resolved(cfg))  # what only became a secret when it was put together
+    return resolved(cfg), missing
+
+
+def _is_not_given(plain: Mapping[str, Any], key: str) -> bool:
+    head, _, rest = key.partition(".")
+    value = plain.get(head) if isinstance(plain, Mapping) else None
+    return _is_not_given(value, rest) if rest else value == NOT_GIVEN
 
 
 def _missing(path: str, tree: Any) -> Iterator[str]:
@@ -62,8 +91,7 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
 
 
 def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
-    source = values.get("source") if path == "data" else None
-    source = source if isinstance(source, dict) else {}
+    source = _source(values) if path == "data" else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
     for key, hint in hints.items():

@@ -35,7 +35,7 @@ class Data(TypedDict):
     validation_path: str | list[str] | None
 
 
-class Checkpoint(TypedDict):
+class CheckpointSection(TypedDict):
     """How often the complete training state is written, and how many of them stay."""
 
     every_n_steps: Count
@@ -86,7 +86,7 @@ DERIVED = ("seed", "number_columns")
 SECTIONS: dict[str, Hints] = {
     "": _hints(Train),
     "data": {k: v for k, v in _hints(Data, TokenSettings, PlanSettings, LoadSettings).items() if k not in DERIVED},
-    "checkpoint": _hints(Checkpoint),
+    "checkpoint": _hints(CheckpointSection),
     "launcher": _hints(Launcher),
 }
 """Sections of ``alignlab train`` by dotted key, the root under ``""``; the rest are nodes with ``_target_``."""
