@@ -63,7 +63,10 @@ CASES = {
     "columns that the source does not read": Case(["data.columns.prompt=question"], same_as=[]),
     "a validation file that the source does not read": Case(["data.validation_path=rows.jsonl"], same_as=[]),
     "weights named twice": Case(["init_from=pocket", "model.path=elsewhere"], same_as=["init_from=pocket"]),
-    "one process on two devices": Case(["strategy=single", "trainer.devices=2"], same_as=["strategy=single"]),
+    # Two processes each do the whole of the same work in the same folder, and one may stumble over the other's files.
+    "one process on two devices": Case(
+        ["strategy=single", "trainer.devices=2"], fails="ended without an error", same_as=["strategy=single"]
+    ),
     "weights in bfloat16": Case(["trainer.precision=bf16-true"], shown_by="rotary frequencies"),
     "a TPU without its package": Case(["trainer.accelerator=tpu"], fails="torch_xla", without="torch_xla"),
     "8 bits in shards": Case(["strategy=fsdp", "peft=qlora_8bit", "trainer.devices=2"], fails="no attribute 'CB'"),
@@ -188,7 +191,7 @@ def slow_ones(name):
     return pytest.param(name, marks=[pytest.mark.slow] if CASES[name].words[0].startswith("strategy=") else [])
 
 
-@pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.fails])
+@pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.fails and not case.same_as])
 def test_without_its_row_it_fails_later(name, losses_of, absent):
     case = CASES[name]
     if case.words is DISK and compat._has_asynchronous_io():
@@ -200,8 +203,12 @@ def test_without_its_row_it_fails_later(name, losses_of, absent):
 
 @pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.same_as is not None])
 def test_without_its_row_a_part_is_lost_without_a_word(name, losses_of):
-    found = losses_of(CASES[name].words)
-    assert len(found) == 2 and found == losses_of(CASES[name].same_as)
+    case = CASES[name]
+    found = losses_of(case.words)
+    if case.fails and isinstance(found, str):
+        assert case.fails in found
+    else:
+        assert len(found) == 2 and found == losses_of(case.same_as)
 
 
 @pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.other_than is not None])
