@@ -236,4 +236,5 @@ def test_coefficients_of_standardised_columns_change_nothing():
         columns = torch.stack([reward, -coefficient * penalty], 1)
         return advantages(columns, torch.ones(2), torch.zeros(4, dtype=torch.long), **settings)
 
-    torch.testing.assert_close(by(0.1), by(100.0), rtol=1e-2, atol=1e-3)
+    # The 1e-4 beside the deviation of 0.058 is 0.2 % of it.
+    torch.testing.assert_close(by(0.1), by(100.0), rtol=1e-2, atol=5e-3)
