@@ -71,6 +71,15 @@ CASES = {
     "a TPU without its package": Case(["trainer.accelerator=tpu"], fails="torch_xla", without="torch_xla"),
     "8 bits in shards": Case(["strategy=fsdp", "peft=qlora_8bit", "trainer.devices=2"], fails="no attribute 'CB'"),
     "Adafactor of flat weights": Case([*ENGINE, "optimizer=adafactor"], other_than=["optimizer=adafactor"]),
+    "an optimizer of DeepSpeed without DeepSpeed": Case(
+        ["optimizer=cpu_adamw", "trainer.accelerator=cpu"], fails="is not installed", without="deepspeed"
+    ),
+    "weights on another device than the optimizer": Case(
+        ["optimizer=cpu_adamw", "trainer.accelerator=cuda"], shown_by="stops it"
+    ),
+    "the address of a shard": Case(
+        ["strategy=fsdp", "optimizer=cpu_adamw", "trainer.accelerator=cpu"], shown_by="end the process"
+    ),
     "a disk without libaio": Case(DISK, fails="async_io"),
     "bfloat16 of the engine alone": Case([*ENGINE, "+strategy.config.bf16.enabled=true"], other_than=ENGINE),
     "an optimizer of the engine": Case([*ENGINE, "+strategy.config.optimizer.type=SGD"], fails="NoneType"),
@@ -171,7 +180,7 @@ def test_one_row_refuses_each_combination(name, absent, monkeypatch):
 
 def test_every_row_has_its_combination(absent, monkeypatch):
     monkeypatch.setattr(compat, "_has_asynchronous_io", lambda: False)
-    for name in ("torch_xla", "bitsandbytes"):
+    for name in ("torch_xla", "bitsandbytes", "deepspeed"):
         absent(name)
     covered = [row for case in CASES.values() for row in rows_of(case.words)]
     assert [row for row in compat.ROWS if row not in covered] == []

@@ -204,19 +204,19 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("optimizer",),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
-        "DeepSpeed, whose optimizer it is, is not installed",
+        "it is an optimizer of DeepSpeed, which is not installed",
         "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
     ),
     Rule(
         ("optimizer", "strategy", "trainer.accelerator"),
         lambda c: _is(c, "optimizer", "cpu_adamw") and not (_on_cpu(c) or _is_offloaded(c)),
-        "it steps on weights in host memory, and these are on the accelerator",
+        "it updates weights in host memory, and these are on the accelerator",
         "Type strategy=deepspeed_z2_offload or strategy=deepspeed_z3_offload, or optimizer=adamw",
     ),
     Rule(
         ("optimizer", "strategy"),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
-        "it reads weights at their address in memory, which FSDP2's shards do not tell: the process ends by SIGSEGV",
+        "it reads weights by their memory address, which shards of FSDP2 do not have; the process ends with SIGSEGV",
         "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
     ),
     Rule(

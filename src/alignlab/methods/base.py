@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import torch
@@ -36,11 +36,13 @@ from alignlab.models.scoring import verify
 from alignlab.optim.lost_steps import LostSteps, told_of_overflow
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.throughput import mfu
-from alignlab.rollout.data import RolloutData
-from alignlab.rollout.rollout import Rollout
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Row
+
+if TYPE_CHECKING:  # methods that do not sample need nothing of it
+    from alignlab.rollout.data import RolloutData
+    from alignlab.rollout.rollout import Rollout
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Method(lightning.LightningModule):
     own_metrics: ClassVar[Mapping[str, Metric]] = {}
     """Metrics that ``alignlab.metrics`` does not have, by name, each with its unit and meaning."""
 
-    rollout: RolloutData | None = None
+    rollout: "RolloutData | None" = None
     """Where training rows come from, for a method that samples them."""
 
     needs_greedy: bool = False
@@ -128,7 +130,7 @@ class Method(lightning.LightningModule):
         self.progress = Progress()
         self.validation = RunningMeans()
         self.lost_steps = LostSteps()
-        self.checks_gradients = True
+        self.checks_gradients, self.is_verified = True, False
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The objective on one micro-batch: the only thing that a method must write."""
@@ -138,7 +140,7 @@ class Method(lightning.LightningModule):
         """With a rollout: values of tokens that must be known before the first update. Each ``[N]``."""
         return {}
 
-    def advantages(self, rollout: Rollout) -> Rollout:
+    def advantages(self, rollout: "Rollout") -> "Rollout":
         """With a rollout: the same with a column ``advantages``, per completion ``[S]`` or per token ``[N]``."""
         raise NotImplementedError(f"{type(self).__name__} has no advantages(rollout) -> Rollout")
 
@@ -172,10 +174,17 @@ class Method(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Check that the model keeps the documents of a batch apart before it learns from them."""
-        difference = self.sharding.forward(verify, self.policy, self.factories.packing)
-        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
+        self.verify_packing()
         for component in self.components:
             component.before_fit(self.trainer)
+
+    def verify_packing(self) -> None:
+        """Check, once, that the model keeps the documents of a batch apart."""
+        if self.is_verified:
+            return
+        self.is_verified = True
+        difference = self.sharding.forward(verify, self.policy, self.factories.packing)
+        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from alignlab.distributed.strategies import Sharding
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums, token_counts
-from alignlab.methods.precompute import add_reference_column
 from alignlab.models.component import Component
 from alignlab.models.reference import MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
@@ -122,14 +121,16 @@ class ReferencePolicy(Component):
         return sequence_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
 
     def before_fit(self, trainer: Any) -> None:
-        """Score the rows where asked, after which the weights are not needed any more."""
+        """Note the number format, by which policy and reference may differ."""
         self.is_low_precision = trainer.lightning_module.is_low_precision
-        if not self.settings.precomputes or self.is_none:
-            return
-        method, scorer = trainer.lightning_module, f"{self.fingerprint} {trainer.precision}"
-        score = partial(self._policy[1].forward, self.logps)
-        with method.as_in_training():
-            add_reference_column(trainer.datamodule, COLUMN, scorer, score, method.device)
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether log-probs of all rows are computed before training."""
+        return self.settings.precomputes and not self.is_none
+
+    def free(self) -> None:
+        """Drop the weights; from now on log-probs come from the column ``COLUMN`` of the rows."""
         self.weights = None
 
     def before_step(self, step: StepBatch, num_steps_done: int) -> None:

@@ -7,16 +7,17 @@ What is left of a rollout is part of the checkpoint.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from alignlab.data.batching.collate import collate, totals
 from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
-from alignlab.data.batching.steps import table_steps
-from alignlab.data.datamodule import DataModule
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
+
+if TYPE_CHECKING:
+    pass
 
 Prompts = Callable[[int], tuple[Sequence[TokenRow], float]]
 """Number of a window of prompts → its rows, and the epochs that are over once it is used."""
@@ -36,17 +37,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with a state."""
-
-
-def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
-    """Windows of prompts of as many steps as a rollout has."""
-    plan = replace(data.plan, global_batch_size=data.plan.global_batch_size * steps_per_rollout)
-
-    def window(number: int) -> tuple[Sequence[TokenRow], float]:
-        step = next(table_steps(data.train, plan, 0, 1, number))
-        return step.rows, step.epoch
-
-    return window
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ def check(
 ) -> Config:
     """Resolve and check a composed config, whatever its parts came from (options, experiment files, the command line).
 
-    This is the one place where a config is resolved; what is returned is handed on and never changed.
+    This is the one place where a config is resolved; the result is passed on and never changed.
 
     Args:
         cfg: Composed config; ``run_dir`` may still be null.
@@ -39,7 +39,7 @@ def check(
     """
     findings = Findings()
     plain, missing = _plain(cfg)
-    plain = hide_all("", change(plain) if change else plain)  # some become secrets only when they are put together
+    plain = hide_all("", change(plain) if change else plain)  # some become secrets only by interpolation
     for key in filter(partial(_is_not_given, plain), missing):
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
     for path, hints in sections.items():
@@ -59,7 +59,7 @@ def _source(data: Any) -> dict[str, Any]:
         return {}
     try:
         return source_node(data)
-    except InputError:  # which the check of the node tells
+    except InputError:  # reported by the check of the node
         return source
 
 
