@@ -65,7 +65,7 @@ CASES = {
     "weights named twice": Case(["init_from=pocket", "model.path=elsewhere"], same_as=["init_from=pocket"]),
     # Two processes each do the whole of the same work in the same folder, and one may stumble over the other's files.
     "one process on two devices": Case(
-        ["strategy=single", "trainer.devices=2"], fails="ended without an error", same_as=["strategy=single"]
+        ["strategy=single", "trainer.devices=2"], fails="run_dir", same_as=["strategy=single"]
     ),
     "weights in bfloat16": Case(["trainer.precision=bf16-true"], shown_by="rotary frequencies"),
     "a TPU without its package": Case(["trainer.accelerator=tpu"], fails="torch_xla", without="torch_xla"),
@@ -208,7 +208,7 @@ def test_without_its_row_a_part_is_lost_without_a_word(name, losses_of):
     if case.fails and isinstance(found, str):
         assert case.fails in found
     else:
-        assert len(found) == 2 and found == losses_of(case.same_as)
+        assert len(found) >= 2 and set(found) == set(losses_of(case.same_as))
 
 
 @pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.other_than is not None])
