@@ -11,8 +11,8 @@ from torch import Tensor
 
 from alignlab.data.datamodule import DataModule
 from alignlab.distributed.comm import all_gather, num_ranks, rank, sum_over_ranks
+from alignlab.rewards.counts import RewardCounts, merge_counts
 from alignlab.rewards.scorer import Scorer
-from alignlab.rewards.tallies import Tally, together
 from alignlab.rollout.completions import Completions
 from alignlab.rollout.learner import Learner
 from alignlab.rollout.rollout import Rollout
@@ -32,7 +32,7 @@ def collect(
     stop_tokens: Sequence[int],
     prompts: Sequence[TokenRow],
     key: tuple[int, ...],
-) -> tuple[Rollout, dict[str, Tally]]:
+) -> tuple[Rollout, dict[str, RewardCounts]]:
     """Complete prompts and reward the completions.
 
     Args:
@@ -66,12 +66,12 @@ def collect(
             )
 
     drawn = draw(size, greedy=False)
-    columns, tallies = reward(settings, scorer, data.tokenizer, share, drawn)
+    columns, counts = reward(settings, scorer, data.tokenizer, share, drawn)
     if learner.needs_greedy:
         best, more = reward(settings, scorer, data.tokenizer, share, draw(1, greedy=True))
         by_name = {name: values for name, values in best.items() if name.startswith("reward/")}
         columns |= {f"greedy/{n.removeprefix('reward/')}": v.repeat_interleave(size) for n, v in by_name.items()}
-        tallies = together([tallies, more])
+        counts = merge_counts([counts, more])
     positions = torch.tensor([index * size + number for index in own for number in range(size)], dtype=torch.long)
     drawn, columns = share_with_all(drawn, columns, positions, len(prompts) * size, learner.device)
     rollout = Rollout(
@@ -81,7 +81,7 @@ def collect(
         columns=columns,
         token_columns={"sampled_logps": drawn.logps.double()},
     )
-    return rollout, together(all_gather(tallies))
+    return rollout, merge_counts(all_gather(counts))
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -92,7 +92,7 @@ def _generator(*key: int) -> torch.Generator:
 
 def reward(
     settings: RolloutSettings, scorer: Scorer, tokenizer: Any, prompts: Sequence[TokenRow], drawn: Completions
-) -> tuple[Columns, dict[str, Tally]]:
+) -> tuple[Columns, dict[str, RewardCounts]]:
     """Reward completions.
 
     Args:
@@ -121,7 +121,7 @@ def reward(
         penalty = torch.where(drawn.finished, 0.0, -settings.truncation_penalty).double()
         columns["reward/truncation"] = penalty.masked_fill(total.isnan(), math.nan)
         total = total + columns["reward/truncation"]
-    return columns | {"reward": total, "num_failed_rewards": _column(scores.failed)}, scores.tallies
+    return columns | {"reward": total, "num_failed_rewards": _column(scores.failed)}, scores.counts
 
 
 def _column(values: Sequence[float]) -> Tensor:

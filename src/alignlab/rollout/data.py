@@ -22,8 +22,8 @@ from alignlab.distributed.comm import num_ranks, rank
 from alignlab.errors import RunError
 from alignlab.losses.advantages import reward_ranges
 from alignlab.losses.kl import next_kl_coef
+from alignlab.rewards.counts import FailureLimit
 from alignlab.rewards.scorer import Scorer
-from alignlab.rewards.tallies import Watch
 from alignlab.rollout.collect import collect
 from alignlab.rollout.learner import Learner
 from alignlab.rollout.loader import LoaderSettings, NextPrompts, RolloutLoader, prompt_windows
@@ -53,7 +53,7 @@ class RolloutData:
     def __init__(self, settings: RolloutSettings, sampler: Sampler):
         self.settings, self.sampler = settings, sampler
         self.scorer = Scorer(settings.reward, settings.reward_weights, settings.reward_limits)
-        self.watch = Watch(settings.reward_limits.max_failed_rollouts)
+        self.failure_limit = FailureLimit(settings.reward_limits.max_failed_rollouts)
         self.reward_kl_coef = settings.reward_kl_coef
         self.log_dir = Path()
         self.latest: Rollout | None = None
@@ -72,11 +72,11 @@ class RolloutData:
         return self.sampler.max_completion_tokens
 
     @property
-    def is_learned_from_once(self) -> bool:
+    def is_on_policy(self) -> bool:
         """Whether the policy learns from every completion before its weights change."""
         return self.settings.num_iterations * self.settings.steps_per_rollout == 1
 
-    def scores_before(self, is_low_precision: bool) -> tuple[str, ...]:
+    def score_names(self, is_low_precision: bool) -> tuple[str, ...]:
         """Which log-probs must be computed before the first update.
 
         Args:
@@ -167,12 +167,12 @@ class RolloutData:
 
     def _score(self, rollout: Rollout, data: DataModule, learner: Learner) -> Rollout:
         """Score it before the first update, where anything must be known."""
-        if not learner.scores_before:
+        if not learner.score_names:
             return rollout
         rows = rollout.rows(data.plan.max_tokens_per_micro_batch)
         layout = {"packing": data.load.packing, "pad_token_id": data.tokenizer.pad_token_id or 0}
         score = partial(learner.sharding.forward, learner.score)
-        with learner.as_in_training():
+        with learner.scoring_mode():
             return rollout.with_token_columns(**score_rows(rows, score, data.plan, **layout, device=learner.device))
 
     def _compare(self, rollout: Rollout) -> dict[str, float]:
@@ -225,10 +225,10 @@ class RolloutData:
     def _sample_rewarded(
         self, sample: Callable[..., Any], take: Callable[[], Sequence[TokenRow]], key: tuple[int, ...]
     ) -> Rollout:
-        """Completions of prompts; of others where no reward scored any, until the watch ends the run."""
+        """Completions of prompts; of others where no reward scored any, until the limit ends the run."""
         for again in count():
-            rollout, tallies = sample(take(), (*key, again) if again else key)
-            if self.watch.is_scored(tallies):
+            rollout, counts = sample(take(), (*key, again) if again else key)
+            if self.failure_limit.is_scored(counts):
                 break
         return rollout
 

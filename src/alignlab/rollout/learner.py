@@ -19,16 +19,16 @@ class Learner(Protocol):
         sharding: How its weights are shared among ranks.
         device: Of this rank.
         needs_greedy: Whether each prompt is also completed greedily, for a baseline.
-        scores_before: Names of what ``score`` returns; nothing is scored where there is none.
+        score_names: Names of what ``score`` returns; nothing is scored where there is none.
     """
 
     policy: nn.Module
     sharding: Sharding
     device: torch.device
     needs_greedy: bool
-    scores_before: tuple[str, ...]
+    score_names: tuple[str, ...]
 
-    def as_in_training(self) -> AbstractContextManager[Any]:
+    def scoring_mode(self) -> AbstractContextManager[Any]:
         """The number formats of the training forward, without dropout."""
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:

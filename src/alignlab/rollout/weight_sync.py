@@ -66,7 +66,7 @@ class PolicySource:
         def score(batch: MicroBatch) -> Tensor:
             return token_scores(self.learner.policy, batch).logps
 
-        with self.learner.as_in_training():
+        with self.learner.scoring_mode():
             return self.learner.sharding.forward(score, batch).tolist()
 
 
