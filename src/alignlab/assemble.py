@@ -23,7 +23,7 @@ from alignlab.config.build import build, build_all, locate
 from alignlab.config.sources import source_node
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
-from alignlab.data.sources.mixture import serve
+from alignlab.data.sources.mixture import set_row_kind
 from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
@@ -32,7 +32,7 @@ from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS
 from alignlab.models import locations
 from alignlab.models.adapters import attach
-from alignlab.models.heads import settle_pad
+from alignlab.models.heads import set_pad_token
 from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.run_folder.folder import RunFolder
@@ -47,7 +47,7 @@ Config = dict[str, Any]
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
     source = build("data.source", source_node(config["data"]))
-    serve(source, locate(config["method"]["_target_"]).row_kind)
+    set_row_kind(source, locate(config["method"]["_target_"]).row_kind)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
     template = set_template(tokenizer, config["data"]["chat_template"])
@@ -56,13 +56,13 @@ def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     return model, make_data(config, source, tokenizer)
 
 
-def look_at_sources(config: Config) -> None:
+def check_sources(config: Config) -> None:
     """Refuse data and weights that are not there or are damaged, before anything is made of them.
 
     Raises:
         InputError: Names what is missing or damaged.
     """
-    serve(build("data.source", source_node(config["data"])), locate(config["method"]["_target_"]).row_kind)
+    set_row_kind(build("data.source", source_node(config["data"])), locate(config["method"]["_target_"]).row_kind)
     make_model_source(config)
     weights, reference = config["init_from"] or config["model"].get("path"), config["method"].get("reference")
     for path in (weights, None if reference in ("none", *OWN) else reference):
@@ -89,7 +89,7 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
     data = DataModule(
         source=source,
         kind=method.row_kind,
-        companions=method.wants_companions,
+        mismatched=method.needs_mismatched,
         tokenizer=tokenizer,
         tokens=pick(TokenSettings, node | {"number_columns": number_columns(config, method)}),
         plan=pick(PlanSettings, node),
@@ -183,7 +183,7 @@ def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
     A reward model generates nothing; it must know its pad token from these.
     """
     if not policy.can_generate():
-        return settle_pad(policy, data.tokenizer, data.stop_tokens)
+        return set_pad_token(policy, data.tokenizer, data.stop_tokens)
     declared = policy.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())
     policy.generation_config.eos_token_id = sorted({*declared, *data.stop_tokens})

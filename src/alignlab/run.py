@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.assemble import Config, look_at_sources, make_method, make_trainer, name_of, open_model_and_data
+from alignlab.assemble import Config, check_sources, make_method, make_trainer, name_of, open_model_and_data
 from alignlab.callbacks.card import result_card
 from alignlab.callbacks.summary import Summary
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
@@ -80,7 +80,7 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
         num_ranks: Processes that will train.
     """
     method = name_of(config["method"]["_target_"])
-    look_at_sources(config)
+    check_sources(config)
     try:
         folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
@@ -91,7 +91,7 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
         folder.discard()
         raise
     config = with_run_dir(config, str(folder.path)) | {"run_dir": str(folder.path)}
-    with told_of_the_disk(folder.path):
+    with explain_disk_errors(folder.path):
         folder.remove_leftovers()
         folder.write_config(as_yaml(config))
     return config, folder
@@ -140,7 +140,7 @@ def train(config: Config, folder: RunFolder) -> None:
     rank = own_rank()  # before anything asks whether it speaks for the job
     console.set_up(config["debug"])
     lightning.seed_everything(config["seed"], verbose=False)
-    with told_of_the_disk(folder.path), captured(folder.log, rank):
+    with explain_disk_errors(folder.path), captured(folder.log, rank):
         for note in folder.notes:
             log.info(note)
         with first_on_each_machine() as is_first:
@@ -160,7 +160,7 @@ def train(config: Config, folder: RunFolder) -> None:
 
 
 @contextmanager
-def told_of_the_disk(folder: Path) -> Iterator[None]:
+def explain_disk_errors(folder: Path) -> Iterator[None]:
     """Tell in one paragraph that a disk is full or gone, whichever of the libraries met it.
 
     Raises:

@@ -84,7 +84,7 @@ def test_the_same_curve_as_without_and_scored_once(train, scored, case):
     assert scored == []
     first = train(*CASES[case])
     factories = ["train", "train", "validation", "validation"] if case == "kto" else ["train", "validation"]
-    assert scored == factories, "of unpaired rows the companions too"
+    assert scored == factories, "the mismatched rows too"
     second = train(*CASES[case])
     assert scored == factories
     assert_same_curve(plain, first)
@@ -140,7 +140,7 @@ def test_it_shows_its_progress_and_frees_the_reference(train, monkeypatch, caplo
     train("method=dpo", "trainer.max_steps=1")
     assert seen == [(None, None)]
     for number in (1, 2, 3):
-        assert f"reference log-probabilities, train: {number} of 3 batches" in caplog.messages
+        assert f"reference log-probs, train: {number} of 3 batches" in caplog.messages
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ CASES = {
     "vLLM without a program": Case(
         ["method=grpo", "rollout=vllm", "rollout.vllm_executable=/nowhere"], fails="there is no such program"
     ),
-    "vLLM with DoRA": Case([*VLLM, "peft=dora"], fails="vLLM serves LoRA alone"),
+    "vLLM with DoRA": Case([*VLLM, "peft=dora"], fails="vLLM supports LoRA only"),
     "rollouts of a method that samples nothing": Case(["rollout=hf"], fails="unexpected keyword argument"),
     "prompts of a stream": Case([*GRPO, "data.streaming=true"], fails="NoneType"),
     "a reference computed ahead of a stream": Case(

@@ -33,7 +33,7 @@ def test_the_point_is_the_mean_over_the_steps_mismatched_pairs(size):
     """z_0 = max(0, mean over the step's 8 rows of log π/π_ref of prompt and next completion), however it is cut."""
     rows = list(rows_for("kto"))[:8]
     _, steps = fit(make_kto(), make_loader(rows_for("kto"), size, num_steps=1, order="as_is"))
-    expected = slow_ratios([row.companion for row in rows]).mean().clamp(min=0).item()
+    expected = slow_ratios([row.mismatched for row in rows]).mean().clamp(min=0).item()
     assert expected > 0.5
     assert steps[0]["kto/reference_point"] == pytest.approx(expected, rel=1e-5)
 
@@ -42,7 +42,7 @@ def test_the_loss_is_the_mean_of_the_weighted_losses_around_the_point():
     """1 - σ(β (r - z_0)) for the desirable, 1.3 (1 - σ(β (z_0 - r))) for the others."""
     rows = list(rows_for("kto"))[:8]
     _, steps = fit(make_kto(), make_loader(rows_for("kto"), 3, num_steps=1, order="as_is"))
-    point, ratios = slow_ratios([row.companion for row in rows]).mean().clamp(min=0), slow_ratios(rows)
+    point, ratios = slow_ratios([row.mismatched for row in rows]).mean().clamp(min=0), slow_ratios(rows)
     losses = [
         1 - torch.sigmoid(0.5 * (ratio - point)) if row.columns["desirable"]
         else 1.3 * (1 - torch.sigmoid(0.5 * (point - ratio)))

@@ -40,7 +40,7 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
     assert steps[0]["train/ratio"] == pytest.approx(1, abs=1e-6)
     assert steps[0]["train/approx_kl"] == pytest.approx(0, abs=1e-9)
     exact = (precision, policy) == ("32-true", make_policy)
-    assert ("old_logps" in method.scores_before) == (not exact)
+    assert ("old_logps" in method.score_names) == (not exact)
 
 
 # --- rewards ----------------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
 def rewarded(values, truncated="penalise", finished=(True, True, False)):
     """The columns of a group with these rewards."""
     settings = SimpleNamespace(truncated=truncated, truncation_penalty=0.5)
-    scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, tallies={})
+    scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, counts={})
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([1], [-1.0], one) for one in finished])
     return reward(settings, Asked(scores), make_tokenizer(), [prompt], drawn)[0]
@@ -82,11 +82,11 @@ def test_a_completion_without_an_opinion_has_no_penalty_either():
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
     settings = SimpleNamespace(truncated="penalise", truncation_penalty=0.5)
-    columns, tallies = reward(settings, Asked(None), None, [], Completions.of([]))
+    columns, counts = reward(settings, Asked(None), None, [], Completions.of([]))
     assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
         ["reward", "num_failed_rewards", "reward/even", "reward/truncation"], 0
     )
-    assert tallies == {}
+    assert counts == {}
 
 
 # --- rewards that fail -----------------------------------------------------------------------------------------------

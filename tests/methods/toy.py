@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from alignlab.data.batching.mismatch import WithCompanions
+from alignlab.data.batching.mismatch import WithMismatched
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.batching.steps import StepLoader, num_epoch_steps, table_steps
 from alignlab.losses import group, preference
@@ -95,7 +95,7 @@ def rows_for(name, num_rows=13):
     rows = make_rows(num_rows)
     if kind == "verdicts":
         rows = Rows(dataclasses.replace(row, columns={"desirable": i % 3 > 0}) for i, row in enumerate(rows))
-        return WithCompanions(rows, max_tokens=60)
+        return WithMismatched(rows, max_tokens=60)
     return rows
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export, scoring
-from alignlab.models.heads import head_of, settle_pad
+from alignlab.models.heads import head_of, set_pad_token
 from alignlab.types.batch import MicroBatch
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
@@ -205,7 +205,7 @@ def test_no_sequence_ends_in_the_pad_token(opened, tokenizer, pad):
     ends = tokenizer.convert_tokens_to_ids(["<|eos|>", "<|im_end|>"])
     model = opened()
     tokenizer.pad_token = pad
-    settle_pad(model, tokenizer, ends)
+    set_pad_token(model, tokenizer, ends)
     assert (tokenizer.pad_token, model.config.pad_token_id) == ("<|pad|>", tokenizer.pad_token_id)
 
 
@@ -213,7 +213,7 @@ def test_where_no_token_can_pad_transformers_scores_single_sequences_only(opened
     model = opened()
     ends = [index for index, token in tokenizer.added_tokens_decoder.items() if token.special]
     with caplog.at_level(logging.INFO):
-        settle_pad(model, tokenizer, ends)
+        set_pad_token(model, tokenizer, ends)
     assert model.config.pad_token_id is None and "one sequence at a time" in caplog.text
     with pytest.raises(ValueError, match="batch sizes > 1"):
         model(**IDS)

@@ -113,7 +113,7 @@ def slow(model):
 
 
 def score(reference, policy, batch):
-    with reference.standing_in(policy) as model:
+    with reference.scoring_model(policy) as model:
         return fast(model, batch)
 
 
@@ -163,7 +163,7 @@ def test_the_policy_is_left_as_it_was(make, kind, word):
     before, expected = picture(policy), fast(policy, batch)
     reference = make_reference(policy, word, None)
     score(reference, policy, batch)
-    with pytest.raises(ZeroDivisionError), reference.standing_in(policy):
+    with pytest.raises(ZeroDivisionError), reference.scoring_model(policy):
         raise ZeroDivisionError
     assert picture(policy) == before
     assert torch.equal(fast(policy, batch), expected)

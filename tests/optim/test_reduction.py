@@ -11,7 +11,7 @@ from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums
 from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.methods.base import Method
-from alignlab.methods.pairs import free_pairs
+from alignlab.methods.pairs import reference_free_pairs
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import UNITS
 from alignlab.types.loss import LossOutput, LossTerm
@@ -115,7 +115,7 @@ def test_the_gradient_of_orpo_is_that_of_the_loss_that_it_logs():
     """SGD's first update equals that of token mean plus β times pair mean, written out without the reducer."""
     rows, policy = rows_for("orpo"), make_policy()
     batch = collate(rows[:8], packing=False)
-    pairs = free_pairs(token_scores(policy, batch).logps, batch)
+    pairs = reference_free_pairs(token_scores(policy, batch).logps, batch)
     loss = -pairs.chosen.sum() / pairs.chosen_tokens.sum() + 0.5 * odds_ratio(pairs).mean()
     loss.backward()
     method = spared(toy.make_method("orpo"))

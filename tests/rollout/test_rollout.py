@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab.losses.advantages import reward_ranges
-from alignlab.rollout.collect import share_with_all
+from alignlab.rollout.collect import gather_completions
 from alignlab.rollout.completions import Completion, Completions
 from alignlab.rollout.rollout import Rollout
 from alignlab.types.rows import TokenRow
@@ -87,7 +87,7 @@ def test_groups_count_without_gaps_where_one_is_left_out():
 
 
 def test_rollouts_join():
-    joined = make_rollout().joined(make_rollout(**TWO))
+    joined = make_rollout().concatenate(make_rollout(**TWO))
     assert joined.group_ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [row.origin for row in joined.rows(None)] == ["row 0", "row 0", "row 1"]
     assert joined.columns["reward"].tolist() == [1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 2.0]
@@ -106,4 +106,4 @@ def test_plain_completions_come_back_as_they_were():
 
 def test_one_rank_has_all_that_there_is():
     drawn = Completions.of([Completion([1], [-0.5], True)])
-    assert share_with_all(drawn, {}, torch.tensor([0]), 1, torch.device("cpu")) == (drawn, {})
+    assert gather_completions(drawn, {}, torch.tensor([0]), 1, torch.device("cpu")) == (drawn, {})

@@ -9,7 +9,7 @@ from alignlab.distributed.strategies import Sharding
 from alignlab.models.adapters import attach
 from alignlab.models.load import open_weights
 from alignlab.models.locations import locate
-from alignlab.rollout.weights import current_weights, first_weights
+from alignlab.rollout.weights import current_weights, initial_weights
 from tests.methods.toy import make_policy
 from tests.rollout.vllm.policy import POCKET
 
@@ -46,7 +46,7 @@ def opened(write, folder):
 
 
 def first(policy):
-    return first_weights(policy, Sharding(None), AutoTokenizer.from_pretrained(POCKET))
+    return initial_weights(policy, Sharding(None), AutoTokenizer.from_pretrained(POCKET))
 
 
 @pytest.mark.parametrize("policy", [pocket, lambda: adapted(pocket())], ids=["full", "lora"])

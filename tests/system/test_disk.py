@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from alignlab.errors import InputError, RunError
-from alignlab.run import told_of_the_disk
+from alignlab.run import explain_disk_errors
 from alignlab.run_folder.folder import read_status
 from alignlab.system.disk import LOCK, disk_fault, read_manifest, write_manifest, write_text
 
@@ -30,9 +30,9 @@ FAULTS = [
 
 @pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
 def test_a_disk_at_fault_is_told_in_a_paragraph_whichever_library_met_it(folder, error):
-    with pytest.raises(RunError, match=r"the run in .*resume=auto"), told_of_the_disk(folder):
+    with pytest.raises(RunError, match=r"the run in .*resume=auto"), explain_disk_errors(folder):
         raise error
-    with pytest.raises(RunError), told_of_the_disk(folder):
+    with pytest.raises(RunError), explain_disk_errors(folder):
         try:
             raise error
         finally:
@@ -41,7 +41,7 @@ def test_a_disk_at_fault_is_told_in_a_paragraph_whichever_library_met_it(folder,
 
 def test_what_lies_in_the_place_of_a_file_is_told(folder):
     (folder / "summary.json").mkdir()
-    with pytest.raises(RunError, match="Is a directory"), told_of_the_disk(folder):
+    with pytest.raises(RunError, match="Is a directory"), explain_disk_errors(folder):
         write_text(folder / "summary.json", "{}")
 
 
@@ -55,7 +55,7 @@ def test_a_folder_that_is_gone_is_told_even_if_something_was_written_there_since
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError("config.json"), InputError("a", "b", "c")])
 def test_other_errors_stay_what_they_are(folder, error):
-    with pytest.raises(type(error)), told_of_the_disk(folder):
+    with pytest.raises(type(error)), explain_disk_errors(folder):
         raise error
 
 

@@ -1,6 +1,6 @@
-"""Reference log-probabilities computed once, before training, and kept beside the token tables.
+"""Reference log-probs computed once before training, and cached next to the token tables.
 
-They are keyed by the weights, the rows and the code that computes them; nothing else can change them.
+The cache key is a hash of the weights, the rows and the code that computes the values.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10
 
 CODE = (scoring, packed_attention, layout, logps, mismatch)
-"""Modules whose text decides the values."""
+"""Modules whose source code is part of the cache key."""
 
 Score = Callable[[MicroBatch], Tensor]
 
@@ -55,20 +55,20 @@ class PrecomputeReference(lightning.Callback):
                 method.verify_packing()
                 score = partial(method.sharding.forward, reference.logps)
                 fingerprint = f"{reference.fingerprint} {trainer.precision}"
-                with method.as_in_training():
+                with method.scoring_mode():
                     add_reference_column(trainer.datamodule, COLUMN, fingerprint, score, method.device)
                 reference.free()
 
 
 def add_reference_column(data: DataModule, name: str, fingerprint: str, score: Score, device: torch.device) -> None:
-    """Give every row of the training and the held-out table the log-probabilities of its completions.
+    """Add a column with the log-probs of the completions to the training and validation tables.
 
     Args:
-        data: Whose tables get the column.
-        name: Of the column.
-        fingerprint: Of the weights that score.
-        score: Micro-batch → log-probabilities of its completions ``[S]``; every rank calls it equally often.
-        device: Where it wants the micro-batches.
+        data: Data module whose tables get the column.
+        name: Name of the column.
+        fingerprint: Fingerprint of the reference weights.
+        score: Micro-batch → log-probs of its completions ``[S]``; called equally often on all ranks.
+        device: Device of the micro-batches.
     """
     folder = Path(data.load.cache_dir or user_cache()).parent / "reference"
     for part in ("train", "validation"):
@@ -78,47 +78,47 @@ def add_reference_column(data: DataModule, name: str, fingerprint: str, score: S
         file = folder / f"{column_key(table, fingerprint)}.json"
         values = None if data.load.fresh else read_values(file)
         if not all(all_gather(values is not None)):
-            sides = (_itself, attrgetter("companion")) if data.companions else (_itself,)
-            values = [score_table(data, table, score, device, part, side) for side in sides]
+            selections = (_itself, attrgetter("mismatched")) if data.mismatched else (_itself,)
+            values = [score_table(data, table, score, device, part, select) for select in selections]
             _write(file, values)
-        log.info("reference log-probabilities of the %s rows: %s", part, file)
-        data.add_numbers(part, name, *values)
+        log.info("reference log-probs of the %s rows: %s", part, file)
+        data.add_column(part, name, *values)
 
 
 def column_key(table: TokenTable, fingerprint: str) -> str:
-    """Hash of everything that decides the values: rows, weights and the code that scores."""
+    """Hash of the rows, the weights and the code, which together determine the values."""
     code = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in CODE)
     return hashlib.sha256(f"{table.key} {fingerprint} {code}".encode()).hexdigest()[:16]
 
 
 @torch.no_grad()
 def score_table(
-    data: DataModule, table: TokenTable, score: Score, device: torch.device, part: str, side: Callable
+    data: DataModule, table: TokenTable, score: Score, device: torch.device, part: str, select: Callable
 ) -> list[list[float]]:
-    """Log-probabilities of the completions of every row, in the order of the table; the ranks share the work.
+    """Compute the log-probs of the completions of every row, in the order of the table; the ranks share the work.
 
     Args:
-        data: Whose layout and batch sizes are used.
+        data: Data module with the layout and batch sizes.
         table: The rows.
         score: As in ``add_reference_column``.
-        device: Likewise.
-        part: For the log.
-        side: Row → what to score of it.
+        device: As in ``add_reference_column``.
+        part: ``train`` or ``validation``, for the log.
+        select: Row → row to score: the row itself or its mismatched row.
     """
     plan = replace(data.plan, order="as_is")
     num_steps = num_epoch_steps(len(table), plan)
     found: dict[int, list[float]] = {}
-    told = time.monotonic()
+    last_logged = time.monotonic()
     for number, step in enumerate(islice(table_steps(table, plan, rank(), num_ranks(), 0), num_steps)):
         for batch in step.micro_batches:
-            rows = [side(step.rows[index]) for index in batch.rows]
+            rows = [select(step.rows[index]) for index in batch.rows]
             micro = collate(rows, data.load.packing, data.tokenizer.pad_token_id or 0)
             values = iter(score(move(micro, device)).double().tolist())
             for index, row in zip(batch.rows, rows, strict=True):
                 found[number * plan.global_batch_size + index] = [next(values) for _ in range(_num_completions(row))]
-        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-            told = time.monotonic()
-            log.info("reference log-probabilities, %s: %d of %d batches", part, number + 1, num_steps)
+        if time.monotonic() - last_logged > SECONDS_BETWEEN_LINES:
+            last_logged = time.monotonic()
+            log.info("reference log-probs, %s: %d of %d batches", part, number + 1, num_steps)
     merged = {index: values for one in all_gather(found) for index, values in one.items()}
     return [merged[index] for index in range(len(table))]
 
@@ -132,22 +132,22 @@ def _num_completions(row: TokenRow) -> int:
 
 
 def read_values(file: Path) -> list | None:
-    """Cached values; None where there are none, or the file is damaged, which is told."""
+    """Read cached values; ``None``, with a warning if the file is damaged, when there are none."""
     if not file.is_file():
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["sha256"] == _checksum(content["values"]):
             return content["values"]
-        why = "its checksum is another"
+        why = "its checksum does not match"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         why = f"it cannot be read: {error}"
-    log.warning("%s is damaged (%s) and is made again", file, why)
+    log.warning("%s is damaged (%s) and will be recomputed", file, why)
     return None
 
 
 def _write(file: Path, values: list) -> None:
-    """Keep values; every rank calls it, and other runs may at the same time."""
+    """Cache values. All ranks call this, and other runs may do so at the same time."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(file.with_suffix(".lock")):
         write_text(file, json.dumps({"sha256": _checksum(values), "values": values}))

@@ -30,12 +30,12 @@ def main(words: Sequence[str]) -> int:
         Exit code.
     """
     from alignlab.cli.sweep.sweep import Sweep
-    from alignlab.distributed.ranks import one_voice, ranks, without_rank_flag
+    from alignlab.distributed.ranks import first_error_only, ranks, without_rank_flag
 
     words, run_to_repeat = take_from(without_rank_flag(words) if ranks() else words)
     SearchPath.run_to_repeat = run_to_repeat
     sweep = Sweep()
-    with one_voice(), sweep:
+    with first_error_only(), sweep:
         code = command("repeat" if run_to_repeat else "train", words, partial(check, sweep), partial(train, sweep))
     return sweep.exit_code or code
 

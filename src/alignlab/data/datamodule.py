@@ -1,4 +1,4 @@
-"""The one data module of all methods: a source's rows, made the method's kind, tokenised, planned and collated."""
+"""The data module of all methods: converts the rows of a source, tokenises them, plans steps and collates batches."""
 
 import errno
 import logging
@@ -12,13 +12,13 @@ import lightning
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.data.batching.mismatch import WithCompanions
+from alignlab.data.batching.mismatch import WithMismatched
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.batching.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
 from alignlab.data.formats.conversions import convert, converts, prepend
 from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
-from alignlab.data.table.table import WithNumbers
+from alignlab.data.table.table import WithColumn
 from alignlab.data.tokenise.rows import TokenSettings
 from alignlab.data.tokenise.templates import choose_template, stop_tokens
 from alignlab.errors import InputError
@@ -29,23 +29,24 @@ from alignlab.types.rows import Prompt, Row, TokenRow
 log = logging.getLogger(__name__)
 
 NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR)
-"""What the system says of a cache folder that cannot be made or written: closed, read-only, or a file in its place."""
+"""Error numbers for a cache folder that cannot be created or written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
-    """How data is split, kept and brought to the model.
+    """How data is split, cached and loaded.
 
     Args:
-        validation_size: Share (below 1) or number of training rows held out where the source has no validation part;
-            rows with equal prompts stay together.
-        prepend: Messages before every dialogue or prompt: a system text, worked examples. None: nothing.
-        packing: Flat micro-batches without padding; else padded ones.
-        streaming: Read and tokenise while training instead of before; rows are shuffled within a buffer only.
-        num_workers: 1 collates ahead in another process.
-        tokenize_workers: Processes that tokenise; ``None`` chooses.
-        cache_dir: Where token tables are kept; ``None`` for the user's cache folder.
-        fresh: Tokenise again even where a table is cached.
+        validation_size: Fraction (below 1) or number of training rows to hold out if the source has no validation
+            split; rows with equal prompts stay together.
+        prepend: Messages to put before every dialogue or prompt, such as a system message or examples.
+        packing: Whether micro-batches are flat, without padding, instead of padded.
+        streaming: Whether to read and tokenise during training instead of before; rows are shuffled within a buffer
+            only.
+        num_workers: 1 to collate ahead in another process, 0 for none.
+        tokenize_workers: Number of processes that tokenise; ``None`` chooses.
+        cache_dir: Folder of the token tables; ``None`` for the user's cache folder.
+        fresh: Whether to tokenise again even if a table is cached.
     """
 
     validation_size: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] | None
@@ -59,27 +60,27 @@ class LoadSettings:
 
 
 class Steps(list):
-    """A loader of steps that are there already; Lightning takes a plain list for several loaders."""
+    """A dataloader over a list of steps. A subclass, because Lightning takes a plain list for several dataloaders."""
 
 
 class RowSampler(Protocol):
-    """Makes training rows while training goes on; see ``rollout.data``."""
+    """Samples training rows during training; see ``rollout.data``."""
 
     def loader(self, data: "DataModule", learner: Any, num_steps: int) -> Iterable[StepBatch]:
-        """Optimizer steps of this rank."""
+        """Give the optimizer steps of this rank."""
 
 
 class DataModule(lightning.LightningDataModule):
     """Rows of a source as planned optimizer steps.
 
     Args:
-        source: Where rows come from.
-        kind: The kind of row that the method eats.
-        tokenizer: With its chat template.
-        tokens: How rows become tokens.
-        plan: How rows become steps.
-        load: How data is split, kept and brought to the model.
-        companions: Whether each row carries its prompt with the completion of another row.
+        source: Source of the rows.
+        kind: The kind of row that the method trains on.
+        mismatched: Whether each row also has its prompt with the completion of another row.
+        tokenizer: Tokenizer with its chat template.
+        tokens: How rows are tokenised.
+        plan: How rows are grouped into steps.
+        load: How data is split, cached and loaded.
     """
 
     def __init__(
@@ -87,29 +88,29 @@ class DataModule(lightning.LightningDataModule):
         *,
         source: Source,
         kind: type[Row],
-        companions: bool = False,
+        mismatched: bool = False,
         tokenizer: PreTrainedTokenizerBase,
         tokens: TokenSettings,
         plan: PlanSettings,
         load: LoadSettings,
     ):
         super().__init__()
-        self.source, self.kind, self.companions, self.tokenizer = source, kind, companions, tokenizer
+        self.source, self.kind, self.mismatched, self.tokenizer = source, kind, mismatched, tokenizer
         self.tokens, self.plan, self.load = tokens, plan, load
         self.train = None if load.streaming else self._table("train")
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
         self.rollout: RowSampler | None = None
-        self._tell_dropped()
+        self._log_dropped()
 
     @property
     def num_epoch_steps(self) -> int | None:
-        """Optimizer steps in an epoch; ``None`` where a stream does not tell."""
+        """Number of optimizer steps in an epoch; ``None`` for a stream."""
         return None if self.train is None else num_epoch_steps(len(self.train), self.plan)
 
     @property
     def longest_sequence(self) -> int:
-        """Tokens of the longest prompt with one completion; for a stream the most that it may have."""
+        """Tokens of the longest prompt with one completion; for a stream, the maximum allowed."""
         if self.load.streaming:
             return self.tokens.max_tokens_per_sequence
         return max(table.longest_sequence for table in (self.train, self.validation) if table is not None)
@@ -134,23 +135,23 @@ class DataModule(lightning.LightningDataModule):
         return step.rows, step.epoch
 
     def rows(self, part: Part) -> Iterator[Row]:
-        """Rows of a part as the source gives them: its own validation part, or rows held out of its training part."""
+        """Yield the rows of a split. Validation rows are those of the source, or held out from its training rows."""
         rows = split_rows(self.source, part, self.load.validation_size, self.load.streaming)
         return (prepend(row, self.load.prepend) for row in rows) if self.load.prepend else rows
 
-    def add_numbers(
-        self, part: Part, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None = None
+    def add_column(
+        self, part: Part, name: str, values: Sequence[Any], mismatched_values: Sequence[Any] | None = None
     ) -> None:
-        """Give every row of a part, and its companion where it has one, one more numeric column."""
-        setattr(self, part, WithNumbers(getattr(self, part), name, values, companion_values))
+        """Add a numeric column to the rows of a split, and to their mismatched rows if there are any."""
+        setattr(self, part, WithColumn(getattr(self, part), name, values, mismatched_values))
 
     def validation_prompts(self, limit: int) -> list[Prompt]:
-        """Held-out rows that have an ``answer`` column, as prompts, ``limit`` at most."""
+        """The first ``limit`` validation rows with an ``answer`` column, as prompts."""
         answered = (row for row in self.rows("validation") if "answer" in row.columns and converts(row, Prompt))
         return [convert(row, Prompt) for row in islice(answered, limit)]
 
     def train_dataloader(self) -> Iterable[StepBatch]:
-        """All steps of the run, over all epochs; goes on where a checkpoint left off."""
+        """All steps of the run, over all epochs; resumes from a checkpoint."""
         if self.rollout is not None:
             return self.rollout.loader(self, self.trainer.lightning_module, self.num_steps)
         if self.train is None:
@@ -158,11 +159,11 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
 
     def val_dataloader(self) -> Iterable[StepBatch]:
-        """The held-out rows once, in their order."""
+        """The validation rows once, in order."""
         if self.validation is None:
             return []
         if self.kind is Prompt:
-            # Prompts have nothing to compute a loss on; callbacks complete them when validation ends.
+            # Prompts have no loss; callbacks sample completions for them at the end of validation.
             return Steps([StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)])
         plan = replace(self.plan, order="as_is")
         num_steps = num_epoch_steps(len(self.validation), plan)
@@ -182,7 +183,7 @@ class DataModule(lightning.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _table(self, part: Part) -> TokenTable | None:
-        """The token table of a part, from the cache where nothing that decides it has changed."""
+        """The token table of a split, from the cache if possible; ``None`` if it is empty."""
         if self.load.cache_dir:
             typed_path(self.load.cache_dir, "data.cache_dir")
         held_out = f"{part} {self.load.validation_size} {self.load.prepend or ''}".rstrip()
@@ -205,21 +206,21 @@ class DataModule(lightning.LightningDataModule):
         if part == "train" and len(table) == 0:
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
-            raise InputError(asked, f"no row is left to train on: {table.counts}", instead)
+            raise InputError(asked, f"no training row is left: {table.counts}", instead)
         if part == "validation" and len(table) == 0 and self.load.validation_size is not None:
-            log.warning("no held-out row is left, so there is no validation: %s", table.counts)
+            log.warning("no validation row is left, so there is no validation: %s", table.counts)
         if not len(table):
             return None
-        return WithCompanions(table, self.tokens.max_tokens_per_sequence) if self.companions else table
+        return WithMismatched(table, self.tokens.max_tokens_per_sequence) if self.mismatched else table
 
-    def _tell_dropped(self) -> None:
-        """Say what the source left out, also where a cached table made reading it unnecessary."""
+    def _log_dropped(self) -> None:
+        """Log how many rows the source dropped, also when a cached table is used and the source has not been read."""
         if self.tokens.bad_rows == "drop" and not self.load.streaming:
             for part in ("train", "validation"):
                 for _ in self.source.rows(part):
                     pass
             for reason, count in self.source.dropped.items():
-                log.warning("left out %d rows: %s", count, reason)
+                log.warning("dropped %d rows: %s", count, reason)
 
     def _stream(self) -> Iterator[TokenRow]:
         rows = (convert(row, self.kind) for row in self.rows("train"))

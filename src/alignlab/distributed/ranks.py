@@ -225,7 +225,7 @@ def first_on_each_machine() -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
+def first_error_only() -> Iterator[None]:
     """Raise the error of the rank that fails first; the other ranks, which fail because of it, exit silently."""
     try:
         yield

@@ -1,1 +1,1 @@
-"""One file per method; `base.py` holds what they share."""
+"""Training methods, one per file; ``base.py`` has their base class."""

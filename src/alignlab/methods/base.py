@@ -1,6 +1,6 @@
-"""What all methods share: one training step of planned micro-batches, one reducer, one way to log.
+"""Base class of all methods: the training step, the reduction of losses, and logging.
 
-A new method is a subclass that names the kind of row that it takes and writes ``compute_loss``:
+A new method is a subclass that sets the kind of row it takes and implements ``compute_loss``:
 
     class SFT(Method):
         row_kind = Demonstration
@@ -9,7 +9,7 @@ A new method is a subclass that names the kind of row that it takes and writes `
             logps = token_scores(self.policy, batch).logps
             return LossOutput([LossTerm(-logps, "supervised_tokens")])
 
-What a method holds beside its policy (a reference, a critic) is a ``Component``; a method that samples has a
+Models other than the policy (a reference, a critic) are ``Component`` attributes. A method that samples has a
 ``rollout``.
 """
 
@@ -33,8 +33,8 @@ from alignlab.models.adapters import zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
-from alignlab.optim.lost_steps import LostSteps, told_of_overflow
 from alignlab.optim.reduction import RunningMeans, step_loss
+from alignlab.optim.skipped_steps import SkippedSteps, explain_overflow
 from alignlab.optim.throughput import mfu
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
@@ -51,15 +51,15 @@ NARROW = (torch.bfloat16, torch.float16, torch.int8)
 
 @dataclass(frozen=True, kw_only=True)
 class Factories:
-    """What a method is made of besides its own hyper-parameters.
+    """Factories of the policy, optimizer and scheduler, and other settings that a method needs.
 
     Args:
-        make_policy: Builds the model that is trained; called once, where the strategy wants models to be made.
-        open_model: Opens further weights by path, for a reference or a critic.
+        make_policy: Builds the policy; called once, in ``configure_model``.
+        open_model: Loads other weights from a path, for a reference.
         make_optimizer: Parameter groups → optimizer.
-        make_scheduler: ``(optimizer, num_training_steps=…)`` → schedule, stepped once per optimizer step.
-        gradient_clip_val: Largest global gradient norm; ``None`` does not clip.
-        packing: Whether batches come in the flat layout.
+        make_scheduler: ``(optimizer, num_training_steps=…)`` → scheduler, stepped once per optimizer step.
+        gradient_clip_val: Maximum global gradient norm; ``None`` for no clipping.
+        packing: Whether batches have the flat layout.
     """
 
     make_policy: Callable[[], nn.Module]
@@ -72,7 +72,7 @@ class Factories:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come; saved in checkpoints, the axis of every curve."""
+    """Progress of training: saved in checkpoints, and the x-axis of every curve."""
 
     step: int = 0
     epoch: float = 0.0
@@ -81,7 +81,7 @@ class Progress:
     supervised_tokens: int = 0
 
     def after(self, totals: StepTotals, epoch: float) -> "Progress":
-        """The progress once a step of these sizes is done."""
+        """The progress after a step with these counts."""
         return Progress(
             self.step + 1,
             epoch,
@@ -95,32 +95,32 @@ class Method(lightning.LightningModule):
     """Base of all methods.
 
     Args:
-        factories: Factories of the policy, its optimizer and its schedule.
+        factories: Factories of the policy, its optimizer and its scheduler.
     """
 
     row_kind: ClassVar[type[Row]]
-    """The kind of row that ``compute_loss`` understands."""
+    """The kind of row that the method trains on."""
 
     head: ClassVar[Head] = "language_model"
-    """What the policy ends in."""
+    """The head of the policy."""
 
     own_metrics: ClassVar[Mapping[str, Metric]] = {}
-    """Metrics that ``alignlab.metrics`` does not have, by name, each with its unit and meaning."""
+    """Metrics of this method that are not in ``alignlab.metrics``, by name, with unit and meaning."""
 
     rollout: "RolloutData | None" = None
-    """Where training rows come from, for a method that samples them."""
+    """Source of the training rows, for a method that samples them."""
 
     needs_greedy: bool = False
-    """With a rollout: whether each prompt is also completed greedily, for a baseline."""
+    """For methods with a rollout: whether each prompt also gets a greedy completion, for a baseline."""
 
-    scores_before: tuple[str, ...] = ()
-    """With a rollout: names of what ``score`` returns; nothing is scored where there is none."""
+    score_names: tuple[str, ...] = ()
+    """For methods with a rollout: names of the values that ``score`` returns; if empty, ``score`` is not called."""
 
-    wants_companions: ClassVar[bool] = False
-    """Whether a step also brings each prompt with the completion of another row (``StepBatch.companions``)."""
+    needs_mismatched: ClassVar[bool] = False
+    """Whether a step also has mismatched rows, each a prompt with the completion of another row (for KTO)."""
 
     number_columns: ClassVar[tuple[str, ...]] = ()
-    """Settings that name a numeric column of the data, which every row must then have."""
+    """Names of the settings that select a numeric column, which every row must then have."""
 
     def __init__(self, *, factories: Factories):
         super().__init__()
@@ -129,28 +129,28 @@ class Method(lightning.LightningModule):
         self.policy: nn.Module | None = None
         self.progress = Progress()
         self.validation = RunningMeans()
-        self.lost_steps = LostSteps()
+        self.skipped_steps = SkippedSteps()
         self.checks_gradients, self.is_verified = True, False
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """The objective on one micro-batch: the only thing that a method must write."""
+        """Compute the loss of a micro-batch. Every method must implement this."""
         raise NotImplementedError(f"{type(self).__name__} has no compute_loss(batch) -> LossOutput")
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """With a rollout: values of tokens that must be known before the first update. Each ``[N]``."""
+        """For methods with a rollout: score tokens before the first update. Each ``[N]``."""
         return {}
 
     def advantages(self, rollout: "Rollout") -> "Rollout":
-        """With a rollout: the same with a column ``advantages``, per completion ``[S]`` or per token ``[N]``."""
+        """For methods with a rollout: add a column ``advantages``, per completion ``[S]`` or per token ``[N]``."""
         raise NotImplementedError(f"{type(self).__name__} has no advantages(rollout) -> Rollout")
 
     def prepare_step(self, step: StepBatch) -> None:
-        """What must be known of a whole step before its first micro-batch; in training and validation."""
+        """Compute values over the whole step before its first micro-batch, in training and validation."""
 
-    # --- what Lightning calls -----------------------------------------------------------------------------------------
+    # --- hooks of Lightning -------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
-        """Build the policy, in train mode, and what is held beside it; may be called again and does nothing then."""
+        """Build the policy, in train mode, and the components. Does nothing when called again."""
         if self.policy is not None:
             return
         policy = self.factories.make_policy().train()
@@ -161,7 +161,7 @@ class Method(lightning.LightningModule):
             component.shard(self.policy, self.sharding)
 
     def configure_optimizers(self):
-        """One optimizer and its schedule; vectors (norms, biases) are spared weight decay."""
+        """Make the optimizer and its scheduler, without weight decay for vectors (norms, biases)."""
         groups = [
             {"params": [p for p in self._trained() if len(full_shape(p)) >= 2]},
             {"params": [p for p in self._trained() if len(full_shape(p)) < 2], "weight_decay": 0.0},
@@ -173,7 +173,7 @@ class Method(lightning.LightningModule):
         return [optimizer], [self.factories.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
-        """Check that the model keeps the documents of a batch apart before it learns from them."""
+        """Compare the log-probs of packed batches with the model's own forward, and prepare the components."""
         self.verify_packing()
         for component in self.components:
             component.before_fit(self.trainer)
@@ -187,7 +187,7 @@ class Method(lightning.LightningModule):
         log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
-        """One optimizer step: every micro-batch's backward, clipping, the update, the schedule, the log."""
+        """One optimizer step: forward and backward of each micro-batch, clipping, update, scheduler and logging."""
         assert self.policy.training, "the policy must be in train mode while it is trained"
         started = time.perf_counter()
         running, optimizer, sharding = RunningMeans(), self.optimizers(), self.sharding
@@ -209,23 +209,23 @@ class Method(lightning.LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         running.close_step(step.totals)
         means = running.means()
-        lost = not math.isfinite(means.get("loss", 0.0))
-        with told_of_overflow(lr):
-            norm = sharding.update(optimizer, self._trained(), self.factories.gradient_clip_val, lost)
-        norms, lost = self._norms(norm), lost or not bool(norm.isfinite())
+        skipped = not math.isfinite(means.get("loss", 0.0))
+        with explain_overflow(lr):
+            norm = sharding.update(optimizer, self._trained(), self.factories.gradient_clip_val, skipped)
+        norms, skipped = self._norms(norm), skipped or not bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
         for component in self.components:
             component.after_step(self.progress.step)
         if self.device.type == "cuda":
-            torch.cuda.synchronize()  # what was asked of the device is not done yet
+            torch.cuda.synchronize()  # kernels run asynchronously; the timing needs them done
         timing = self._timing(step.totals, time.perf_counter() - started)
-        self.trainer._results.reset(fx="training_step")  # else what an earlier step logged is told again
+        self.trainer._results.reset(fx="training_step")  # otherwise metrics of an earlier step are logged again
         self._log({**_named(means, "train"), **norms, **timing, **step.metrics, "train/lr": lr})
-        self.lost_steps.count(lost, step, losses, self.progress.step)
+        self.skipped_steps.count(skipped, step, losses, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
-        """Gather sums and counts; the means are taken over the whole validation set."""
+        """Add up sums and counts, for means over the whole validation set."""
         self.prepare_step(step)
         for batch in step.micro_batches:
             output = self.sharding.forward(self.compute_loss, batch)
@@ -233,23 +233,23 @@ class Method(lightning.LightningModule):
         self.validation.close_step(step.totals)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all held-out rows and ranks."""
+        """Log the means over all validation rows and ranks."""
         means = _named(self.validation.means(), "val")
         if "val/nll" in means:
             means["val/perplexity"] = means["val/nll"].exp()
         self._log(means)
 
     def carries(self, name: str) -> bool:
-        """Whether a checkpoint must carry a frozen weight of this name, because it changes all the same."""
-        changing = {name for name, part in self.named_children() if isinstance(part, Component) and part.changes}
+        """Whether a frozen weight changes during training, so that checkpoints must include it."""
+        changing = {name for name, child in self.named_children() if isinstance(child, Component) and child.changes}
         return not changing.isdisjoint(name.split("."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the progress, as plain numbers."""
+        """Save the progress."""
         checkpoint["progress"] = asdict(self.progress)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the progress."""
+        """Restore the progress."""
         self.progress = replace(self.progress, **checkpoint["progress"])
         self.checks_gradients = self.progress.step == 0
 
@@ -257,12 +257,12 @@ class Method(lightning.LightningModule):
 
     @property
     def sharding(self) -> Sharding:
-        """How the work is spread."""
+        """The sharding of the strategy."""
         return sharding_of(self.trainer.strategy)
 
     @contextmanager
-    def as_in_training(self) -> Iterator[None]:
-        """In the number formats of the training forward, but without dropout: what is known before a loss is taken."""
+    def scoring_mode(self) -> Iterator[None]:
+        """Score as in training, in its precision, but in eval mode (without dropout)."""
         modules = [module for module in self.trained_modules if module.training]
         for module in modules:
             module.eval()
@@ -275,31 +275,31 @@ class Method(lightning.LightningModule):
 
     @property
     def is_low_precision(self) -> bool:
-        """Whether anything is computed in 16 bits or less, where a result depends on what is computed beside it."""
+        """Whether anything is computed in 16 bits or less, so that log-probs depend on the rest of the batch."""
         narrow = any(p.dtype in NARROW for p in self.policy.parameters())
         return narrow or "16" in str(self.trainer.precision) or self.sharding.is_low_precision
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:
-        """What the optimizer updates: the policy, and components that learn."""
+        """Modules that the optimizer updates: the policy and the trained components."""
         return (self.policy, *(component for component in self.components if component.is_trained))
 
     @property
     def components(self) -> list[Component]:
-        """What is held beside the policy."""
-        return [part for part in self.children() if isinstance(part, Component)]
+        """The components: models other than the policy."""
+        return [child for child in self.children() if isinstance(child, Component)]
 
     def _trained(self) -> list[nn.Parameter]:
         return [p for module in self.trained_modules for p in module.parameters() if p.requires_grad]
 
     def _norms(self, norm: Tensor) -> dict[str, Tensor]:
-        """Global norm of the gradient before clipping and, where it is clipped, after."""
+        """Global gradient norm before clipping and, if gradients are clipped, after."""
         limit = self.factories.gradient_clip_val
         clipped = {} if limit is None else {"train/grad_norm_clipped": norm.clamp(max=limit)}
         return {"train/grad_norm": norm, **clipped}
 
     def _refuse_dead_parameters(self) -> None:
-        """After the first backward, every trainable tensor must have been reached."""
+        """Check after the first backward pass that every trainable tensor has a gradient."""
         dead = zero_gradients(self.policy, self.sharding.gradient, self.sharding.value)
         if dead:
             raise InputError(
@@ -315,7 +315,7 @@ class Method(lightning.LightningModule):
         return timing if utilisation is None else {**timing, "train/mfu": utilisation}
 
     def _log(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log under known names only, with the progress beside them as their axis."""
+        """Log values with the progress, which is the x-axis of the curves. Names must be known metrics."""
         check_names(values, METRICS | self.own_metrics)
         progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
         self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})

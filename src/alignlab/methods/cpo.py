@@ -1,4 +1,4 @@
-"""Contrastive preference optimisation (CPO, arXiv 2401.08417): DPO against a uniform reference, plus imitation."""
+"""Contrastive preference optimisation (CPO, arXiv 2401.08417): DPO with a uniform reference, plus an SFT loss."""
 
 from collections.abc import Callable
 from typing import Annotated, Concatenate
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from alignlab.losses.preference import Pairs, sft
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.pairs import free_pairs, pair_metrics, pair_term
+from alignlab.methods.pairs import pair_metrics, pair_term, reference_free_pairs
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
@@ -16,12 +16,12 @@ from alignlab.types.rows import Preference
 
 
 class CPO(Method):
-    """Minimise a pair loss of the policy alone and the negative log-likelihood of the chosen (eq. 3 and 5).
+    """Minimise a preference loss without a reference, plus the negative log-likelihood of the chosen (eq. 3 and 5).
 
     Args:
-        beta: Scale of the log-probabilities.
+        beta: Scale of the log-probs.
         loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair; they are summed.
-        sft_weight: Weight of the chosen completions' likelihood per token.
+        sft_weight: Weight of the negative log-likelihood of the chosen, a mean over tokens.
         factories: See ``Method``.
     """
 
@@ -39,7 +39,7 @@ class CPO(Method):
         self.beta, self.losses, self.sft_weight = beta, loss, sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses per pair, and the likelihood per token of the chosen."""
-        pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
+        """The losses per pair, plus the negative log-likelihood of the chosen."""
+        pairs = reference_free_pairs(token_scores(self.policy, batch).logps, batch)
         terms = [pair_term(loss(pairs, beta=self.beta)) for loss in self.losses.values()]
         return LossOutput([*terms, sft(pairs, beta=self.beta) * self.sft_weight], pair_metrics(pairs, self.beta))

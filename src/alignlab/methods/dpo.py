@@ -1,7 +1,12 @@
-"""Direct preference optimisation (arXiv 2305.18290) and its family: raise the chosen above the rejected.
+"""Direct preference optimisation (DPO, arXiv 2305.18290) and its variants.
 
-1. A row with K rejected completions is K pairs; prompt and chosen are computed once.
-2. Losses may be summed with weights (MPO, arXiv 2411.10442); each is a mean over the whole step.
+    -log σ(β (log π(y_c|x) - log π_ref(y_c|x)) - β (log π(y_r|x) - log π_ref(y_r|x)))        (eq. 7)
+
+The loss raises the log-prob of the chosen completion y_c over that of the rejected y_r, relative to the reference. See
+``losses.preference`` for the variants.
+
+1. A row with K rejected completions gives K pairs; its prompt and chosen completion are computed once.
+2. Several losses may be summed with weights (MPO, arXiv 2411.10442); each is a mean over the whole step.
 """
 
 from collections.abc import Callable
@@ -25,16 +30,17 @@ PairLoss = Callable[Concatenate[Pairs, ...], Tensor | LossTerm]
 
 
 class DPO(Method):
-    """Minimise losses of pairs.
+    """Minimise the weighted sum of one or more preference losses.
 
     Args:
-        beta: Strength of the pull towards the reference.
-        loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair, or a term; see ``losses.preference``.
-        loss_weights: Their weights, in their order; ``None`` for 1 each.
+        beta: Scale of the log-ratios; a larger one keeps the policy closer to the reference.
+        loss: Losses by name, each ``(pairs, *, beta)`` → one loss per pair, or a ``LossTerm``; see
+            ``losses.preference``.
+        loss_weights: Weights in the same order; ``None`` for 1 each.
         divergence: Log-ratio → score; see ``losses.divergence``.
-        length_desensitisation: What tokens past the pair's shorter completion count (LD-DPO, arXiv 2409.06411).
-        weighting: ``wpo`` weighs a pair by how likely it is the policy's own (arXiv 2406.11827).
-        reference: What the policy is compared with.
+        length_desensitisation: Weight of tokens beyond the pair's shorter completion (LD-DPO, arXiv 2409.06411).
+        weighting: ``wpo`` weights pairs by the probability that the policy samples them (WPO, arXiv 2406.11827).
+        reference: Settings of the reference.
         factories: See ``Method``.
     """
 
@@ -60,19 +66,19 @@ class DPO(Method):
         if reference.precompute_reference and length_desensitisation < 1:
             raise InputError(
                 f"method.precompute_reference=true with method.length_desensitisation={length_desensitisation}",
-                "it weighs the reference's single tokens, and only sums over whole completions are kept",
+                "it needs the reference log-probs of single tokens, and only sums over completions are precomputed",
                 "Type method.precompute_reference=false",
             )
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Weighted sum of the losses of all pairs."""
+        """The weighted losses of all pairs."""
         scores = token_scores(self.policy, batch, want=("log_collisions",) if self.weighting == "wpo" else ())
         pairs = self._pairs(scores.logps, batch)
         terms = [pair_term(self.losses[name](pairs, beta=self.beta)) * w for name, w in self.loss_weights.items()]
         if self.weighting == "wpo":
             index = pair_index(batch.group_ids)
-            likely = wpo_weights(scores.logps, scores.log_collisions, batch.sequence_ids, batch.num_sequences)
-            terms = [term * (likely[index.chosen] + likely[index.rejected]).exp() for term in terms]
+            log_weights = wpo_weights(scores.logps, scores.log_collisions, batch.sequence_ids, batch.num_sequences)
+            terms = [term * (log_weights[index.chosen] + log_weights[index.rejected]).exp() for term in terms]
         return LossOutput(terms, pair_metrics(pairs, self.beta))
 
     def _pairs(self, token_logps: Tensor, batch: MicroBatch) -> Pairs:
@@ -80,18 +86,18 @@ class DPO(Method):
         tokens = token_counts(batch.sequence_ids, num_sequences, token_logps.dtype)
         if self.length_desensitisation == 1.0:
             logps = sequence_sums(token_logps, batch.sequence_ids, num_sequences)
-            sides = (*self._sides(logps, index), *self._sides(self.reference.logps(batch), index))
+            sums = (*self._split(logps, index), *self._split(self.reference.logps(batch), index))
         else:
-            cut = (batch.sequence_ids, num_sequences, index, self.length_desensitisation)
+            options = (batch.sequence_ids, num_sequences, index, self.length_desensitisation)
             reference = self.reference.token_logps(batch)
-            sides = (*desensitised_sums(token_logps, *cut), *desensitised_sums(reference, *cut))
-        return Pairs(*sides, tokens[index.chosen], tokens[index.rejected], self.divergence)
+            sums = (*desensitised_sums(token_logps, *options), *desensitised_sums(reference, *options))
+        return Pairs(*sums, tokens[index.chosen], tokens[index.rejected], self.divergence)
 
     @staticmethod
-    def _sides(values: Tensor, index) -> tuple[Tensor, Tensor]:
+    def _split(values: Tensor, index) -> tuple[Tensor, Tensor]:
         return values[index.chosen], values[index.rejected]
 
 
 def name_weights(losses: dict[str, PairLoss], weights: list[float] | None) -> dict[str, float]:
-    """The weight of each loss by its name."""
+    """Weights by the names of the losses."""
     return dict(zip(losses, [1.0] * len(losses) if weights is None else weights, strict=True))

@@ -1,9 +1,10 @@
-"""Group DPO: one chosen completion against all rejected ones of its prompt at once.
+"""Group DPO: one chosen completion against all rejected completions of its prompt.
 
     max(0, max over the rejected of r(y) - r(y_c) + α),   r(y) = β (log π(y|x) - log π_ref(y|x))
 
-Prompt and chosen completion go through the model once per group, however many rejected ones there are; groups of
-different sizes share a batch. See ``losses.group`` for the maximum, its smooth form and other losses of groups.
+y_c is the chosen completion, and α the margin. The prompt and the chosen completion are computed once per group,
+whatever the number of rejected completions; groups of different sizes can be in one batch. See ``losses.group`` for the
+smooth maximum and other losses. The hinge loss is not from a paper.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,13 @@ from alignlab.types.rows import Preference
 
 
 class GroupDPO(Method):
-    """Minimise a loss of groups.
+    """Minimise a loss over groups of one chosen and K ≥ 1 rejected completions.
 
     Args:
-        beta: Strength of the pull towards the reference.
+        beta: Scale of the log-ratios; a larger one keeps the policy closer to the reference.
         loss: ``(groups)`` → one loss per group; see ``losses.group``.
-        length_normalised: Rewards per token.
-        reference: What the policy is compared with.
+        length_normalised: Whether to divide the reward of a completion by its number of tokens.
+        reference: Settings of the reference.
         factories: See ``Method``.
     """
 
@@ -51,7 +52,7 @@ class GroupDPO(Method):
         self.hardest_seen: dict[int, int] = {}
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses of all groups."""
+        """The losses of all groups."""
         logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
         tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
         reference = self.reference.logps(batch)
@@ -62,22 +63,22 @@ class GroupDPO(Method):
         return LossOutput([LossTerm(losses, "groups")], metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep also which rejected completion was the hardest of each row."""
+        """Also save the index of the hardest rejected completion of each row."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["hardest_seen"] = torch.tensor(list(self.hardest_seen.items()), dtype=torch.long).view(-1, 2)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Also restore the indices of the hardest rejected completions."""
         super().on_load_checkpoint(checkpoint)
         self.hardest_seen = dict(checkpoint["hardest_seen"].tolist())
 
     def _changes(self, batch: MicroBatch, groups: Groups) -> dict[str, Ratio]:
-        """Share of the rows seen before whose hardest rejected completion is another one now."""
+        """Fraction of the rows seen before whose hardest rejected completion has changed."""
         if not self.training or "row" not in batch.columns:
             return {}
         rows = batch.columns["row"][firsts(batch.group_ids)].long().tolist()
         now = dict(zip(rows, hardest_index(groups).tolist(), strict=True))
-        changes = [self.hardest_seen[row] != place for row, place in now.items() if row in self.hardest_seen]
+        changes = [self.hardest_seen[row] != index for row, index in now.items() if row in self.hardest_seen]
         self.hardest_seen.update(now)
-        pair = torch.tensor([sum(changes), len(changes)], dtype=torch.float64, device=groups.rewards.device)
-        return {"group/hardest_changed": Ratio(*pair)}
+        ratio = torch.tensor([sum(changes), len(changes)], dtype=torch.float64, device=groups.rewards.device)
+        return {"group/hardest_changed": Ratio(*ratio)}

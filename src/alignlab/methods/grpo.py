@@ -1,12 +1,18 @@
-"""Group-relative policy optimisation (GRPO, arXiv 2402.03300) and its family.
+"""Group relative policy optimisation (GRPO, arXiv 2402.03300) and its variants.
 
-The advantage of a completion is its reward above those of the others to the same prompt. Estimator, scale, loss,
-normaliser and divergence are each a choice; see ``losses.advantages``, ``losses.policy_gradient`` and ``losses.kl``.
+The policy samples G completions per prompt. The advantage of a completion is its reward minus the mean reward of its
+group, divided by their standard deviation; the loss is the clipped surrogate of PPO plus a KL penalty (eq. 3):
 
-1. Means are over the whole optimizer step, not over what a device holds at a time.
-2. Completions and groups that are left out are not in the batch: neither loss, divergence nor denominator knows them.
-   Tokens that are left out (``top_entropy_quantile``, ``off_policy_threshold``) still count in the denominator.
-3. Under ``remax`` the greedy completion's reward is taken as it is, without the divergence of ``reward_kl_coef``.
+    A = (r - mean(r_1…r_G)) / std(r_1…r_G)
+    -min(ρ A, clip(ρ, 1 - ε_low, 1 + ε_high) A) + kl_coef · KL(π || π_ref),   ρ = π(token) / π_old(token)
+
+The estimator and scale of advantages, the loss, its normaliser and the KL estimator are settings; see
+``losses.advantages``, ``losses.policy_gradient``, ``losses.normaliser`` and ``losses.kl``.
+
+1. Means are over the whole optimizer step, not over a micro-batch of one device.
+2. Completions and groups that are filtered out are not in the batch, so they affect neither loss, KL nor normaliser.
+   Tokens that are masked out (``top_entropy_quantile``, ``off_policy_threshold``) still count in the normaliser.
+3. With ``remax``, the penalty of ``reward_kl_coef`` is not subtracted from the reward of the greedy completion.
 """
 
 from collections.abc import Callable
@@ -23,7 +29,7 @@ from alignlab.losses.kl import KLEstimator, KLGradient, kl_losses, penalise_rewa
 from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.policy_gradient import policy_tokens, scores_before
+from alignlab.methods.policy_gradient import policy_tokens, score_tokens
 from alignlab.methods.reference import MovingReferenceSettings, ReferencePolicy
 from alignlab.models.scoring import TokenScores, token_scores
 from alignlab.rollout.data import RolloutData
@@ -42,8 +48,8 @@ class AdvantageSettings(Settings):
 
     Args:
         estimator: grpo, rloo, reinforce_plus_plus, remax, pass_at_k.
-        scale: What advantages are divided by: group, batch, whiten or none.
-        aggregation: Of several rewards: sum_then_normalize or normalize_then_sum.
+        scale: How advantages are scaled: group, batch, whiten or none.
+        aggregation: How several rewards are combined: sum_then_normalize or normalize_then_sum.
         num_picked: k of pass_at_k.
     """
 
@@ -55,10 +61,10 @@ class AdvantageSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DivergenceSettings(Settings):
-    """The divergence from the reference as a term of the loss; see ``losses.kl``.
+    """The KL penalty in the loss; see ``losses.kl``.
 
     Args:
-        kl_coef: Its weight; at 0 no reference is loaded.
+        kl_coef: Weight of the penalty; at 0 it needs no reference.
         kl_estimator: k1, k2 or k3.
         kl_gradient: plain, on_policy or importance.
     """
@@ -70,14 +76,14 @@ class DivergenceSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenSelection(Settings):
-    """Which sampled tokens are learned from, and how much each counts.
+    """The entropy bonus, and masks and weights of tokens.
 
     Args:
-        entropy_coef: Bonus per nat of entropy.
-        top_entropy_quantile: Share of a rollout's tokens, those of highest entropy, that the policy learns from.
-        off_policy_threshold: Mean log-ratio of sampled to present probability, from which on a completion's bad tokens
-            are left out; ``None`` for never.
-        importance_cap: Largest weight that corrects for another engine's probabilities.
+        entropy_coef: Weight of the entropy bonus, per nat.
+        top_entropy_quantile: Fraction of a rollout's tokens, those of highest entropy, that the policy is trained on.
+        off_policy_threshold: Largest mean over a completion's tokens of log(sampled / policy), in nats; beyond it, its
+            tokens of negative advantage are masked out. ``None`` for no limit.
+        importance_cap: Maximum importance weight that corrects for the log-probs of a separate sampling engine.
     """
 
     entropy_coef: float
@@ -87,17 +93,17 @@ class TokenSelection(Settings):
 
 
 class GRPO(Method):
-    """Raise the probability of what was better than the rest of its group.
+    """Minimise a policy loss with advantages relative to the group, plus a KL penalty.
 
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
-        normaliser: What a token weighs: sequence, token, constant or sum.
-        advantage: How rewards become advantages.
-        divergence: The divergence from the reference in the loss.
-        tokens: Which tokens are learned from.
-        reference: What divergence is measured from; not loaded where no coefficient asks for it.
-        rollout: What is sampled and how it is rewarded.
-        sampler: Draws completions.
+        normaliser: Weights of tokens in the mean: sequence, token, constant or sum; see ``losses.normaliser``.
+        advantage: Settings of the advantages.
+        divergence: Settings of the KL penalty in the loss.
+        tokens: Settings of the entropy bonus, and masks and weights of tokens.
+        reference: Settings of the reference; not loaded if ``kl_coef`` and ``reward_kl_coef`` are 0.
+        rollout: Settings of sampling and rewards.
+        sampler: Samples completions.
         factories: See ``Method``.
     """
 
@@ -125,50 +131,50 @@ class GRPO(Method):
 
     @property
     def needs_greedy(self) -> bool:
-        """Whether each prompt is also completed greedily, as what its completions are compared with."""
+        """Whether each prompt also gets a greedy completion, the baseline of ReMax."""
         return self.advantage.estimator == "remax"
 
-    # --- before learning ----------------------------------------------------------------------------------------------
+    # --- before the update --------------------------------------------------------------------------------------------
 
     @property
-    def scores_before(self) -> tuple[str, ...]:
-        """What must be known before the first update; entropies are compared over the whole rollout."""
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the values that ``score`` returns. The entropy threshold is a quantile over the whole rollout."""
         entropies = ("entropies",) if self.tokens.top_entropy_quantile < 1 else ()
-        return (*self.rollout.scores_before(self.is_low_precision), *entropies)
+        return (*self.rollout.score_names(self.is_low_precision), *entropies)
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Old and reference log-probs and entropies, where they are needed. Each ``[N]``."""
-        return scores_before(self.scores_before, batch, lambda: self._scores(batch), self.reference)
+        """Score tokens before the first update: old and reference log-probs and entropies, as needed. Each ``[N]``."""
+        return score_tokens(self.score_names, batch, lambda: self._scores(batch), self.reference)
 
     def advantages(self, rollout: Rollout) -> Rollout:
-        """Advantages over the whole rollout, and which of its tokens are among those of highest entropy."""
+        """Add the advantages, computed over the whole rollout, and the mask of the tokens of highest entropy."""
         rewards, weights, greedy = self.rollout.rewards(rollout)
         if self.rollout.reward_kl_coef:
             total, kl = weighted_sum(rewards, weights), self.rollout.token_kl(rollout)
             rewards = penalise_rewards(total, kl, rollout.sequence_ids, kl_coef=self.rollout.reward_kl_coef)[:, None]
             greedy = None if greedy is None else weighted_sum(greedy, weights)[:, None]
             weights = weights.new_ones(1)
-        found = advantages(rewards, weights, rollout.group_ids, **asdict(self.advantage), greedy_rewards=greedy)
-        rollout = rollout.with_columns(advantages=found)
+        values = advantages(rewards, weights, rollout.group_ids, **asdict(self.advantage), greedy_rewards=greedy)
+        rollout = rollout.with_columns(advantages=values)
         if self.tokens.top_entropy_quantile == 1:
             return rollout
         entropies = rollout.token_columns["entropies"]
         threshold = entropy_threshold(entropies, self.tokens.top_entropy_quantile)
         return rollout.with_token_columns(top_entropy=top_entropy_mask(entropies, threshold).double())
 
-    # --- learning -----------------------------------------------------------------------------------------------------
+    # --- update -------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses of the tokens with the divergence added, weighed as the normaliser has it, and the entropy bonus."""
-        advantages, once = batch.columns["advantages"][batch.sequence_ids], self.rollout.is_learned_from_once
-        tokens = policy_tokens(self._scores(batch), batch, advantages, is_learned_from_once=once)
+        """The policy loss of each token plus its KL penalty, normalised, and the entropy bonus."""
+        advantages, is_on_policy = batch.columns["advantages"][batch.sequence_ids], self.rollout.is_on_policy
+        tokens = policy_tokens(self._scores(batch), batch, advantages, is_on_policy=is_on_policy)
         policy_loss = self.loss(tokens)
         losses = policy_loss.losses * self._weights(tokens, batch)
         if self.divergence.kl_coef:
             tokens = replace(tokens, reference_token_logps=self.reference.token_logps(batch))
             losses = losses + self.divergence.kl_coef * self._kl(tokens)
-        longest = self.rollout.max_completion_tokens
-        terms = [normalise(losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest)]
+        max_tokens = self.rollout.max_completion_tokens
+        terms = [normalise(losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, max_tokens)]
         if self.tokens.entropy_coef:
             terms.append(entropy_bonus(tokens.entropies, entropy_coef=self.tokens.entropy_coef))
         return LossOutput(terms, policy_metrics(tokens, policy_loss))
@@ -181,15 +187,15 @@ class GRPO(Method):
         return kl_losses(tokens.token_logps, tokens.reference_token_logps, tokens.old_token_logps, **settings)
 
     def _weights(self, tokens: PolicyTokens, batch: MicroBatch) -> Tensor | float:
-        """How much the policy learns from each token: 0 where it is left out. Shape ``[N]``."""
-        columns, where = batch.token_columns, (tokens.sequence_ids, tokens.num_sequences)
+        """Weight of each token's policy loss: masks and importance weights. Shape ``[N]``, or 1.0 if there are none."""
+        columns, sequences = batch.token_columns, (tokens.sequence_ids, tokens.num_sequences)
         weights = columns.get("top_entropy", 1.0)
-        if tokens.sampled_token_logps is not None:  # another engine's probabilities are not quite the trainer's
+        if tokens.sampled_token_logps is not None:  # a separate engine's probabilities differ from the trainer's
             settings = {"cap": self.tokens.importance_cap, "level": "token", "beyond": "truncate"}
-            pair = columns["old_logps"], tokens.sampled_token_logps
-            weights = weights * truncated_importance(*pair, *where, **settings)
+            logps = columns["old_logps"], tokens.sampled_token_logps
+            weights = weights * truncated_importance(*logps, *sequences, **settings)
         if self.tokens.off_policy_threshold is not None:
             threshold = self.tokens.off_policy_threshold
-            drift = (tokens.token_logps, columns["sampled_logps"], tokens.advantages)
-            weights = weights * off_policy_mask(*drift, *where, threshold=threshold)
+            values = (tokens.token_logps, columns["sampled_logps"], tokens.advantages)
+            weights = weights * off_policy_mask(*values, *sequences, threshold=threshold)
         return weights

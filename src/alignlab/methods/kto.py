@@ -1,7 +1,11 @@
-"""Kahneman–Tversky optimisation (KTO, arXiv 2402.01306): completions that come alone, each desirable or not.
+"""Kahneman-Tversky optimisation (KTO, arXiv 2402.01306): unpaired completions, each desirable or undesirable.
 
-1. The reference point z_0 is one number for the whole optimizer step, over all micro-batches and ranks, so that it does
-   not depend on how the step is cut. Each prompt is mismatched with the completion of the next row of the data.
+    λ_D (1 - σ(β (r - z_0)))  if desirable,   λ_U (1 - σ(β (z_0 - r)))  otherwise        (eq. 8)
+
+r = log π(y|x) - log π_ref(y|x), and z_0 is an estimate of KL(π || π_ref).
+
+1. The reference point z_0 is computed once per optimizer step, over all micro-batches and ranks, so that it does not
+   depend on how the step is split. It pairs each prompt with the completion of the next row of the data (mismatched).
 """
 
 from collections.abc import Callable
@@ -23,19 +27,20 @@ from alignlab.types.rows import Unpaired
 
 
 class KTO(Method):
-    """Minimise a loss of single completions.
+    """Minimise a weighted loss of unpaired completions.
 
     Args:
-        beta: Strength of the pull towards the reference.
+        beta: Scale of the log-ratios; a larger one keeps the policy closer to the reference.
         loss: ``(ratios, *, beta)`` → one loss per completion; see ``losses.kto``.
-        desirable_weight: λ_D.
-        undesirable_weight: λ_U; λ_D n_D / λ_U n_U between 1 and 4/3 suits unbalanced data (section 4.2).
-        reference: What the policy is compared with.
+        desirable_weight: λ_D, weight of desirable completions.
+        undesirable_weight: λ_U, weight of undesirable completions. For unbalanced data, choose the weights so that
+            λ_D n_D / (λ_U n_U) is between 1 and 4/3 (section 4.2).
+        reference: Settings of the reference.
         factories: See ``Method``.
     """
 
     row_kind = Unpaired
-    wants_companions = True
+    needs_mismatched = True
 
     def __init__(
         self,
@@ -55,17 +60,17 @@ class KTO(Method):
 
     @torch.no_grad()
     def prepare_step(self, step: StepBatch) -> None:
-        """Settle the reference point of the step."""
-        table = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for batch, companion in zip(step.micro_batches, step.companions, strict=True):
-            ratios = self.sharding.forward(self._log_ratios, companion)
-            table += batch.counted * torch.stack([ratios.sum().double(), ratios.new_tensor(len(ratios)).double()])
+        """Compute the reference point z_0 of the step."""
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for batch, mismatched in zip(step.micro_batches, step.mismatched, strict=True):
+            ratios = self.sharding.forward(self._log_ratios, mismatched)
+            sums += batch.counted * torch.stack([ratios.sum().double(), ratios.new_tensor(len(ratios)).double()])
         if dist.is_initialized():
-            dist.all_reduce(table)
-        self.point = reference_point(*table)
+            dist.all_reduce(sums)
+        self.point = reference_point(*sums)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Weighted losses of all completions."""
+        """The weighted losses of all completions."""
         ratios = self._log_ratios(batch)
         desirable = batch.columns["desirable"].bool()
         losses = self.loss(LogRatios(ratios, desirable, self.point.to(ratios)), beta=self.beta)
@@ -77,10 +82,10 @@ class KTO(Method):
         return logps - self.reference.logps(batch)
 
     def _metrics(self, ratios: Tensor, desirable: Tensor) -> dict[str, Ratio]:
-        rewards, kept = self.beta * ratios, desirable.to(ratios.dtype)
+        rewards, chosen = self.beta * ratios, desirable.to(ratios.dtype)
         return {
-            "rewards/chosen": Ratio((rewards * kept).sum(), kept.sum()),
-            "rewards/rejected": Ratio((rewards * (1 - kept)).sum(), (1 - kept).sum()),
-            "kto/reference_point": Ratio(self.point * len(ratios), kept.new_tensor(len(ratios))),
-            "kto/desirable_fraction": Ratio(kept.sum(), kept.new_tensor(len(ratios))),
+            "rewards/chosen": Ratio((rewards * chosen).sum(), chosen.sum()),
+            "rewards/rejected": Ratio((rewards * (1 - chosen)).sum(), (1 - chosen).sum()),
+            "kto/reference_point": Ratio(self.point * len(ratios), chosen.new_tensor(len(ratios))),
+            "kto/desirable_fraction": Ratio(chosen.sum(), chosen.new_tensor(len(ratios))),
         }

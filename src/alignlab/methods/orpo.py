@@ -1,6 +1,6 @@
-"""Odds-ratio preference optimisation (ORPO, arXiv 2403.07691): imitate the chosen, shun the rejected, no reference.
+"""Odds ratio preference optimisation (ORPO, arXiv 2403.07691): an SFT loss plus an odds ratio loss, no reference.
 
-1. The likelihood is that of the completion, as in the paper's eq. 6; some implementations add the prompt.
+The SFT loss covers the completion only, as in eq. 6; some implementations also train on the prompt.
 """
 
 from typing import Annotated
@@ -10,7 +10,7 @@ from pydantic import Field
 from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.losses.preference import sft
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.pairs import free_pairs, pair_metrics
+from alignlab.methods.pairs import pair_metrics, reference_free_pairs
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
@@ -21,7 +21,7 @@ class ORPO(Method):
     """Minimise L_SFT + β L_OR (eq. 6).
 
     Args:
-        beta: Weight of the odds ratio (the paper's λ).
+        beta: Weight of the odds ratio loss (λ in the paper).
         factories: See ``Method``.
     """
 
@@ -32,7 +32,7 @@ class ORPO(Method):
         self.beta = beta
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Likelihood per token of the chosen, and the odds ratio per pair."""
-        pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
+        """The negative log-likelihood of the chosen, plus the odds ratio loss per pair."""
+        pairs = reference_free_pairs(token_scores(self.policy, batch).logps, batch)
         terms = [sft(pairs, beta=self.beta), LossTerm(self.beta * odds_ratio(pairs), "pairs")]
         return LossOutput(terms, pair_metrics(pairs, self.beta))

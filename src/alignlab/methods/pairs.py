@@ -1,4 +1,4 @@
-"""Pairs of a micro-batch for methods without a reference, and what is logged of pairs."""
+"""Pairs of a micro-batch for methods without a reference, and metrics of pairs."""
 
 from torch import Tensor
 
@@ -8,32 +8,32 @@ from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossTerm, Ratio
 
 
-def free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:
-    """Pairs of the completions, without a reference.
+def reference_free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:
+    """Make the pairs of a micro-batch, with zeros as reference log-probs.
 
     Args:
-        token_logps: Of the supervised tokens under the policy. Shape ``[N]``.
-        batch: Trees of 1 + K completions.
+        token_logps: Log-probs of the supervised tokens under the policy, with gradient. Shape ``[N]``.
+        batch: Groups of 1 + K completions, the chosen first.
     """
     index = pair_index(batch.group_ids)
     logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
     tokens = token_counts(batch.sequence_ids, batch.num_sequences, token_logps.dtype)
     chosen, rejected = logps[index.chosen], logps[index.rejected]
-    none = chosen.new_zeros(len(chosen))
-    return Pairs(chosen, rejected, none, none, tokens[index.chosen], tokens[index.rejected])
+    zeros = chosen.new_zeros(len(chosen))
+    return Pairs(chosen, rejected, zeros, zeros, tokens[index.chosen], tokens[index.rejected])
 
 
 def pair_term(losses: Tensor | LossTerm) -> LossTerm:
-    """What a loss of pairs returned, per pair unless it says otherwise.
+    """Turn the result of a preference loss into a ``LossTerm``, normalised per pair by default.
 
     Args:
-        losses: One per pair ``[P]``, or a term.
+        losses: One loss per pair ``[P]``, or a ``LossTerm``.
     """
     return losses if isinstance(losses, LossTerm) else LossTerm(losses, "pairs")
 
 
 def pair_metrics(pairs: Pairs, beta: float) -> dict[str, Ratio]:
-    """Rewards (β times the log-ratio) of both sides, their margin, how often it is positive, and log-probabilities."""
+    """Rewards (β times the log-ratio) of chosen and rejected, margins, accuracy (margin above 0), and log-probs."""
     chosen, rejected = (beta * ratio.detach() for ratio in (pairs.chosen_ratio, pairs.rejected_ratio))
     values = {
         "rewards/chosen": chosen,

@@ -1,4 +1,4 @@
-"""What GRPO, RLOO and PPO share: sampled tokens as their losses take them, and scores from before the first update."""
+"""Shared by GRPO, RLOO and PPO: the inputs of their losses, and the scores computed before the first update."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,19 +10,17 @@ from alignlab.models.scoring import TokenScores
 from alignlab.types.batch import MicroBatch
 
 
-def policy_tokens(
-    scores: TokenScores, batch: MicroBatch, advantages: Tensor, *, is_learned_from_once: bool
-) -> PolicyTokens:
-    """Sampled tokens of a micro-batch with their log-probs under the policies that matter.
+def policy_tokens(scores: TokenScores, batch: MicroBatch, advantages: Tensor, *, is_on_policy: bool) -> PolicyTokens:
+    """Make the input of a policy loss: sampled tokens with their log-probs and advantages.
 
     Args:
-        scores: Of the policy in training, with entropies.
+        scores: Scores of the tokens under the policy, with entropies.
         batch: Rows of a rollout.
-        advantages: Of each token. Shape ``[N]``.
-        is_learned_from_once: Whether the weights are those that sampled, so that all ratios are 1.
+        advantages: Advantage of each token. Shape ``[N]``.
+        is_on_policy: Whether the policy is the one that sampled, so that all ratios are 1.
     """
     columns = batch.token_columns
-    old = None if is_learned_from_once else columns.get("old_logps", columns["sampled_logps"])
+    old = None if is_on_policy else columns.get("old_logps", columns["sampled_logps"])
     return PolicyTokens(
         token_logps=scores.logps,
         advantages=advantages.to(scores.logps),
@@ -34,16 +32,16 @@ def policy_tokens(
     )
 
 
-def scores_before(
+def score_tokens(
     names: Sequence[str], batch: MicroBatch, policy: Callable[[], TokenScores], reference: ReferencePolicy | None
 ) -> dict[str, Tensor]:
-    """Some of: old and reference log-probs, entropies. Each ``[N]``.
+    """Compute old log-probs, reference log-probs and entropies, as needed. Each ``[N]``.
 
     Args:
-        names: ``old_logps``, ``entropies``, ``reference_logps``; others are left to the method.
+        names: Names of the values: ``old_logps``, ``entropies``, ``reference_logps``. Other names are ignored.
         batch: Rows of a rollout.
-        policy: Scores the batch with the policy; called where it is needed.
-        reference: Scores it too; not needed for the first two.
+        policy: Scores the batch under the policy; called only if needed.
+        reference: Reference policy; ``None`` if ``reference_logps`` is not among the names.
     """
     found = {}
     if not {"old_logps", "entropies"}.isdisjoint(names):

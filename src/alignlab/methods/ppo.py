@@ -1,9 +1,10 @@
-"""Proximal policy optimisation (PPO, arXiv 1707.06347) of a language model (arXiv 2203.02155).
+"""Proximal policy optimisation (PPO, arXiv 1707.06347) for language models (arXiv 2203.02155).
 
-Each token is an action; its advantage comes from a critic by generalised advantage estimation (arXiv 1506.02438).
+Each token is an action. Its reward is the KL penalty of ``reward_kl_coef``, plus the reward of the completion at the
+last token. Advantages come from a critic by generalised advantage estimation (GAE, arXiv 1506.02438). The loss is the
+clipped surrogate, plus the value loss and an entropy bonus (eq. 9).
 
-1. The score stands at a completion's last token, and each token pays for leaving the reference (``reward_kl_coef``).
-2. Means are over all tokens of the optimizer step (``normaliser: token``), and advantages are whitened over the whole
+1. Means are over all tokens of the optimizer step (``normaliser: token``), and advantages are whitened over the whole
    rollout.
 """
 
@@ -19,7 +20,7 @@ from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.losses.value import explained_variance, gae, token_rewards, value_loss, value_metrics, whiten
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.policy_gradient import policy_tokens, scores_before
+from alignlab.methods.policy_gradient import policy_tokens, score_tokens
 from alignlab.methods.reference import MovingReferenceSettings, ReferencePolicy
 from alignlab.models.critic import Critic
 from alignlab.models.scoring import TokenScores, token_scores
@@ -37,12 +38,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class CriticSettings(Settings):
-    """The critic and its loss.
+    """Settings of the critic and its loss.
 
     Args:
-        critic: ``shared``: a head on the policy's hidden states; ``separate``: a model of its own.
-        value_coef: Weight of the critic's loss.
-        clip_value: How far from its old value a value still learns; ``None``: anywhere.
+        critic: ``shared``: a value head on the policy's hidden states; ``separate``: a separate model.
+        value_coef: Weight of the value loss.
+        clip_value: Clip range of values around the old values in the value loss; ``None`` for no clipping.
     """
 
     critic: Literal["shared", "separate"]
@@ -52,13 +53,13 @@ class CriticSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class GAESettings(Settings):
-    """How rewards and values become advantages.
+    """Settings of generalised advantage estimation.
 
     Args:
         gamma: Discount per token.
-        gae_lambda: λ: 0 trusts the critic, 1 the rewards.
-        whiten_rewards: Bring the rewards of tokens to variance 1 over the rollout.
-        whiten_advantages: Bring advantages to mean 0 and variance 1 over the rollout.
+        gae_lambda: λ: 0 gives one-step TD errors, 1 gives discounted returns minus values.
+        whiten_rewards: Whether to scale token rewards to variance 1 over the rollout.
+        whiten_advantages: Whether to scale advantages to mean 0 and variance 1 over the rollout.
     """
 
     gamma: Share
@@ -68,17 +69,17 @@ class GAESettings(Settings):
 
 
 class PPO(Method):
-    """Minimise the clipped surrogate, and the critic's clipped error beside it.
+    """Minimise the clipped surrogate plus the clipped value loss, minus an entropy bonus.
 
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
-        normaliser: What a token weighs: token, sequence, constant or sum.
-        critic: The critic and its loss.
-        advantage: How rewards and values become advantages.
-        entropy_coef: Bonus per nat of entropy.
-        reference: What divergence is measured from; not loaded without ``reward_kl_coef``.
-        rollout: What is sampled and how it is rewarded.
-        sampler: Draws completions.
+        normaliser: Weights of tokens in the mean: token, sequence, constant or sum; see ``losses.normaliser``.
+        critic: Settings of the critic and its loss.
+        advantage: Settings of GAE.
+        entropy_coef: Weight of the entropy bonus, per nat.
+        reference: Settings of the reference; not loaded if ``reward_kl_coef`` is 0.
+        rollout: Settings of sampling and rewards.
+        sampler: Samples completions.
         factories: See ``Method``.
     """
 
@@ -105,21 +106,21 @@ class PPO(Method):
             self.reference = ReferencePolicy(reference, factories.open_model, self.rollout.temperature)
         self.critic = Critic(separate=critic.critic == "separate")
 
-    # --- before learning ----------------------------------------------------------------------------------------------
+    # --- before the update --------------------------------------------------------------------------------------------
 
     @property
-    def scores_before(self) -> tuple[str, ...]:
-        """What must be known before the first update; always what the critic expects."""
-        return (*self.rollout.scores_before(self.is_low_precision), "values")
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the values that ``score`` returns; values of the critic are always needed."""
+        return (*self.rollout.score_names(self.is_low_precision), "values")
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Old and reference log-probs, where they are needed, and values. Each ``[N]``."""
+        """Score tokens before the first update: values, and old and reference log-probs as needed. Each ``[N]``."""
         scores = self._scores(batch)
-        known = scores_before(self.scores_before, batch, lambda: scores, self.reference)
-        return known | {"values": self.critic.values(batch, scores.hidden)}
+        found = score_tokens(self.score_names, batch, lambda: scores, self.reference)
+        return found | {"values": self.critic.values(batch, scores.hidden)}
 
     def advantages(self, rollout: Rollout) -> Rollout:
-        """Advantages and returns of tokens over the whole rollout."""
+        """Add advantages and returns of tokens, computed over the whole rollout."""
         settings, sequence_ids, values = self.advantage, rollout.sequence_ids, rollout.token_columns["values"]
         scores, kl = rollout.columns["reward"].nan_to_num(nan=0.0), self.rollout.token_kl(rollout)
         rewards = token_rewards(scores, kl, sequence_ids, kl_coef=self.rollout.reward_kl_coef)
@@ -130,18 +131,18 @@ class PPO(Method):
         rollout = rollout.with_metrics(explained_variance=float(explained.sum / explained.weight.clamp(min=1e-12)))
         return rollout.with_token_columns(advantages=advantages, returns=estimate.returns)
 
-    # --- learning -----------------------------------------------------------------------------------------------------
+    # --- update -------------------------------------------------------------------------------------------------------
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """The policy's surrogate, and per token the critic's error and the entropy."""
-        scores, columns, once = self._scores(batch), batch.token_columns, self.rollout.is_learned_from_once
-        tokens = policy_tokens(scores, batch, columns["advantages"], is_learned_from_once=once)
+        """The policy loss, the value loss and the entropy bonus of each token."""
+        scores, columns = self._scores(batch), batch.token_columns
+        tokens = policy_tokens(scores, batch, columns["advantages"], is_on_policy=self.rollout.is_on_policy)
         policy = self.loss(tokens)
         values = self.critic.values(batch, scores.hidden)
         critic = value_loss(values, columns["values"], columns["returns"], clip_value=self.value.clip_value)
-        longest = self.rollout.max_completion_tokens
+        max_tokens = self.rollout.max_completion_tokens
         terms = [
-            normalise(policy.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest),
+            normalise(policy.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, max_tokens),
             LossTerm(self.value.value_coef * critic.losses, "supervised_tokens"),
             entropy_bonus(tokens.entropies, entropy_coef=self.entropy_coef),
         ]

@@ -1,4 +1,4 @@
-"""Pretraining: predict every token of plain text."""
+"""Pretraining: next-token prediction on plain text."""
 
 from alignlab.losses.sft import token_metrics
 from alignlab.methods.base import Method
@@ -9,12 +9,12 @@ from alignlab.types.rows import Text
 
 
 class Pretrain(Method):
-    """Minimise the negative log-likelihood of all tokens that have a predecessor in their document."""
+    """Minimise the negative log-likelihood of all tokens but the first of each document."""
 
     row_kind = Text
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Token mean of the negative log-likelihood."""
+        """The negative log-likelihood of each token."""
         scores = token_scores(self.policy, batch)
         return LossOutput(
             [LossTerm(-scores.logps, "supervised_tokens")], token_metrics(scores.logps, scores.argmax_correct)

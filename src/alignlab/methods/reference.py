@@ -1,4 +1,4 @@
-"""The reference policy that a method holds: log-probs under it, computed once where asked, and moved where it moves."""
+"""The reference policy of a method: its settings, its log-probs, and its updates if it is a moving reference."""
 
 import logging
 from collections.abc import Callable
@@ -22,20 +22,21 @@ from alignlab.types.settings import Settings
 log = logging.getLogger(__name__)
 
 IDENTITY_TOLERANCE = {False: 1e-4, True: 2e-2}
-"""Nats per token by which policy and reference may differ before the first step, by whether it computes in 16 bits."""
+"""Maximum difference of policy and reference before the first step, in nats per token; the key is low precision."""
 
 COLUMN = "reference_logps"
-"""Numeric column of rows whose reference log-probs were computed before training."""
+"""Numeric column of precomputed reference log-probs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MovingReferenceSettings(Settings):
-    """Which reference there is.
+    """Settings of the reference policy of methods with a rollout.
 
     Args:
-        reference: ``initial``, ``base``, ``ema``, ``synchronised``, ``none`` or the path of other weights.
-        reference_decay: ``ema``: share of the old average that a step keeps.
-        reference_every_n_steps: ``synchronised``: optimizer steps between two copies of the policy.
+        reference: ``initial``, ``base``, ``ema``, ``synchronised``, ``none`` or the path of other weights; see
+            ``models.reference``.
+        reference_decay: Decay of the moving average per optimizer step, for ``ema``.
+        reference_every_n_steps: Number of optimizer steps between copies of the policy, for ``synchronised``.
     """
 
     reference: str
@@ -44,33 +45,34 @@ class MovingReferenceSettings(Settings):
 
     @property
     def precomputes(self) -> bool:
-        """Whether log-probs are computed before training."""
+        """Whether reference log-probs are computed before training."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSettings(MovingReferenceSettings):
-    """Which reference there is, of rows that are known before training.
+    """Settings of the reference policy of methods whose rows are known before training.
 
     Args:
-        precompute_reference: Score all rows once before training, keep the values, and free the reference.
+        precompute_reference: Whether to score all rows once before training, cache the log-probs, and free the
+            reference.
     """
 
     precompute_reference: bool
 
     @property
     def precomputes(self) -> bool:
-        """Whether log-probs are computed before training."""
+        """Whether reference log-probs are computed before training."""
         return self.precompute_reference
 
 
 class ReferencePolicy(Component):
-    """Log-probs under the reference.
+    """The reference policy, which gives log-probs.
 
     Args:
-        settings: Which reference.
-        open_model: Opens a path.
-        temperature: At which policy and reference are scored.
+        settings: Settings of the reference.
+        open_model: Loads weights from a path.
+        temperature: Temperature of the log-probs of policy and reference.
     """
 
     def __init__(
@@ -89,18 +91,18 @@ class ReferencePolicy(Component):
 
     @property
     def changes(self) -> bool:
-        """Whether it moves, so that a checkpoint must carry it."""
+        """Whether its weights change during training, so that checkpoints must include them."""
         return self.settings.reference in MOVING
 
     def build(self, policy: nn.Module) -> None:
-        """Make it as the policy begins, or open its own weights."""
+        """Make the reference from the initial policy, or load its weights from a path."""
         if not self.is_none:
             self.weights = make_reference(policy, self.settings.reference, self.open_model)
             self.fingerprint = self.weights.fingerprint
             log.info("reference: %s, fingerprint %s", self.settings.reference, self.fingerprint)
 
     def shard(self, policy: nn.Module, sharding: Sharding) -> None:
-        """Share weights of its own among ranks."""
+        """Shard the reference if it is a separate model."""
         self._policy = (policy, sharding)
         if self.weights is not None and self.weights.model is not None:
             sharding.shard_beside(self.weights.model)
@@ -110,7 +112,7 @@ class ReferencePolicy(Component):
         if self.is_none:
             return torch.zeros(len(batch.labels), device=batch.labels.device)
         policy, sharding = self._policy
-        with self.weights.standing_in(policy) as model:
+        with self.weights.scoring_model(policy) as model:
             score = partial(token_scores, temperature=self.temperature)
             return sharding.forward_beside(model, score, model, batch).logps
 
@@ -134,18 +136,18 @@ class ReferencePolicy(Component):
         self.weights = None
 
     def before_step(self, step: StepBatch, num_steps_done: int) -> None:
-        """Before the first step of all, the policy must be what it is held against."""
+        """Check before the first step of the run that policy and reference agree."""
         if num_steps_done == 0 and not self.is_none:
             policy, sharding = self._policy
             difference = sharding.forward(self._mean_log_ratio, policy, step.micro_batches[0])
             self._check_identity(float(difference))
 
     def after_step(self, num_steps_done: int) -> None:
-        """Let a moving reference follow."""
-        word, every = self.settings.reference, self.settings.reference_every_n_steps
-        if word == "ema":
+        """Update a moving reference."""
+        kind, every = self.settings.reference, self.settings.reference_every_n_steps
+        if kind == "ema":
             self.weights.move_towards(self._policy[0], 1 - self.settings.reference_decay)
-        if word == "synchronised" and num_steps_done % every == 0:
+        if kind == "synchronised" and num_steps_done % every == 0:
             self.weights.move_towards(self._policy[0], 1.0)
 
     @torch.no_grad()
@@ -159,14 +161,14 @@ class ReferencePolicy(Component):
         return ((logps - self.logps(batch)) / tokens).abs().mean()
 
     def _check_identity(self, difference: float) -> None:
-        word, meant_to_differ = self.settings.reference, self.settings.reference not in OWN
+        kind, may_differ = self.settings.reference, self.settings.reference not in OWN
         log.info("log-ratio of policy and reference before the first step: %.3g nats per token", difference)
-        if meant_to_differ or word == "base" or difference <= IDENTITY_TOLERANCE[self.is_low_precision]:
+        if may_differ or kind == "base" or difference <= IDENTITY_TOLERANCE[self.is_low_precision]:
             return
         raise InputError(
-            f"method.reference={word}",
-            f"before the first step policy and reference differ by {difference:.3g} nats per token, and must be "
-            f"equal; the reference has the fingerprint {self.fingerprint}",
+            f"method.reference={kind}",
+            f"before the first step policy and reference differ by {difference:.3g} nats per token, and should be "
+            f"equal; the fingerprint of the reference is {self.fingerprint}",
             "Type method.precompute_reference=false if its cached values are of other weights, or name the "
             "reference that is meant: method.reference=base or a path",
         )

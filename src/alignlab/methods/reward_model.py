@@ -1,4 +1,4 @@
-"""A reward model from comparisons: one number per completion, higher for what is preferred."""
+"""Reward model: trained on preferences to give chosen completions a higher reward than rejected ones."""
 
 from typing import Annotated
 
@@ -13,12 +13,12 @@ from alignlab.types.rows import Preference
 
 
 class RewardModel(Method):
-    """Maximise the likelihood of the comparisons under Bradley and Terry's model.
+    """Maximise the likelihood of the preferences under the Bradley-Terry model.
 
     Args:
-        margin_column: Numeric column: by how much the chosen must lead; ``None`` for 0.
-        weight_column: Numeric column: how often a row counts; ``None`` for 1.
-        centring: Weight of the squared sum of a pair's rewards, which holds their mean near zero.
+        margin_column: Numeric column with the margin of each row; ``None`` for 0.
+        weight_column: Numeric column with the weight of each row; ``None`` for 1.
+        centring: Weight of the squared sum of the rewards of a pair, which keeps the mean reward near zero.
         factories: See ``Method``.
     """
 
@@ -38,7 +38,7 @@ class RewardModel(Method):
         self.margin_column, self.weight_column, self.centring = margin_column, weight_column, centring
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses of all pairs."""
+        """The losses of all pairs."""
         return bradley_terry(
             sequence_scores(self.policy, batch),
             batch.group_ids,

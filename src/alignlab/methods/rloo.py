@@ -1,7 +1,9 @@
-"""REINFORCE leave-one-out (RLOO, arXiv 2402.14740): each completion against the mean reward of the others.
+"""REINFORCE leave-one-out (RLOO, arXiv 2402.14740).
 
-1. The ratio of whole completions is clipped as PPO clips that of tokens; on policy it is 1, and the loss the paper's.
-2. The divergence from the reference is subtracted from the reward (``reward_kl_coef``), k1 summed over the completion.
+The advantage of a completion is its reward minus the mean reward of the other completions of its prompt. The KL penalty
+is part of the reward (``reward_kl_coef``): k1, summed over the completion.
+
+1. The ratio of the whole completion is clipped as in PPO; on policy it is 1, and the loss is that of the paper.
 """
 
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from alignlab.losses.kl import penalise_rewards
 from alignlab.losses.normaliser import Normaliser, normalise
 from alignlab.losses.policy_gradient import PolicyLoss, PolicyTokens, policy_metrics
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.policy_gradient import policy_tokens, scores_before
+from alignlab.methods.policy_gradient import policy_tokens, score_tokens
 from alignlab.methods.reference import MovingReferenceSettings, ReferencePolicy
 from alignlab.models.scoring import TokenScores, token_scores
 from alignlab.rollout.data import RolloutData
@@ -27,15 +29,15 @@ from alignlab.types.rows import Prompt
 
 
 class RLOO(Method):
-    """Minimise the policy gradient's surrogate with a leave-one-out baseline (eq. 9).
+    """Minimise a policy loss with a leave-one-out baseline (eq. 9).
 
     Args:
         loss: ``(tokens)`` → loss per token; see ``losses.policy_gradient``.
-        normaliser: What a token weighs: sequence, token, constant or sum.
-        scale: What advantages are divided by: none, batch or whiten.
-        reference: What divergence is measured from; not loaded without ``reward_kl_coef``.
-        rollout: What is sampled and how it is rewarded.
-        sampler: Draws completions.
+        normaliser: Weights of tokens in the mean: sequence, token, constant or sum; see ``losses.normaliser``.
+        scale: How advantages are scaled: none, batch or whiten; see ``losses.advantages``.
+        reference: Settings of the reference; not loaded if ``reward_kl_coef`` is 0.
+        rollout: Settings of sampling and rewards.
+        sampler: Samples completions.
         factories: See ``Method``.
     """
 
@@ -59,29 +61,29 @@ class RLOO(Method):
             self.reference = ReferencePolicy(reference, factories.open_model, self.rollout.temperature)
 
     @property
-    def scores_before(self) -> tuple[str, ...]:
-        """What must be known before the first update."""
-        return self.rollout.scores_before(self.is_low_precision)
+    def score_names(self) -> tuple[str, ...]:
+        """Names of the values that ``score`` returns."""
+        return self.rollout.score_names(self.is_low_precision)
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """Old and reference log-probs, where they are needed. Each ``[N]``."""
-        return scores_before(self.scores_before, batch, lambda: self._scores(batch), self.reference)
+        """Score tokens before the first update: old and reference log-probs, as needed. Each ``[N]``."""
+        return score_tokens(self.score_names, batch, lambda: self._scores(batch), self.reference)
 
     def advantages(self, rollout: Rollout) -> Rollout:
-        """Rewards less the divergence, against the others of the group."""
+        """Add the advantages: rewards with the KL penalty, minus their leave-one-out baseline."""
         kl = self.rollout.token_kl(rollout)
         coef = self.rollout.reward_kl_coef
         rewards = penalise_rewards(rollout.columns["reward"], kl, rollout.sequence_ids, kl_coef=coef)
-        found = estimate(rewards, rollout.group_ids, estimator="rloo", scale=self.scale)
-        return rollout.with_columns(advantages=found)
+        advantages = estimate(rewards, rollout.group_ids, estimator="rloo", scale=self.scale)
+        return rollout.with_columns(advantages=advantages)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses of the tokens, weighed as the normaliser has it."""
-        advantages, once = batch.columns["advantages"][batch.sequence_ids], self.rollout.is_learned_from_once
-        tokens = policy_tokens(self._scores(batch), batch, advantages, is_learned_from_once=once)
+        """The policy loss of each token, normalised."""
+        advantages, is_on_policy = batch.columns["advantages"][batch.sequence_ids], self.rollout.is_on_policy
+        tokens = policy_tokens(self._scores(batch), batch, advantages, is_on_policy=is_on_policy)
         loss = self.loss(tokens)
-        longest = self.rollout.max_completion_tokens
-        term = normalise(loss.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, longest)
+        max_tokens = self.rollout.max_completion_tokens
+        term = normalise(loss.losses, tokens.sequence_ids, tokens.num_sequences, self.normaliser, max_tokens)
         return LossOutput([term], policy_metrics(tokens, loss))
 
     def _scores(self, batch: MicroBatch) -> TokenScores:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: imitate the assistant's turns of a dialogue."""
+"""Supervised fine-tuning (SFT) on the assistant turns of dialogues."""
 
 from collections.abc import Callable
 from typing import Annotated, Concatenate
@@ -15,11 +15,11 @@ from alignlab.types.rows import Demonstration
 
 
 class SFT(Method):
-    """Minimise a loss of the supervised tokens.
+    """Minimise a loss over the supervised tokens.
 
     Args:
         loss: ``(tokens, *, reduction)`` → ``LossTerm``; one of ``losses.sft``.
-        reduction: ``token`` weighs every supervised token of the step alike, ``sequence`` every dialogue.
+        reduction: ``token``: mean over the supervised tokens of the step; ``sequence``: mean over dialogues.
         neftune_alpha: Scale of uniform noise on the embeddings in training (NEFTune, arXiv 2310.05914); 0 for none.
         factories: See ``Method``.
     """
@@ -40,13 +40,13 @@ class SFT(Method):
         self.neftune_alpha = neftune_alpha
 
     def configure_model(self) -> None:
-        """Build the policy, with noise on its embeddings where asked."""
+        """Build the policy, and add NEFTune noise if it is set."""
         if self.policy is None:
             super().configure_model()
             add_embedding_noise(self.policy, self.neftune_alpha)
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Loss per supervised token, or per sequence."""
+        """The loss per supervised token, or per sequence."""
         scores = token_scores(self.policy, batch)
         tokens = SupervisedTokens(scores.logps, batch.sequence_ids, batch.num_sequences)
         term = self.loss(tokens, reduction=self.reduction)

@@ -1,4 +1,4 @@
-"""Simple preference optimisation (SimPO, arXiv 2405.14734): log-probabilities per token, a margin, no reference."""
+"""Simple preference optimisation (SimPO, arXiv 2405.14734): length-normalised log-probs, a margin, no reference."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from alignlab.losses.preference import sft
 from alignlab.losses.simpo import simpo
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.pairs import free_pairs, pair_metrics
+from alignlab.methods.pairs import pair_metrics, reference_free_pairs
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
@@ -15,14 +15,14 @@ from alignlab.types.rows import Preference
 
 
 class SimPO(Method):
-    """Minimise SimPO's loss (eq. 6), optionally with the likelihood of the chosen.
+    """Minimise the SimPO loss (eq. 6), optionally plus the negative log-likelihood of the chosen.
 
     Args:
         beta: Scale of the rewards.
-        margin: By which the chosen must lead (the paper's γ).
-        alpha: Bends the rewards (AlphaPO, arXiv 2501.03884); 0: SimPO's own.
-        label_smoothing: Share of labels taken for wrong.
-        sft_weight: Weight of the chosen completions' likelihood per token (CPO-SimPO).
+        margin: Target reward margin (γ in the paper).
+        alpha: Shape of the reward (AlphaPO, arXiv 2501.03884); 0 for that of SimPO.
+        label_smoothing: Probability that a label is flipped.
+        sft_weight: Weight of the negative log-likelihood of the chosen, a mean over tokens (CPO-SimPO).
         factories: See ``Method``.
     """
 
@@ -43,7 +43,7 @@ class SimPO(Method):
         self.sft_weight = sft_weight
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
-        """Losses per pair, and the likelihood per token of the chosen."""
-        pairs = free_pairs(token_scores(self.policy, batch).logps, batch)
+        """The loss per pair, plus the negative log-likelihood of the chosen."""
+        pairs = reference_free_pairs(token_scores(self.policy, batch).logps, batch)
         terms = [LossTerm(simpo(pairs, **self.settings), "pairs"), sft(pairs, beta=1.0) * self.sft_weight]
         return LossOutput(terms, pair_metrics(pairs, self.settings["beta"]))

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.heads import adapter_head, head_of, settle_pad
+from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
 from alignlab.models.locations import Location, locate
 from alignlab.system.disk import write_manifest
@@ -247,7 +247,7 @@ def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = N
     merged = cast(merged, dtype)
     tokenizer = AutoTokenizer.from_pretrained(location.tokenizer)
     if head_of(merged) == "reward":
-        settle_pad(merged, tokenizer, ())
+        set_pad_token(merged, tokenizer, ())
     save(merged, tokenizer, to)
     verify(to, merged, {"input_ids": ids})
     num_bytes = sum(file.stat().st_size for file in Path(to).rglob("*") if file.is_file())

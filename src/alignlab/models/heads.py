@@ -136,7 +136,7 @@ def draw_head(model: PreTrainedModel) -> None:
     weight.copy_(drawn * (weight.shape[1] + 1) ** -0.5)
 
 
-def settle_pad(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+def set_pad_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
     """Choose a pad token in which no sequence ends, for the tokenizer and the config, in place.
 
     If no token is free, the config has no pad token: Transformers then reads the last token, and refuses batches.

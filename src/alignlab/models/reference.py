@@ -58,7 +58,7 @@ class Reference(nn.Module):
         return super().train(False)
 
     @contextmanager
-    def standing_in(self, policy: nn.Module) -> Iterator[nn.Module]:
+    def scoring_model(self, policy: nn.Module) -> Iterator[nn.Module]:
         """Give the model to score with, without gradients; restore the policy on exit.
 
         Args:

@@ -28,7 +28,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
-from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, settle_pad, with_head
+from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, set_pad_token, with_head
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.rendering import read_template
@@ -235,7 +235,7 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if not model.can_generate():
-        return settle_pad(model, tokenizer, ())
+        return set_pad_token(model, tokenizer, ())
     generation = model.generation_config
     declared = generation.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from alignlab.errors import InputError
 from alignlab.rewards.answers import Answer, failed_answer
+from alignlab.rewards.counts import RewardCounts
 from alignlab.rewards.execution import InProcess, InThread, make_executor
-from alignlab.rewards.tallies import Tally
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ class Scores:
         by_name: Values of each reward, NaN where it gives none. Length S.
         failures: For each reward, the number of completions that got its default, by kind of failure.
         failed: Number of rewards that failed for each completion. Length S.
-        tallies: Counts of each reward.
+        counts: Counts of each reward.
     """
 
     total: list[float]
     by_name: dict[str, list[float]]
     failures: dict[str, Counter[str]]
     failed: list[int]
-    tallies: dict[str, Tally]
+    counts: dict[str, RewardCounts]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Limits:
         num_retries: Number of retries after a call that raised.
         default: Value of a completion for which the reward failed; None leaves the reward out of its sum.
         max_failed_rollouts: Number of rollouts in a row after which a reward that fails for all completions ends the
-            run; see ``tallies``.
+            run; see ``counts``.
     """
 
     timeout_seconds: Annotated[float, Field(gt=0)]
@@ -103,8 +103,8 @@ class Scorer:
                 failures[name] = Counter({answer.failure: answer.values.count(None)})
                 log.warning("reward %s: %s: %s", name, answer.failure, answer.message)
         total = [self._sum(index, by_name) for index in range(len(completions))]
-        tallies = {name: Tally.of(answer) for name, answer in answers.items()}
-        return Scores(total, by_name, failures, failed, tallies)
+        counts = {name: RewardCounts.of(answer) for name, answer in answers.items()}
+        return Scores(total, by_name, failures, failed, counts)
 
     def to(self, device: Any) -> None:
         """Move rewards that compute on a device, and so have a method ``to``, to the device of the run."""

@@ -1,1 +1,1 @@
-"""Completions sampled from a model."""
+"""Rollouts: sampling completions, rewarding them, and turning them into optimizer steps."""

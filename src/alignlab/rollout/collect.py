@@ -1,4 +1,4 @@
-"""Complete prompts and reward the completions: each rank its share, after which every rank has all of them."""
+"""Sample completions and score them with the rewards. The ranks share the work, and all ranks get all results."""
 
 import hashlib
 import math
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from alignlab.distributed.comm import all_gather, num_ranks, rank, sum_over_ranks
+from alignlab.rewards.counts import RewardCounts, merge_counts
 from alignlab.rewards.scorer import Scorer
-from alignlab.rewards.tallies import Tally, together
 from alignlab.rollout.completions import Completions
 from alignlab.rollout.learner import Learner
 from alignlab.rollout.rollout import Rollout
@@ -33,31 +33,31 @@ def collect(
     data: "DataModule",
     prompts: Sequence[TokenRow],
     key: tuple[int, ...],
-) -> tuple[Rollout, dict[str, Tally]]:
-    """Complete prompts and reward the completions.
+) -> tuple[Rollout, dict[str, RewardCounts]]:
+    """Sample completions of prompts and score them with the rewards. All ranks must call this.
 
     Args:
-        settings: How many completions, and what becomes of cut ones.
-        sampler: Draws them.
-        scorer: Rewards them.
-        learner: Holds the policy.
-        data: Gives tokenizer, stop tokens and seed.
+        settings: Settings of the rollout.
+        sampler: Samples completions.
+        scorer: Calls the rewards.
+        learner: The method, which has the policy.
+        data: Data module, for tokenizer, stop tokens and seed.
         prompts: P rows, the same on all ranks.
-        key: Sets these draws apart from all others of the run: rollout, attempt, round, ….
+        key: Key of the random numbers, unique in the run: rollout, attempt, round, ….
 
     Returns:
-        All completions with their rewards, and how the rewards did; the same on all ranks.
+        All completions with their rewards, and the counts of each reward; the same on all ranks.
     """
     own = range(rank(), len(prompts), num_ranks())
-    share, size = [prompts[index] for index in own], settings.num_completions
+    own_prompts, size = [prompts[index] for index in own], settings.num_completions
     generators = [_generator(data.plan.seed, *key, index) for index in own]
 
     def draw(num_completions: int, greedy: bool) -> Completions:
-        whole = learner.sharding.whole(learner.policy) if sampler.needs_whole_policy else nullcontext()
-        with whole:
+        gathered = learner.sharding.whole(learner.policy) if sampler.needs_whole_policy else nullcontext()
+        with gathered:
             return sampler(
                 learner.policy,
-                [row.tokens for row in share],
+                [row.tokens for row in own_prompts],
                 num_completions=num_completions,
                 stop_tokens=data.stop_tokens,
                 tokenizer=data.tokenizer,
@@ -66,14 +66,14 @@ def collect(
             )
 
     drawn = draw(size, greedy=False)
-    columns, tallies = reward(settings, scorer, data.tokenizer, share, drawn)
+    columns, counts = reward(settings, scorer, data.tokenizer, own_prompts, drawn)
     if learner.needs_greedy:
-        best, more = reward(settings, scorer, data.tokenizer, share, draw(1, greedy=True))
-        by_name = {name: values for name, values in best.items() if name.startswith("reward/")}
+        greedy, greedy_counts = reward(settings, scorer, data.tokenizer, own_prompts, draw(1, greedy=True))
+        by_name = {name: values for name, values in greedy.items() if name.startswith("reward/")}
         columns |= {f"greedy/{n.removeprefix('reward/')}": v.repeat_interleave(size) for n, v in by_name.items()}
-        tallies = together([tallies, more])
+        counts = merge_counts([counts, greedy_counts])
     positions = torch.tensor([index * size + number for index in own for number in range(size)], dtype=torch.long)
-    drawn, columns = share_with_all(drawn, columns, positions, len(prompts) * size, learner.device)
+    drawn, columns = gather_completions(drawn, columns, positions, len(prompts) * size, learner.device)
     rollout = Rollout(
         prompts=list(prompts),
         prompt_index=torch.arange(len(prompts)).repeat_interleave(size),
@@ -81,34 +81,34 @@ def collect(
         columns=columns,
         token_columns={"sampled_logps": drawn.logps.double()},
     )
-    return rollout, together(all_gather(tallies))
+    return rollout, merge_counts(all_gather(counts))
 
 
 def _generator(*key: int) -> torch.Generator:
-    """Randomness of one prompt of one rollout, whichever rank samples it."""
+    """Random generator of a prompt of a rollout, which does not depend on the rank."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
 def reward(
     settings: RolloutSettings, scorer: Scorer, tokenizer: Any, prompts: Sequence[TokenRow], drawn: Completions
-) -> tuple[Columns, dict[str, Tally]]:
-    """Reward completions.
+) -> tuple[Columns, dict[str, RewardCounts]]:
+    """Score completions with the rewards.
 
     Args:
-        settings: What becomes of cut completions.
-        scorer: Asks the rewards.
+        settings: Settings of the rollout, for the penalty of truncated completions.
+        scorer: Calls the rewards.
         tokenizer: Decodes completions.
         prompts: P rows.
-        drawn: As many completions of each prompt.
+        drawn: S completions, the same number for each prompt.
 
     Returns:
-        ``reward``, ``reward/NAME`` and ``num_failed_rewards``, each ``[S]`` in float64, and how each reward did.
+        ``reward``, ``reward/NAME`` and ``num_failed_rewards``, each ``[S]`` in float64, and the counts of each reward.
     """
     names = [*scorer.rewards, *(["truncation"] if settings.truncated == "penalise" else [])]
-    if not prompts:  # a rank may have none
-        none = torch.zeros(0, dtype=torch.float64)
-        return {"reward": none, "num_failed_rewards": none, **{f"reward/{name}": none for name in names}}, {}
+    if not prompts:  # more ranks than prompts
+        empty = torch.zeros(0, dtype=torch.float64)
+        return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in drawn.token_lists()]
     records = [row.record for row in prompts for _ in range(len(texts) // len(prompts))]
     extra = sorted({name for record in records for name in record["columns"]})
@@ -117,28 +117,28 @@ def reward(
     columns = {f"reward/{name}": _column(values) for name, values in scores.by_name.items()}
     total = _column(scores.total)
     if settings.truncated == "penalise":
-        # Where nobody has an opinion there is no penalty either: it would count as a reward of 0.
+        # No penalty if all rewards are missing: the sum would then be a number, as if the rewards were 0.
         penalty = torch.where(drawn.finished, 0.0, -settings.truncation_penalty).double()
         columns["reward/truncation"] = penalty.masked_fill(total.isnan(), math.nan)
         total = total + columns["reward/truncation"]
-    return columns | {"reward": total, "num_failed_rewards": _column(scores.failed)}, scores.tallies
+    return columns | {"reward": total, "num_failed_rewards": _column(scores.failed)}, scores.counts
 
 
 def _column(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def share_with_all(
+def gather_completions(
     drawn: Completions, columns: Columns, positions: Tensor, size: int, device: torch.device
 ) -> tuple[Completions, Columns]:
-    """The completions of all ranks in their order, on every rank; each gives its own, and zeros elsewhere are added.
+    """Gather the completions of all ranks, in order, on every rank. Uses one all-reduce per tensor, not pickling.
 
     Args:
-        drawn: Of this rank.
-        columns: Of this rank, the same names on all ranks. Each ``[S of this rank]``.
+        drawn: Completions of this rank.
+        columns: Columns of this rank, with the same names on all ranks. Each ``[S of this rank]``.
         positions: Index of each completion of this rank among those of all ranks. Shape ``[S of this rank]``.
-        size: Completions of all ranks.
-        device: On which ranks talk to each other.
+        size: Number of completions of all ranks.
+        device: Device of the collectives.
     """
     if num_ranks() == 1:
         return drawn, columns
@@ -150,8 +150,9 @@ def share_with_all(
     starts = lengths.cumsum(0) - lengths
     own = drawn.lengths
     within = torch.arange(int(own.sum())) - (own.cumsum(0) - own).repeat_interleave(own)
-    at = starts[positions].repeat_interleave(own) + within
-    tokens, logps = (_gathered(values, at, int(lengths.sum()), device) for values in (drawn.tokens, drawn.logps))
+    token_positions = starts[positions].repeat_interleave(own) + within
+    num_tokens = int(lengths.sum())
+    tokens, logps = (_gathered(values, token_positions, num_tokens, device) for values in (drawn.tokens, drawn.logps))
     shared = {name: _gathered(columns[name], positions, size, device) for name in names}
     return Completions(tokens, logps, lengths, finished.bool()), shared
 

@@ -1,4 +1,4 @@
-"""Completions as samplers return them: tensors side by side, from the sampler to the batch."""
+"""Completions as samplers return them: flat tensors over all tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Completion(NamedTuple):
-    """One completion in plain containers, as a server answers.
+    """One completion as Python lists, as a server returns it.
 
     Args:
-        tokens: Token ids, a stop token included.
-        logps: Their log-probabilities, as in ``Completions``.
-        finished: Whether it stopped by itself; else it was cut at the most tokens.
+        tokens: Token ids, including the stop token.
+        logps: Log-probs of the tokens, as in ``Completions``.
+        finished: Whether it ended with a stop token or stop string; otherwise it was truncated.
     """
 
     tokens: list[int]
@@ -24,14 +24,14 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class Completions:
-    """Completions of several prompts, those of a prompt next to each other, on the CPU.
+    """Completions of several prompts, in the order of the prompts, on the CPU.
 
     Args:
-        tokens: Token ids of all completions one after the other, stop tokens included. Shape ``[N]``, int64.
-        logps: Their log-probabilities under the whole distribution at the temperature of the sampling (at 1 for greedy
-            completions), before penalty and truncation: what ``token_scores`` gives them in training. Shape ``[N]``.
-        lengths: Tokens of each completion. Shape ``[S]``, int64.
-        finished: Whether it stopped by itself; else it was cut at the most tokens. Shape ``[S]``, bool.
+        tokens: Token ids of all completions, concatenated, including stop tokens. Shape ``[N]``, int64.
+        logps: Log-probs of the tokens at the sampling temperature (at 1 for greedy completions), before repetition
+            penalty, top-k, top-p and min-p, as ``token_scores`` computes them in training. Shape ``[N]``.
+        lengths: Number of tokens of each completion. Shape ``[S]``, int64.
+        finished: Whether it ended with a stop token or stop string; otherwise it was truncated. Shape ``[S]``, bool.
     """
 
     tokens: Tensor
@@ -44,7 +44,7 @@ class Completions:
 
     @classmethod
     def of(cls, completions: Sequence[Completion]) -> "Completions":
-        """Completions in plain containers, side by side."""
+        """Make tensors of completions in Python lists."""
         return cls(
             tokens=torch.tensor([token for one in completions for token in one.tokens], dtype=torch.long),
             logps=torch.tensor([value for one in completions for value in one.logps], dtype=torch.float32),
@@ -53,10 +53,10 @@ class Completions:
         )
 
     def plain(self) -> list[Completion]:
-        """Each completion in plain containers."""
+        """Each completion as Python lists."""
         sizes = self.lengths.tolist()
-        pieces = zip(self.tokens.split(sizes), self.logps.split(sizes), self.finished.tolist(), strict=True)
-        return [Completion(tokens.tolist(), logps.tolist(), finished) for tokens, logps, finished in pieces]
+        fields = zip(self.tokens.split(sizes), self.logps.split(sizes), self.finished.tolist(), strict=True)
+        return [Completion(tokens.tolist(), logps.tolist(), finished) for tokens, logps, finished in fields]
 
     def token_lists(self) -> list[list[int]]:
         """Token ids of each completion."""

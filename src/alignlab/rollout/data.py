@@ -1,8 +1,8 @@
-"""A rollout is data: prompts, sampler, scorer of rewards and advantage function, put together as optimizer steps.
+"""Training data of methods with a rollout: sample completions, score them, and make optimizer steps of them.
 
-Prompts → G completions each → rewards → old log-probs and what else must be known → advantages → rows. Each rank
-samples and scores its share of the prompts, and then has all of the rollout, so that advantages, batches and what is
-logged do not depend on the number of ranks.
+Prompts → G completions each → rewards → old and reference log-probs, values, entropies → advantages → rows. The ranks
+share the sampling and scoring, and then all ranks have the whole rollout. Advantages, batches and metrics therefore do
+not depend on the number of ranks.
 """
 
 import logging
@@ -20,8 +20,8 @@ from alignlab.distributed.comm import num_ranks, rank
 from alignlab.errors import RunError
 from alignlab.losses.advantages import reward_ranges
 from alignlab.losses.kl import next_kl_coef
+from alignlab.rewards.counts import FailureLimit
 from alignlab.rewards.scorer import Scorer
-from alignlab.rewards.tallies import Watch
 from alignlab.rollout.collect import collect
 from alignlab.rollout.learner import Learner
 from alignlab.rollout.loader import LoaderSettings, NextPrompts, RolloutLoader
@@ -40,63 +40,63 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_EMPTY_ROLLOUTS = 10
-"""Rollouts in a row from which nothing can be learned."""
+"""Number of rollouts in a row without rows to train on that ends the run."""
 
 
 class RolloutData:
-    """Optimizer steps made of what a policy samples.
+    """Makes optimizer steps of completions that the policy samples.
 
     Args:
-        settings: What is sampled, how it is rewarded, and how it becomes steps.
-        sampler: Draws completions.
+        settings: Settings of sampling, rewards and steps.
+        sampler: Samples completions.
     """
 
     def __init__(self, settings: RolloutSettings, sampler: Sampler):
         self.settings, self.sampler = settings, sampler
         self.scorer = Scorer(settings.reward, settings.reward_weights, settings.reward_limits)
-        self.watch = Watch(settings.reward_limits.max_failed_rollouts)
+        self.failure_limit = FailureLimit(settings.reward_limits.max_failed_rollouts)
         self.reward_kl_coef = settings.reward_kl_coef
         self.log_dir = Path()
         self.latest: Rollout | None = None
-        """The last rollout, with what was left out of it; for whoever shows samples."""
+        """The last rollout, before filtering; for callbacks that show samples."""
 
-    # --- what a method asks -------------------------------------------------------------------------------------------
+    # --- used by methods ----------------------------------------------------------------------------------------------
 
     @property
     def temperature(self) -> float:
-        """Temperature of the sampling, at which the policy is scored too."""
+        """Sampling temperature, which is also the temperature of log-probs in training."""
         return self.sampler.temperature or 1.0
 
     @property
     def max_completion_tokens(self) -> int:
-        """Most tokens of a completion."""
+        """Maximum number of tokens of a completion."""
         return self.sampler.max_completion_tokens
 
     @property
-    def is_learned_from_once(self) -> bool:
-        """Whether the policy learns from every completion before its weights change."""
+    def is_on_policy(self) -> bool:
+        """Whether there is one update per rollout, so that the policy in training is the one that sampled."""
         return self.settings.num_iterations * self.settings.steps_per_rollout == 1
 
-    def scores_before(self, is_low_precision: bool) -> tuple[str, ...]:
-        """Which log-probs must be computed before the first update.
+    def score_names(self, is_low_precision: bool) -> tuple[str, ...]:
+        """Names of the log-probs that must be computed before the first update.
 
         Args:
-            is_low_precision: Whether the policy computes in 16 bits, where the sampler's own log-probs are not exact.
+            is_low_precision: Whether the policy computes in 16 bits, so that the sampler's log-probs are not exact.
         """
         exact = self.sampler.is_exact and not is_low_precision
         return (() if exact else ("old_logps",)) + (("reference_logps",) if self.reward_kl_coef else ())
 
     def rewards(self, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Rewards ``[S, R]``, their weights ``[R]``, and those of greedy completions ``[S, R]`` or None."""
+        """Rewards ``[S, R]``, their weights ``[R]``, and rewards of the greedy completions ``[S, R]`` or None."""
         names = [name.removeprefix("reward/") for name in rollout.columns if name.startswith("reward/")]
         weights = torch.tensor([self.scorer.weights.get(name, 1.0) for name in names], dtype=torch.float64)
-        side_by_side = [torch.stack([rollout.columns[f"reward/{name}"] for name in names], 1)]
+        rewards, greedy = torch.stack([rollout.columns[f"reward/{name}"] for name in names], 1), None
         if all(f"greedy/{name}" in rollout.columns for name in names):
-            side_by_side.append(torch.stack([rollout.columns[f"greedy/{name}"] for name in names], 1))
-        return side_by_side[0], weights, side_by_side[1] if len(side_by_side) > 1 else None
+            greedy = torch.stack([rollout.columns[f"greedy/{name}"] for name in names], 1)
+        return rewards, weights, greedy
 
     def token_kl(self, rollout: Rollout) -> Tensor:
-        """k1 estimates of the divergence from the reference at each token; zeros without one. Shape ``[N]``."""
+        """k1 estimate of the KL to the reference at each token; zeros without a reference. Shape ``[N]``."""
         columns = rollout.token_columns
         if "reference_logps" not in columns:
             return torch.zeros(len(rollout.sequence_ids), dtype=torch.float64)
@@ -105,12 +105,12 @@ class RolloutData:
     # --- steps --------------------------------------------------------------------------------------------------------
 
     def loader(self, data: "DataModule", learner: Learner, num_steps: int) -> RolloutLoader:
-        """Optimizer steps of this rank.
+        """Make the loader of this rank's optimizer steps.
 
         Args:
-            data: Gives prompts, tokenizer and limits.
-            learner: Holds the policy.
-            num_steps: Steps to yield in all.
+            data: Data module, for prompts, tokenizer and limits.
+            learner: The method, which has the policy.
+            num_steps: Total number of steps.
         """
         settings = LoaderSettings(
             plan=data.plan,
@@ -125,71 +125,71 @@ class RolloutData:
         return RolloutLoader(windows, produce, settings=settings, num_steps=num_steps, state=self, **ranks)
 
     def state_dict(self) -> dict[str, Any]:
-        """The coefficient, which may have been steered."""
+        """State for checkpoints: the current KL coefficient."""
         return {"reward_kl_coef": self.reward_kl_coef}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Restore the state."""
         self.reward_kl_coef = state["reward_kl_coef"]
 
     def close(self) -> None:
-        """End the processes of sampler and rewards."""
+        """Stop the processes of the sampler and the rewards."""
         self.sampler.close()
         self.scorer.close()
 
     def roll_out(
         self, data: "DataModule", learner: Learner, number: int, next_prompts: NextPrompts
     ) -> tuple[list[TokenRow], dict[str, float]]:
-        """Sample, reward, score, and make rows to learn from.
+        """Sample completions, score them, compute advantages, and make rows.
 
         Args:
-            data: Gives tokenizer and limits.
-            learner: Holds the policy.
-            number: Of the rollout.
-            next_prompts: Takes prompts.
+            data: Data module, for tokenizer and limits.
+            learner: The method, which has the policy.
+            number: Number of the rollout.
+            next_prompts: Gives the next prompts.
 
         Returns:
-            Rows, and what is logged; the same on all ranks.
+            Rows, and metrics to log; the same on all ranks.
         """
         prompt = data.train[0].tokens
         source = PolicySource(learner, data.tokenizer, data.load.packing, prompt, data.stop_tokens, self.log_dir)
-        metrics, clock = self.sampler.refresh(source), time.perf_counter()
+        metrics, started = self.sampler.refresh(source), time.perf_counter()
         sample = partial(collect, self.settings, self.sampler, self.scorer, learner, data)
         sampled, kept = self._gather(sample, number, next_prompts)
         self.latest = sampled
-        scored = time.perf_counter()
+        sampling_ended = time.perf_counter()
         rollout = self._score(kept, data, learner)
         metrics |= self._compare(rollout)
         rollout = learner.advantages(rollout)
-        metrics |= {"time/rollout": scored - clock, "time/scoring": time.perf_counter() - scored}
-        metrics |= rollout_metrics(sampled, self.settings.right_reward) | rollout.metrics | self._steer(rollout)
+        metrics |= {"time/rollout": sampling_ended - started, "time/scoring": time.perf_counter() - sampling_ended}
+        metrics |= rollout_metrics(sampled, self.settings.right_reward) | rollout.metrics | self._adapt_kl_coef(rollout)
         return rollout.rows(data.plan.max_tokens_per_micro_batch), metrics
 
     def _score(self, rollout: Rollout, data: "DataModule", learner: Learner) -> Rollout:
-        """Score it before the first update, where anything must be known."""
-        if not learner.scores_before:
+        """Score a rollout before the first update: old and reference log-probs, values, entropies."""
+        if not learner.score_names:
             return rollout
         rows = rollout.rows(data.plan.max_tokens_per_micro_batch)
         layout = {"packing": data.load.packing, "pad_token_id": data.tokenizer.pad_token_id or 0}
         score = partial(learner.sharding.forward, learner.score)
-        with learner.as_in_training():
+        with learner.scoring_mode():
             return rollout.with_token_columns(**score_rows(rows, score, data.plan, **layout, device=learner.device))
 
     def _compare(self, rollout: Rollout) -> dict[str, float]:
-        """How far the sampler's log-probs are from the trainer's; nothing where the trainer was not asked.
+        """Compare the sampler's log-probs with the trainer's, if those were computed.
 
         Raises:
-            ParityError: Farther than the sampler may be.
+            ParityError: The difference is larger than the sampler allows.
         """
         columns = rollout.token_columns
         if "old_logps" not in columns:
             return {}
         parity = measure(columns["sampled_logps"], columns["old_logps"])
-        self.sampler.judge(parity)
+        self.sampler.check_parity(parity)
         return {f"rollout/parity_{name}": value for name, value in vars(parity).items()}
 
-    def _steer(self, rollout: Rollout) -> dict[str, float]:
-        """Move the coefficient towards its target; returns what is logged."""
+    def _adapt_kl_coef(self, rollout: Rollout) -> dict[str, float]:
+        """Adapt the KL coefficient towards the target KL, and return metrics."""
         if not self.reward_kl_coef:
             return {}
         used, kl = self.reward_kl_coef, self.token_kl(rollout).sum().item() / len(rollout)
@@ -197,10 +197,10 @@ class RolloutData:
             self.reward_kl_coef = next_kl_coef(used, kl, target=self.settings.reward_kl_target, gain=0.1)
         return {"kl_per_completion": kl, "reward_kl_coef": used}
 
-    # --- which completions to learn from ------------------------------------------------------------------------------
+    # --- filters ------------------------------------------------------------------------------
 
     def _gather(self, sample: Callable[..., Any], number: int, next_prompts: NextPrompts) -> tuple[Rollout, Rollout]:
-        """All that was sampled, and what of it to learn from."""
+        """Sample until there are rows to train on. Returns all completions, and those left after the filters."""
         settings = self.settings
         for attempt in range(MAX_EMPTY_ROLLOUTS):
             sampled = self._sample_rewarded(sample, next_prompts, (number, attempt, 0))
@@ -211,29 +211,29 @@ class RolloutData:
                     break
                 take = partial(next_prompts, wanted - num_groups)
                 more = self._sample_rewarded(sample, take, (number, attempt, again + 1))
-                sampled, kept = sampled.joined(more), kept.joined(self._filter(more))
+                sampled, kept = sampled.concatenate(more), kept.concatenate(self._filter(more))
             if len(kept):
                 return sampled, kept
-            log.warning("rollout %d: nothing of %d groups is left to learn from; sampling others", number, wanted)
+            log.warning("rollout %d: the filters left none of %d groups; sampling other prompts", number, wanted)
         raise RunError(
             f"method.group_filter={settings.group_filter} method.truncated={settings.truncated}",
-            f"in {MAX_EMPTY_ROLLOUTS} rollouts in a row all rewards of a prompt were equal, or all completions cut",
-            "Raise method.num_completions or rollout.max_completion_tokens, take easier prompts, or type "
+            f"in {MAX_EMPTY_ROLLOUTS} rollouts in a row, every group had equal rewards or only truncated completions",
+            "Raise method.num_completions or rollout.max_completion_tokens, use easier prompts, or type "
             "method.group_filter=keep method.truncated=keep",
         )
 
     def _sample_rewarded(
         self, sample: Callable[..., Any], take: Callable[[], Sequence[TokenRow]], key: tuple[int, ...]
     ) -> Rollout:
-        """Completions of prompts; of others where no reward scored any, until the watch ends the run."""
+        """Sample completions, of other prompts while no reward scores any; ``failure_limit`` ends the run."""
         for again in count():
-            rollout, tallies = sample(take(), (*key, again) if again else key)
-            if self.watch.is_scored(tallies):
+            rollout, counts = sample(take(), (*key, again) if again else key)
+            if self.failure_limit.is_scored(counts):
                 break
         return rollout
 
     def _filter(self, rollout: Rollout) -> Rollout:
-        """Leave out, where asked, cut completions and groups whose rewards are all equal."""
+        """Filter out truncated completions and groups whose rewards are all equal, as set."""
         if self.settings.truncated == "mask":
             rollout = rollout.keep(rollout.completions.finished)
         if self.settings.group_filter == "keep" or not len(rollout):

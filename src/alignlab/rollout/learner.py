@@ -1,4 +1,4 @@
-"""What a rollout asks of the method that learns from it: the policy, and what it says of tokens."""
+"""Interface of a method to its rollout."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -15,24 +15,24 @@ class Learner(Protocol):
     """A method with a rollout.
 
     Args:
-        policy: The model in training.
-        sharding: How its weights are shared among ranks.
-        device: Of this rank.
-        needs_greedy: Whether each prompt is also completed greedily, for a baseline.
-        scores_before: Names of what ``score`` returns; nothing is scored where there is none.
+        policy: The policy in training.
+        sharding: How its weights are sharded.
+        device: Device of this rank.
+        needs_greedy: Whether each prompt also gets a greedy completion, for a baseline.
+        score_names: Names of the values that ``score`` returns; if empty, ``score`` is not called.
     """
 
     policy: nn.Module
     sharding: Sharding
     device: torch.device
     needs_greedy: bool
-    scores_before: tuple[str, ...]
+    score_names: tuple[str, ...]
 
-    def as_in_training(self) -> AbstractContextManager[Any]:
-        """The number formats of the training forward, without dropout."""
+    def scoring_mode(self) -> AbstractContextManager[Any]:
+        """Score as in training, in its precision, but in eval mode (without dropout)."""
 
     def score(self, batch: MicroBatch) -> dict[str, Tensor]:
         """Score a micro-batch before the first update: old and reference log-probs, values, entropies. Each ``[N]``."""
 
     def advantages(self, rollout: Rollout) -> Rollout:
-        """The rollout with an ``advantages`` column, per completion ``[S]`` or per token ``[N]``."""
+        """Add a column ``advantages`` to a rollout, per completion ``[S]`` or per token ``[N]``."""

@@ -1,13 +1,13 @@
-"""The loader of online methods: optimizer steps made of what the policy has just sampled.
+"""Loader of methods with a rollout: makes optimizer steps of the rows of a rollout.
 
-A rollout takes the prompts of a few steps, has them completed and scored, and is learned from step by step, as often as
-``num_iterations`` says. All ranks hold all rows of a rollout, so every step is planned and balanced like any other.
-What is left of a rollout is part of the checkpoint.
+A rollout uses the prompts of ``steps_per_rollout`` steps. Its rows are split into as many steps, ``num_iterations``
+times. All ranks have all rows of a rollout, so steps are planned and balanced as for other methods. The rows and steps
+of a rollout that are left are part of the checkpoint.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,39 +16,36 @@ from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
 
-if TYPE_CHECKING:
-    pass
-
 Prompts = Callable[[int], tuple[Sequence[TokenRow], float]]
-"""Number of a window of prompts → its rows, and the epochs that are over once it is used."""
+"""Number of a window of prompts → its rows, and the number of epochs after them."""
 
 NextPrompts = Callable[..., Sequence[TokenRow]]
-"""Takes the next prompts: so many, or without a number those of a window."""
+"""Gives the next prompts: as many as requested, or a window of them by default."""
 
 Produce = Callable[[int, NextPrompts], tuple[list[TokenRow], dict[str, float]]]
-"""Number of a rollout, and where to take prompts → rows with completions, and what is logged; the same on all ranks."""
+"""Number of a rollout, and source of prompts → rows with completions, and metrics; the same on all ranks."""
 
 
 class Stateful(Protocol):
-    """What a checkpoint keeps beside the loader's own state."""
+    """An object whose state is saved with the loader."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors."""
+        """The state, as Python containers and tensors."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a state."""
+        """Restore a state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoaderSettings:
-    """How a rollout becomes optimizer steps.
+    """How a rollout is split into optimizer steps.
 
     Args:
         plan: ``global_batch_size`` counts prompts per optimizer step.
-        steps_per_rollout: Optimizer steps into which the rows of a rollout are cut.
-        num_iterations: Times that each row is learned from.
-        packing: Flat micro-batches without padding; else padded ones.
-        pad_token_id: Filling of the padded layout.
+        steps_per_rollout: Number of optimizer steps into which the rows of a rollout are split.
+        num_iterations: Number of passes over the rows.
+        packing: Whether micro-batches are flat, without padding, instead of padded.
+        pad_token_id: Padding token of the padded layout.
     """
 
     plan: PlanSettings
@@ -59,16 +56,16 @@ class LoaderSettings:
 
 
 class RolloutLoader:
-    """Yields the collated steps of one rank; goes on where a checkpoint left off, also within a rollout.
+    """Yields the collated steps of one rank; resumes from a checkpoint, also within a rollout.
 
     Args:
         prompts: Gives windows of prompts.
-        produce: Makes a rollout of them.
-        settings: How it becomes steps.
-        num_steps: Steps to yield in all.
-        rank: This process.
-        num_ranks: Processes among which each step is shared.
-        state: What else is saved and restored with the loader.
+        produce: Makes the rows of a rollout.
+        settings: How a rollout is split into steps.
+        num_steps: Total number of steps.
+        rank: Rank of this process.
+        num_ranks: Number of ranks.
+        state: Object whose state is saved and restored with the loader.
     """
 
     def __init__(
@@ -84,7 +81,7 @@ class RolloutLoader:
     ):
         self.prompts, self.produce, self.settings = prompts, produce, settings
         self.num_steps, self.rank, self.num_ranks = num_steps, rank, num_ranks
-        self.next_step = self.next_rollout = self.next_window = self.next_place = 0
+        self.next_step = self.next_rollout = self.next_window = self.next_prompt = 0
         self.epoch = 0.0
         self.rows: list[TokenRow] = []
         self.steps: list[list[int]] = []
@@ -102,12 +99,12 @@ class RolloutLoader:
             yield self._collate([self.rows[index] for index in self.steps.pop(0)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it stands, and what is left of the rollout, as plain containers."""
+        """The position in the run, and the rows of the rollout if steps are left, as Python containers."""
         own = {name: getattr(self, name) for name in SAVED} | {"rows": [vars(row) for row in self._rows_left()]}
         return own | ({} if self.state is None else {"state": self.state.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken."""
+        """Restore a state."""
         for name in SAVED:
             setattr(self, name, state[name])
         self.rows = [TokenRow(**row) for row in state["rows"]]
@@ -128,16 +125,16 @@ class RolloutLoader:
         self.next_rollout += 1
 
     def _next_prompts(self, number: int | None = None) -> list[TokenRow]:
-        """So many prompts, or those of a window, from where the last ones ended: none is left out."""
+        """The next ``number`` prompts, or a window of them; no prompt is skipped."""
         taken: list[TokenRow] = []
         while number is None or len(taken) < number:
             rows, self.epoch = self.prompts(self.next_window)
             number = len(rows) if number is None else number
-            part = rows[self.next_place : self.next_place + number - len(taken)]
-            taken += part
-            self.next_place += len(part)
-            if self.next_place == len(rows):
-                self.next_window, self.next_place = self.next_window + 1, 0
+            found = rows[self.next_prompt : self.next_prompt + number - len(taken)]
+            taken += found
+            self.next_prompt += len(found)
+            if self.next_prompt == len(rows):
+                self.next_window, self.next_prompt = self.next_window + 1, 0
         return taken
 
     def _collate(self, rows: list[TokenRow]) -> StepBatch:
@@ -157,8 +154,8 @@ class RolloutLoader:
 
 
 def _has_signal(row: TokenRow) -> bool:
-    """Whether there is anything to learn from its completions: some are better than others."""
+    """Whether any advantage of the row is not zero."""
     return bool((row.token_columns | row.columns)["advantages"].any())
 
 
-SAVED = ("next_step", "next_rollout", "next_window", "next_place", "epoch", "steps")
+SAVED = ("next_step", "next_rollout", "next_window", "next_prompt", "epoch", "steps")

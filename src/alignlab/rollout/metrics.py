@@ -1,4 +1,4 @@
-"""What is logged of a rollout as a whole."""
+"""Metrics of a rollout."""
 
 import math
 
@@ -10,18 +10,18 @@ from alignlab.rollout.rollout import Rollout
 
 
 def rollout_metrics(rollout: Rollout, right_reward: float) -> dict[str, float]:
-    """Rewards in all and by name, lengths, cut completions, and groups whose rewards are all equal.
+    """Rewards in total and by name, completion lengths, truncation, and groups whose rewards are all equal.
 
     Args:
-        rollout: All that was sampled.
-        right_reward: Reward from which on a completion counts as right.
+        rollout: A rollout, before filtering.
+        right_reward: Lowest reward of a completion that counts as right.
     """
     total, lengths = rollout.columns["reward"], rollout.completions.lengths.double()
     by_name = {name: values for name, values in rollout.columns.items() if name.startswith("reward/")}
     metrics = {
         "reward/mean": total.nanmean(),
         "reward/std": _std(total),
-        **by_name_means(by_name),
+        **means_by_name(by_name),
         "reward/failed": (rollout.columns["num_failed_rewards"] > 0).double().mean(),
         "completion_tokens/mean": lengths.mean(),
         "completion_tokens/max": lengths.max(),
@@ -34,8 +34,8 @@ def rollout_metrics(rollout: Rollout, right_reward: float) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(float(value))}
 
 
-def by_name_means(columns: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mean and deviation of each reward, each ``[]``."""
+def means_by_name(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Mean and standard deviation of each reward, each ``[]``."""
     return {
         key: value
         for name, values in columns.items()

@@ -1,4 +1,4 @@
-"""A rollout: completions to prompts with all that is known of them, as tensors, and the rows that it becomes."""
+"""A rollout: completions of prompts with their rewards, scores and advantages, as flat tensors."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,17 +14,17 @@ from alignlab.types.rows import TokenRow
 
 @dataclass(frozen=True)
 class Rollout:
-    """Completions side by side, those to the same prompt next to each other; all tensors on the CPU.
+    """Completions in the order of their prompts; all tensors on the CPU.
 
     Args:
         prompts: P rows without completions.
         prompt_index: Prompt of each completion, ascending. Shape ``[S]``.
         completions: S completions of N tokens.
         columns: Values of completions by name: ``reward`` (weighted sum), ``reward/NAME``, ``greedy/NAME``,
-            ``num_failed_rewards``, ``advantages``. NaN where there is none. Each ``[S]``, float64.
+            ``num_failed_rewards``, ``advantages``. NaN where a value is missing. Each ``[S]``, float64.
         token_columns: Values of tokens by name: ``sampled_logps``, ``old_logps``, ``reference_logps``, ``entropies``,
             ``values``, ``returns``, ``advantages``. Each ``[N]``, float64.
-        metrics: What is logged of it.
+        metrics: Further metrics to log.
     """
 
     prompts: Sequence[TokenRow]
@@ -44,66 +44,68 @@ class Rollout:
 
     @cached_property
     def group_ids(self) -> Tensor:
-        """Group of each completion, counted from 0 without gaps, whatever was left out. Shape ``[S]``."""
+        """Group of each completion, numbered from 0 without gaps, also after filtering. Shape ``[S]``."""
         return torch.unique_consecutive(self.prompt_index, return_inverse=True)[1]
 
     def with_columns(self, **columns: Tensor) -> "Rollout":
-        """The same with more values of completions, each ``[S]``."""
+        """Add columns of completions, each ``[S]``."""
         return replace(self, columns=self.columns | columns)
 
     def with_token_columns(self, **columns: Tensor) -> "Rollout":
-        """The same with more values of tokens, each ``[N]``."""
+        """Add columns of tokens, each ``[N]``."""
         return replace(self, token_columns=self.token_columns | columns)
 
     def with_metrics(self, **metrics: float) -> "Rollout":
-        """The same with more to log."""
+        """Add metrics to log."""
         return replace(self, metrics=self.metrics | metrics)
 
     def keep(self, kept: Tensor) -> "Rollout":
-        """Some of the completions.
+        """Select completions.
 
         Args:
-            kept: Shape ``[S]``, bool.
+            kept: Mask of the completions to keep. Shape ``[S]``, bool.
         """
-        tokens, of = kept[self.sequence_ids], self.completions
+        kept_tokens, all_ = kept[self.sequence_ids], self.completions
         return replace(
             self,
             prompt_index=self.prompt_index[kept],
-            completions=Completions(of.tokens[tokens], of.logps[tokens], of.lengths[kept], of.finished[kept]),
+            completions=Completions(
+                all_.tokens[kept_tokens], all_.logps[kept_tokens], all_.lengths[kept], all_.finished[kept]
+            ),
             columns={name: values[kept] for name, values in self.columns.items()},
-            token_columns={name: values[tokens] for name, values in self.token_columns.items()},
+            token_columns={name: values[kept_tokens] for name, values in self.token_columns.items()},
         )
 
-    def joined(self, other: "Rollout") -> "Rollout":
-        """The completions of both; they have the same columns."""
+    def concatenate(self, other: "Rollout") -> "Rollout":
+        """Concatenate two rollouts with the same columns."""
         one, two = self.completions, other.completions
-        parts = {name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)}
+        fields = {name: torch.cat([getattr(one, name), getattr(two, name)]) for name in vars(one)}
         return Rollout(
             prompts=[*self.prompts, *other.prompts],
             prompt_index=torch.cat([self.prompt_index, other.prompt_index + len(self.prompts)]),
-            completions=Completions(**parts),
+            completions=Completions(**fields),
             columns=_joined(self.columns, other.columns),
             token_columns=_joined(self.token_columns, other.token_columns),
             metrics=self.metrics | other.metrics,
         )
 
     def rows(self, max_tokens: int | None) -> list[TokenRow]:
-        """Rows to learn from: each a prompt with some of its completions, every token of which is a target.
+        """Make rows, each a prompt with some of its completions, of which every token is supervised.
 
         Args:
-            max_tokens: Most tokens of a row; completions of the same prompt beyond them become another row, and a
-                single completion is never cut. ``None``: one row per prompt.
+            max_tokens: Maximum number of tokens of a row; further completions of the prompt go to another row. A single
+                completion is never cut. ``None`` gives one row per prompt.
         """
         offsets = [0, *self.completions.lengths.cumsum(0).tolist()]
         prompts, index = [torch.tensor(row.tokens) for row in self.prompts], self.prompt_index.tolist()
         found = []
-        for first, last in self._cuts(max_tokens):
+        for first, last in self._row_bounds(max_tokens):
             prompt, tokens = index[first], slice(offsets[first], offsets[last])
-            written = self.completions.tokens[tokens]
+            completions = self.completions.tokens[tokens]
             found.append(
                 TokenRow(
-                    tokens=torch.cat([prompts[prompt], written]),
-                    supervised=[False] * len(prompts[prompt]) + [True] * len(written),
+                    tokens=torch.cat([prompts[prompt], completions]),
+                    supervised=[False] * len(prompts[prompt]) + [True] * len(completions),
                     groups=[[len(prompts[prompt]), *self.completions.lengths[first:last].tolist()]],
                     origin=self.prompts[prompt].origin,
                     columns={name: values[first:last] for name, values in self.columns.items()},
@@ -112,8 +114,8 @@ class Rollout:
             )
         return found
 
-    def _cuts(self, max_tokens: int | None) -> Iterator[tuple[int, int]]:
-        """First and last completion of each row."""
+    def _row_bounds(self, max_tokens: int | None) -> Iterator[tuple[int, int]]:
+        """Start and end index of the completions of each row."""
         lengths, index = self.completions.lengths.tolist(), self.prompt_index.tolist()
         starts = [i for i in range(len(index)) if i == 0 or index[i] != index[i - 1]]
         for start, end in pairwise([*starts, len(index)]):

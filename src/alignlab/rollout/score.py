@@ -1,4 +1,4 @@
-"""Values of a rollout's tokens that must be known before the first update, computed by all ranks together."""
+"""Scores of the tokens of a rollout, computed before the first update; the ranks share the work."""
 
 from collections.abc import Callable, Sequence
 
@@ -25,15 +25,15 @@ def score_rows(
     pad_token_id: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Score rows, each rank its share.
+    """Score the tokens of rows. All ranks must call this.
 
     Args:
-        rows: The same on all ranks, every token of their completions a target.
-        score: Every rank calls it equally often.
+        rows: Rows, the same on all ranks; every token of their completions is supervised.
+        score: Scores a micro-batch; called equally often on all ranks.
         plan: Limits of a micro-batch.
-        packing: Whether micro-batches have the packed layout.
-        pad_token_id: Filling of the padded layout.
-        device: Where ``score`` wants its micro-batches.
+        packing: Whether micro-batches are flat, without padding, instead of padded.
+        pad_token_id: Padding token of the padded layout.
+        device: Device of the micro-batches.
 
     Returns:
         Values of all tokens by name, the same on all ranks, on the CPU. Each ``[N]``, float64.

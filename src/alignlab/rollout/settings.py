@@ -1,4 +1,4 @@
-"""What is sampled, how it is rewarded, and how it becomes optimizer steps."""
+"""Settings of rollouts: sampling, rewards, and optimizer steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ Coefficient = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutSettings(Settings):
-    """What is sampled, how it is rewarded, and how a rollout becomes optimizer steps.
+    """Settings of sampling, rewards, and the optimizer steps of a rollout.
 
     Args:
         reward: Rewards by name; see ``rewards``.
-        reward_weights: Weights of the rewards, in their order; ``None`` for 1 each.
-        reward_limits: Of every reward: see ``rewards.scorer``.
-        reward_kl_coef: Subtracted from the reward per nat of divergence from the reference.
-        reward_kl_target: Divergence per completion that the coefficient is steered to; ``None`` leaves it fixed.
-        num_completions: G, completions per prompt.
-        num_iterations: Times that each completion is learned from.
-        steps_per_rollout: Optimizer steps into which a rollout is cut.
+        reward_weights: Weights of the rewards, in the same order; ``None`` for 1 each.
+        reward_limits: Limits of every reward; see ``rewards.scorer``.
+        reward_kl_coef: Weight of the KL penalty in the reward.
+        reward_kl_target: KL per completion to which the coefficient is adapted; ``None`` for a fixed coefficient.
+        num_completions: G, the number of completions per prompt.
+        num_iterations: Number of passes over the completions of a rollout.
+        steps_per_rollout: Number of optimizer steps into which a rollout is split.
         group_filter: What to do with groups whose rewards are all equal: keep, drop, or sample other prompts instead.
-        max_resample_rounds: Further rounds of prompts at most, for ``resample``.
-        truncated: What to do with completions cut at the limit: keep, leave out, or penalise.
-        truncation_penalty: Subtracted from the reward of a cut completion, for ``penalise``.
-        right_reward: Reward from which on a completion counts as right, in what is logged.
+        max_resample_rounds: Maximum number of further rounds of prompts, for ``resample``.
+        truncated: What to do with completions that reach the maximum length: keep, mask (drop), or penalise.
+        truncation_penalty: Subtracted from the reward of a truncated completion, for ``penalise``.
+        right_reward: Lowest reward of a completion that counts as right, for metrics.
     """
 
     reward: dict[str, Reward]

@@ -1,4 +1,4 @@
-"""What a sampler with a copy of the policy needs before a rollout: weights, and a completion scored by the trainer."""
+"""What a sampler with a copy of the policy needs before a rollout: its weights, and log-probs to compare with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models.scoring import token_scores
 from alignlab.rollout.learner import Learner
-from alignlab.rollout.weights import Write, current_weights, first_weights
+from alignlab.rollout.weights import Write, current_weights, initial_weights
 from alignlab.types.adapted import is_adapted
 from alignlab.types.batch import MicroBatch, move
 from alignlab.types.rows import TokenRow
@@ -20,15 +20,15 @@ from alignlab.types.rows import TokenRow
 
 @dataclass(frozen=True)
 class PolicySource:
-    """The policy as another engine takes it; every rank calls its methods.
+    """The policy, for a separate sampling engine. All ranks must call its methods.
 
     Args:
-        learner: Holds the policy.
-        tokenizer: Written beside the first weights.
-        packing: Whether micro-batches have the packed layout.
-        prompt: Token ids by whose completion the two engines are compared.
+        learner: The method, which has the policy.
+        tokenizer: Tokenizer, saved with the initial weights.
+        packing: Whether micro-batches are flat, without padding, instead of padded.
+        prompt: Token ids of the prompt of the probe, by which engine and trainer are compared.
         stop_tokens: Tokens that end a completion.
-        log_dir: Takes what servers print.
+        log_dir: Folder for the logs of servers.
     """
 
     learner: Learner
@@ -38,26 +38,26 @@ class PolicySource:
     stop_tokens: Sequence[int]
     log_dir: Path
 
-    def first_weights(self) -> str | Write:
-        """What an engine starts with; see ``weights.first_weights``."""
-        return first_weights(self.learner.policy, self.learner.sharding, self.tokenizer)
+    def initial_weights(self) -> str | Write:
+        """The weights that an engine starts with; see ``weights.initial_weights``."""
+        return initial_weights(self.learner.policy, self.learner.sharding, self.tokenizer)
 
     def current_weights(self) -> Write:
-        """The policy as it is now, or only its adapter; see ``weights.current_weights``."""
+        """The current weights of the policy, or of its adapter; see ``weights.current_weights``."""
         return current_weights(self.learner.policy, self.learner.sharding)
 
     @property
     def lora_rank(self) -> int | None:
-        """Largest rank of the policy's LoRA; ``None`` without an adapter.
+        """Largest rank of the policy's LoRA adapter; ``None`` without an adapter.
 
         Raises:
-            InputError: The policy has an adapter of another kind.
+            InputError: The policy has another kind of adapter.
         """
         return _rank_of_adapter(self.learner.policy)
 
     @torch.no_grad()
     def logps(self, prompt: list[int], completion: list[int]) -> list[float]:
-        """Log-probabilities of a completion's tokens in the training forward, at temperature 1."""
+        """Log-probs of the tokens of a completion in the training forward, at temperature 1."""
         lengths = [len(prompt), len(completion)]
         supervised = [False] * lengths[0] + [True] * lengths[1]
         row = TokenRow([*prompt, *completion], supervised, [lengths], "the probe")
@@ -66,7 +66,7 @@ class PolicySource:
         def score(batch: MicroBatch) -> Tensor:
             return token_scores(self.learner.policy, batch).logps
 
-        with self.learner.as_in_training():
+        with self.learner.scoring_mode():
             return self.learner.sharding.forward(score, batch).tolist()
 
 
@@ -76,6 +76,6 @@ def _rank_of_adapter(policy: nn.Module) -> int | None:
     config = policy.active_peft_config
     if config.peft_type != "LORA" or config.use_dora:
         kind = "DoRA" if config.peft_type == "LORA" else config.peft_type.value
-        why = f"the policy has a {kind} adapter, and vLLM serves LoRA alone"
+        why = f"the policy has a {kind} adapter, and vLLM supports LoRA only"
         raise InputError("rollout=vllm", why, "Type rollout=hf, or merge the adapter first")
     return max([config.r, *(config.rank_pattern or {}).values()])

@@ -1,8 +1,7 @@
-"""The policy's weights as another engine takes them: gathered from all ranks, written by one.
+"""The weights of the policy for a separate engine: gathered from all ranks, and written by one.
 
-Of an adapter only the adapter travels. The weights under it, and what an engine is to start with, are read from where
-they came from, unless they exist nowhere as the policy has them: random weights, and quantised ones, which are written
-as the numbers that the policy computes with.
+If the policy has an adapter, only the adapter is sent. The engine loads the initial weights from the folder or hub
+repository that the policy was loaded from. Only random and quantised weights are written, the latter dequantised.
 """
 
 import copy
@@ -22,11 +21,11 @@ Write = Callable[[Path], None]
 
 
 def current_weights(policy: nn.Module, sharding: Sharding) -> Write:
-    """The policy as it is now, or only its adapter; every rank asks, one writes.
+    """Gather the current weights of the policy, or of its adapter. All ranks must call this; one calls the result.
 
     Args:
         policy: With or without an adapter.
-        sharding: How it is spread.
+        sharding: How its weights are sharded.
     """
     if not is_adapted(policy):
         weights = sharding.full_state_dict(policy)
@@ -36,21 +35,24 @@ def current_weights(policy: nn.Module, sharding: Sharding) -> Write:
     return lambda folder: policy.save_pretrained(folder, state_dict=adapter, **options)
 
 
-def first_weights(policy: nn.Module, sharding: Sharding, tokenizer: PreTrainedTokenizerBase) -> str | Write:
-    """What an engine starts with, the weights under an adapter where there is one: a folder, or what writes it.
+def initial_weights(policy: nn.Module, sharding: Sharding, tokenizer: PreTrainedTokenizerBase) -> str | Write:
+    """The weights that an engine starts with, without adapter: a folder, or a function that writes one.
 
-    Every rank asks, one writes.
+    All ranks must call this; one calls the result.
 
     Args:
         policy: With or without an adapter.
-        sharding: How it is spread.
-        tokenizer: Written beside weights.
+        sharding: How its weights are sharded.
+        tokenizer: Tokenizer, saved with the weights.
     """
     base = base_model(policy)
     is_quantised = getattr(base.config, "quantization_config", None) is not None
     if base.name_or_path and not is_quantised:
         return _folder(base)
-    weights = plain_weights(policy, sharding) if is_quantised else sharding.full_state_dict(policy) or base.state_dict()
+    if is_quantised:
+        weights = dequantised_weights(policy, sharding)
+    else:
+        weights = sharding.full_state_dict(policy) or base.state_dict()
 
     def write(folder: Path) -> None:
         _empty_like(base).save_pretrained(folder, state_dict=weights)
@@ -60,39 +62,39 @@ def first_weights(policy: nn.Module, sharding: Sharding, tokenizer: PreTrainedTo
 
 
 def _folder(model: nn.Module) -> str:
-    """Where a model was read from; of a hub the revision that was."""
+    """Folder that a model was loaded from; for the hub, the cached snapshot of its revision."""
     commit = getattr(model.config, "_commit_hash", None)
     name = model.name_or_path
     return snapshot_download(name, revision=commit, local_files_only=True) if commit else name
 
 
-def plain_weights(policy: nn.Module, sharding: Sharding) -> dict[str, Tensor]:
-    """The weights under an adapter by their names without it, quantised ones as the numbers they stand for."""
+def dequantised_weights(policy: nn.Module, sharding: Sharding) -> dict[str, Tensor]:
+    """The dequantised weights without adapter, by their names without adapter."""
     base, weights = base_model(policy), {}
     for name, tensor in base.named_parameters(remove_duplicate=False):
         if tensor.requires_grad or ".lora_" in name:
             continue
-        owner = base.get_submodule(name.rpartition(".")[0])
-        weights[name.replace(".base_layer.", ".")] = _plain(sharding.value(tensor), owner, tensor).cpu()
+        module = base.get_submodule(name.rpartition(".")[0])
+        weights[name.replace(".base_layer.", ".")] = _dequantised(sharding.value(tensor), module, tensor).cpu()
     return weights
 
 
-def _plain(value: Tensor, owner: nn.Module, parameter: Tensor) -> Tensor:
-    """A tensor of bitsandbytes as the numbers it stands for, any other as it is."""
-    state = getattr(owner, "quant_state", None) or getattr(parameter, "quant_state", None)
+def _dequantised(value: Tensor, module: nn.Module, parameter: Tensor) -> Tensor:
+    """Dequantise a tensor of bitsandbytes; return any other tensor as it is."""
+    state = getattr(module, "quant_state", None) or getattr(parameter, "quant_state", None)
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(value, state)
     if value.dtype == torch.int8:
-        scale = getattr(getattr(owner, "state", None), "SCB", None)
+        scale = getattr(getattr(module, "state", None), "SCB", None)
         scale = getattr(parameter, "SCB", None) if scale is None else scale
         return value * scale.to(value.device)[:, None] / 127
     return value
 
 
 def _empty_like(model: nn.Module) -> nn.Module:
-    """A model of the same architecture without adapter, quantisation and storage, which knows how to write weights."""
+    """A model of the same architecture on the meta device, without adapter or quantisation, to save weights with."""
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

@@ -1,4 +1,4 @@
-"""Micro-batches, optimizer steps, and the counts of a step.
+"""Micro-batches, optimizer steps and their counts.
 
 Legend of axes, used in every docstring of the repository:
 
@@ -27,17 +27,18 @@ class MicroBatch:
     Args:
         inputs: Keyword arguments of the decoder's forward: ``input_ids [B, T]`` (flat: B = 1), ``position_ids``, and
             either ``layout`` (flat) or ``attention_mask`` (padded).
-        source_positions: Position, in ``input_ids`` flattened, whose hidden state predicts the label. Shape ``[N]``.
+        source_positions: Position, in the flattened ``input_ids``, of the hidden state that predicts the label. Shape
+            ``[N]``.
         labels: Supervised token ids. Shape ``[N]``.
-        sequence_ids: Sequence that each supervised token belongs to, in 0…S-1. Shape ``[N]``.
-        group_ids: Group that each sequence belongs to, ascending; the first of a group is the chosen. Shape ``[S]``.
+        sequence_ids: Sequence of each supervised token, in 0…S-1. Shape ``[N]``.
+        group_ids: Group of each sequence, ascending; the first sequence of a group is the chosen. Shape ``[S]``.
         columns: Numeric columns per sequence, each of shape ``[S]``.
         token_columns: Numeric columns per supervised token, each of shape ``[N]``.
-        num_tokens: Real tokens, prompts counted once, padding not counted.
-        last_positions: Position, in ``input_ids`` flattened, of each sequence's last token. Shape ``[S]``.
-        counted: 0 for a filler, with which a rank runs as many micro-batches as the others; multiplies every sum and
-            weight.
-        origins: File and line of its rows, for messages.
+        num_tokens: Number of tokens without padding, with each prompt counted once.
+        last_positions: Position, in the flattened ``input_ids``, of the last token of each sequence. Shape ``[S]``.
+        counted: Factor of every sum and weight: 1, or 0 for a filler that gives all ranks the same number of
+            micro-batches.
+        origins: File and line of each row, for messages.
     """
 
     inputs: dict[str, Any]
@@ -60,16 +61,16 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTotals:
-    """Counts of one optimizer step over all micro-batches and all ranks: the units that a loss may have.
+    """Counts of one optimizer step over all micro-batches and ranks, by which losses are normalised.
 
     Args:
-        supervised_tokens: Targets of the loss.
-        sequences: Completions.
-        groups: Prompts with their completions (pairs, groups, documents).
-        tokens: Tokens that pass through the model.
-        rows: Rows of data.
-        chosen_tokens: Targets of the first completion of every group, counted once per completion that follows it.
-        columns: Sums over the rows of each numeric column with one value per row.
+        supervised_tokens: Number of supervised tokens.
+        sequences: Number of completions.
+        groups: Number of groups (prompts with their completions, or documents).
+        tokens: Number of tokens that pass through the model.
+        rows: Number of rows of data.
+        chosen_tokens: Number of supervised tokens of the chosen completions, each counted once per rejected one.
+        columns: Sum over the rows of each numeric column with one value per row.
     """
 
     supervised_tokens: int
@@ -82,14 +83,14 @@ class StepTotals:
 
     @property
     def pairs(self) -> int:
-        """Pairs of a first completion with another of its group."""
+        """Number of pairs of a chosen completion with a rejected one of its group."""
         return self.sequences - self.groups
 
     def count(self, unit: str) -> float:
-        """How many of a unit the step has.
+        """The count of a unit in the step.
 
         Args:
-            unit: One of ``UNITS``, or the name of a numeric column, whose sum is taken.
+            unit: One of ``UNITS``, or the name of a numeric column, for its sum.
 
         Raises:
             InputError: There is no such unit.
@@ -102,19 +103,19 @@ class StepTotals:
 
 
 UNITS = ("supervised_tokens", "sequences", "pairs", "groups", "rows", "tokens", "chosen_tokens")
-"""What every optimizer step counts."""
+"""Units that every optimizer step counts."""
 
 
 class StepBatch:
-    """One optimizer step of this rank. Not a dataclass: Lightning would walk through its fields to cast them.
+    """This rank's part of one optimizer step. Not a dataclass, because Lightning would cast the fields of one.
 
     Args:
-        micro_batches: They go through the model one after the other.
-        totals: Sizes of the step over all ranks.
-        epoch: Passes over the training rows after this step.
-        companions: Of each micro-batch the companions of its rows, where the method wants them.
-        metrics: What is logged with the step beside what the method says of it.
-        has_signal: Whether the step must give every trained tensor a gradient; the same on all ranks.
+        micro_batches: Micro-batches of the step, in order.
+        totals: Counts of the step over all ranks.
+        epoch: Number of passes over the training rows after this step.
+        mismatched: For each micro-batch, its rows with the completions of other rows, if the method needs them.
+        metrics: Values to log with the step, in addition to the metrics of the method.
+        has_signal: Whether every trained tensor should receive a gradient in this step; the same on all ranks.
     """
 
     def __init__(
@@ -122,23 +123,23 @@ class StepBatch:
         micro_batches: list[MicroBatch],
         totals: StepTotals,
         epoch: float,
-        companions: Sequence[MicroBatch] = (),
+        mismatched: Sequence[MicroBatch] = (),
         metrics: Mapping[str, float] | None = None,
         has_signal: bool = True,
     ):
-        self.micro_batches, self.totals, self.epoch, self.companions = micro_batches, totals, epoch, companions
+        self.micro_batches, self.totals, self.epoch, self.mismatched = micro_batches, totals, epoch, mismatched
         self.metrics, self.has_signal = metrics or {}, has_signal
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
-        """The same step with its tensors on another device."""
-        batches, companions = (
-            [move(batch, device, non_blocking) for batch in some] for some in (self.micro_batches, self.companions)
+        """Copy the step to a device."""
+        batches, mismatched = (
+            [move(batch, device, non_blocking) for batch in group] for group in (self.micro_batches, self.mismatched)
         )
-        return StepBatch(batches, self.totals, self.epoch, companions, self.metrics, self.has_signal)
+        return StepBatch(batches, self.totals, self.epoch, mismatched, self.metrics, self.has_signal)
 
 
 def move(value: Any, device, non_blocking: bool = False) -> Any:
-    """A copy of a batch, or of any nesting of dicts and tensors in it, on another device."""
+    """Copy a batch, or any nesting of dicts and tensors in one, to a device."""
     if isinstance(value, MicroBatch):
         fields = {name: move(part, device, non_blocking) for name, part in vars(value).items()}
         return MicroBatch(**fields)

@@ -88,7 +88,7 @@ class TokenRow:
             per completion.
         token_columns: Quantities by name with one value per target of the loss (``old_logps``), for losses.
         record: Only for a prompt: what rewards receive, ``prompt`` (its messages) and ``columns``.
-        companion: A second row that goes through the model with this one, without gradient, for methods that need it.
+        mismatched: The prompt with the completion of another row, without gradient, if the method needs it (KTO).
     """
 
     tokens: Sequence[int] | Tensor
@@ -98,4 +98,4 @@ class TokenRow:
     columns: dict[str, Any] = field(default_factory=dict)
     token_columns: dict[str, Sequence[float] | Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
-    companion: "TokenRow | None" = None
+    mismatched: "TokenRow | None" = None

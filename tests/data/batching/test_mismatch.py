@@ -2,7 +2,7 @@
 
 import pytest
 
-from alignlab.data.batching.mismatch import WithCompanions, mismatch
+from alignlab.data.batching.mismatch import WithMismatched, mismatch
 from alignlab.types.rows import TokenRow
 
 
@@ -22,16 +22,16 @@ class Table(list):
 
 
 def test_each_prompt_meets_the_completion_of_the_next_row_and_the_last_that_of_the_first():
-    companions = [one.companion for one in WithCompanions(Table(ROWS), max_tokens=20)]
-    assert [one.tokens for one in companions] == [[1, 2, 14], [3, 15, 16, 17, 18], [5, 6, 7, 11, 12, 13]]
-    assert [one.groups for one in companions] == [[[2, 1]], [[1, 4]], [[3, 3]]]
-    assert [one.supervised.count(True) for one in companions] == [1, 4, 3]
+    mismatched = [one.mismatched for one in WithMismatched(Table(ROWS), max_tokens=20)]
+    assert [one.tokens for one in mismatched] == [[1, 2, 14], [3, 15, 16, 17, 18], [5, 6, 7, 11, 12, 13]]
+    assert [one.groups for one in mismatched] == [[[2, 1]], [[1, 4]], [[3, 3]]]
+    assert [one.supervised.count(True) for one in mismatched] == [1, 4, 3]
 
 
 def test_a_companion_leaves_the_row_as_it_is():
-    for given, one in zip(ROWS, WithCompanions(Table(ROWS), max_tokens=20), strict=True):
+    for given, one in zip(ROWS, WithMismatched(Table(ROWS), max_tokens=20), strict=True):
         assert (one.tokens, one.groups, one.columns) == (given.tokens, given.groups, given.columns)
-        assert one.companion.columns == given.columns
+        assert one.mismatched.columns == given.columns
 
 
 @pytest.mark.parametrize(("limit", "tokens"), [(6, [5, 6, 7, 11, 12, 13]), (5, [5, 6, 7, 11, 12]), (2, [5, 6, 7, 11])])

@@ -150,7 +150,7 @@ def pocket():
 def test_greedy_equals_generate_on_pocket(pocket, dtype):
     model, _, prompts = pocket
     options = {"max_new_tokens": 64, "eos_token_id": [1], "pad_token_id": 2}
-    with sampler.narrowed(model, dtype if dtype != torch.float32 else None):
+    with sampler.converted(model, dtype if dtype != torch.float32 else None):
         found = run(model, prompts, temperature=0.0, max_completion_tokens=64, stop_tokens=[1], num_completions=1)
         alone = [generate(model, [prompt], **options)[0] for prompt in prompts]
         padded = [row[: row.index(1) + 1] for row in generate(model, prompts, **options)]

@@ -75,7 +75,7 @@ def test_completions_come_in_order_and_must_be_whole():
         assert [one.tokens for one in found] == [fake.choice(request(), fake.table, i)["token_ids"] for i in range(4)]
         assert all(one.finished == (one.tokens[-1] == 1) and len(one.logps) == len(one.tokens) for one in found)
         fake.choice = lambda body, table, index: {"index": index, "finish_reason": "abort"}
-        with pytest.raises(Unreachable, match="broke off"):
+        with pytest.raises(Unreachable, match="aborted"):
             completions.complete(url, request(), num_completions=4, timeout_seconds=5)
 
 

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from alignlab.rollout.vllm.parity import Parity, ParityError, judge, measure
+from alignlab.rollout.vllm.parity import Parity, ParityError, check_parity, measure
 
 
 def test_measures_worked_by_hand():
@@ -30,17 +30,17 @@ def test_equal_is_zero_and_no_gradient_is_needed():
 
 @pytest.mark.parametrize("shapes", [((2,), (3,)), ((0,), (0,))])
 def test_nothing_to_compare(shapes):
-    with pytest.raises(ValueError, match="log-probabilities of"):
+    with pytest.raises(ValueError, match="log-probs of"):
         measure(*(torch.zeros(shape) for shape in shapes))
 
 
 def test_judgement(caplog):
     limits = {"warn_at": 0.02, "stop_at": 0.2}
     with caplog.at_level(logging.WARNING):
-        judge(Parity(0.01, 1.1, 0.0), **limits)
+        check_parity(Parity(0.01, 1.1, 0.0), **limits)
         assert not caplog.records
-        judge(Parity(0.1, 1.5, 0.01), **limits)
+        check_parity(Parity(0.1, 1.5, 0.01), **limits)
     assert "0.1 nats per token" in caplog.text
     for bad in (0.3, math.nan):
         with pytest.raises(ParityError, match=r"rollout\.dtype=float32"):
-            judge(Parity(bad, 2.0, 0.1), **limits)
+            check_parity(Parity(bad, 2.0, 0.1), **limits)

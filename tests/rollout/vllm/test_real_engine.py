@@ -140,7 +140,7 @@ def test_weights_that_were_not_sent_are_noticed(engine):
     model, other = load(), load()
     disturb(other, 3e-6)  # moves the probe by less than the tolerance
     engine.update(model.save_pretrained, probe_of(model))
-    with pytest.raises(ArrivalError, match="still has the weights from before"):
+    with pytest.raises(ArrivalError, match="still uses the weights from before"):
         engine.update(model.save_pretrained, probe_of(other))
     engine.update(model.save_pretrained, probe_of(model))
 
@@ -153,7 +153,7 @@ def test_adapters_arrive_one_after_the_other(engine, prompts, adapted, figures):
         figures["update_lora_seconds"] = time.monotonic() - started
         groups = draw(engine, prompts, 2, 1)
         assert parity(adapted, prompts, groups).mean_difference < 1e-5
-    assert len(list(engine.outbox.parent.glob(f"{engine.outbox.owner}/*"))) == 1
+    assert len(list(engine.update_folder.parent.glob(f"{engine.update_folder.name}/*"))) == 1
 
 
 def test_speed(engine, prompts, figures):

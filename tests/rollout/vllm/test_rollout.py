@@ -73,12 +73,12 @@ def test_the_probe_is_a_completion_and_stays_the_same(rollout, fake):
 
 def test_parity_is_judged_by_the_limits_given(caplog):
     rollout = VLLMRollout(**settings(parity_warning=0.1, parity_limit=0.5))
-    rollout.judge(Parity(0.05, 1.1, 0.0))
+    rollout.check_parity(Parity(0.05, 1.1, 0.0))
     assert not caplog.records
-    rollout.judge(Parity(0.2, 1.1, 0.0))
+    rollout.check_parity(Parity(0.2, 1.1, 0.0))
     assert "0.2 nats per token" in caplog.text
     with pytest.raises(ParityError):
-        rollout.judge(Parity(0.6, 1.1, 0.0))
+        rollout.check_parity(Parity(0.6, 1.1, 0.0))
 
 
 def test_closing_twice_and_before_it_was_open(rollout):

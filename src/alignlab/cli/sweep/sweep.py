@@ -28,7 +28,7 @@ from alignlab.cli.composition.command import refuse
 from alignlab.cli.composition.hidden import hide_config
 from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
 from alignlab.config.resolve import as_yaml
-from alignlab.distributed.ranks import one_voice, own_rank, ranks
+from alignlab.distributed.ranks import first_error_only, own_rank, ranks
 from alignlab.errors import InputError, RunError
 from alignlab.run_folder.location import JOBS
 from alignlab.system.credentials import masked
@@ -160,7 +160,7 @@ def _run_here(config: Config, job: Job) -> float | None:
     """Run a job in this process; its errors must not end the sweep that waits for it."""
     code = 0
     try:
-        with one_voice():
+        with first_error_only():
             run.fit(config)
     except InputError as error:
         code = refuse(error, debug=False)

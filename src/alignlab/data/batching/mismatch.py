@@ -6,14 +6,14 @@ from alignlab.data.table.table import TokenTable, View
 from alignlab.types.rows import TokenRow
 
 
-class WithCompanions(View):
-    """Rows with a companion: their own prompt with the completion of the next row (for the last row, of the first).
+class WithMismatched(View):
+    """Rows with their mismatched row: the same prompt with the completion of the next row (the first after the last).
 
     The pairs depend on the table alone, not on how steps are cut or shuffled.
 
     Args:
         table: Rows of one group with one completion each.
-        max_tokens: Maximum tokens of a prompt with its companion completion; a longer completion is cut.
+        max_tokens: Maximum tokens of a mismatched row; a longer completion is cut.
     """
 
     def __init__(self, table: TokenTable | View, max_tokens: int):
@@ -22,7 +22,7 @@ class WithCompanions(View):
 
     def __getitem__(self, index: int) -> TokenRow:
         row = self.table[index]
-        return replace(row, companion=mismatch(row, self.table[(index + 1) % len(self.table)], self.max_tokens))
+        return replace(row, mismatched=mismatch(row, self.table[(index + 1) % len(self.table)], self.max_tokens))
 
 
 def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:

@@ -175,10 +175,10 @@ class _Steps(IterableDataset):
     def _collate(self, planned: PlannedRows) -> StepBatch:
         sizes = totals(planned.rows)
         options = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id}
-        batches, companions = [], []
+        batches, mismatched = [], []
         for batch in planned.micro_batches:
             rows = [planned.rows[index] for index in batch.rows]
             batches.append(collate(rows, counted=batch.counted, **options))
-            if rows[0].companion is not None:
-                companions.append(collate([row.companion for row in rows], counted=batch.counted, **options))
-        return StepBatch(batches, sizes, planned.epoch, companions)
+            if rows[0].mismatched is not None:
+                mismatched.append(collate([row.mismatched for row in rows], counted=batch.counted, **options))
+        return StepBatch(batches, sizes, planned.epoch, mismatched)

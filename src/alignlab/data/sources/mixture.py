@@ -13,10 +13,10 @@ from alignlab.errors import InputError, nearest, raise_all
 from alignlab.types.rows import Row
 
 
-def serve(source: Any, kind: type[Row]) -> None:
+def set_row_kind(source: Any, kind: type[Row]) -> None:
     """Set the kind of row that the method trains on, if the source can make several kinds."""
-    if hasattr(source, "serve"):
-        source.serve(kind)
+    if hasattr(source, "set_row_kind"):
+        source.set_row_kind(kind)
 
 
 Stop = Literal["once", "first_exhausted", "all_exhausted", "never"]
@@ -58,10 +58,10 @@ class Mixture:
         self.sources, self.weights = dict(sources), dict(weights)
         self.stop, self.num_rows, self.seed = stop, num_rows, seed
 
-    def serve(self, kind: type[Row]) -> None:
+    def set_row_kind(self, kind: type[Row]) -> None:
         """Set the kind of row that the method trains on, for all sources."""
         for source in self.sources.values():
-            serve(source, kind)
+            set_row_kind(source, kind)
 
     @property
     def dropped(self) -> Counter[str]:

@@ -113,27 +113,27 @@ class View:
         return getattr(self.table, name)
 
 
-class WithNumbers(View):
+class WithColumn(View):
     """Rows with one more numeric column, which is held in memory.
 
     Args:
         table: The rows.
         name: Name of the column.
         values: One value per row.
-        companion_values: One value per companion row, if rows have companions.
+        mismatched_values: One value per mismatched row, if the method needs them.
     """
 
     def __init__(
-        self, table: TokenTable | View, name: str, values: Sequence[Any], companion_values: Sequence[Any] | None
+        self, table: TokenTable | View, name: str, values: Sequence[Any], mismatched_values: Sequence[Any] | None
     ):
         super().__init__(table)
-        self.name, self.values, self.companion_values = name, values, companion_values
+        self.name, self.values, self.mismatched_values = name, values, mismatched_values
 
     def __getitem__(self, index: int) -> TokenRow:
         row = self._with(self.table[index], self.values[index])
-        if self.companion_values is None:
+        if self.mismatched_values is None:
             return row
-        return replace(row, companion=self._with(row.companion, self.companion_values[index]))
+        return replace(row, mismatched=self._with(row.mismatched, self.mismatched_values[index]))
 
     def _with(self, row: TokenRow, value: Any) -> TokenRow:
         return replace(row, columns=row.columns | {self.name: value})

@@ -78,17 +78,17 @@ class Sharding:
         """The value of a parameter in its full shape. All ranks must call this."""
         return parameter.detach()
 
-    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
+    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, skipped: bool) -> Tensor:
         """Clip the gradients, take an optimizer step, and reset the gradients.
 
-        The optimizer is not called if the step is lost, or if the gradient is not finite or zero everywhere: decay and
+        The optimizer is not called if ``skipped``, or if the gradient is not finite or zero everywhere: decay and
         momentum would change the weights even with a gradient of zero. Weights and optimizer state then stay the same.
 
         Args:
             optimizer: Lightning's optimizer.
             parameters: The trained parameters.
             limit: Largest global norm of the gradient; ``None`` for no clipping.
-            lost: Whether to skip the optimizer for any gradient; the same on all ranks.
+            skipped: Whether to skip the optimizer whatever the gradient is; the same on all ranks.
 
         Returns:
             Global norm before clipping, the same on all ranks. Shape ``[]``.
@@ -98,7 +98,7 @@ class Sharding:
             scaler.unscale_(optimizer.optimizer)
         gradients = self.local([p.grad for p in parameters if p.grad is not None])
         norm = self.norm(gradients)
-        moves = not lost and moves_weights(norm)
+        moves = not skipped and moves_weights(norm)
         if moves and limit is not None:
             torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].device))
         self.step(optimizer, scaler, moves)

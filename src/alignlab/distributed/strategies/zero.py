@@ -68,10 +68,10 @@ class Partitioned(Sharding):
         with self._gathered([parameter]):
             return parameter.detach().clone()
 
-    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, lost: bool) -> Tensor:
+    def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, skipped: bool) -> Tensor:
         """Let the engine clip and step; it skips non-finite gradients."""
         engine = self.strategy.model
-        engine.optimizer.clip_grad, self.strategy.lost = limit or 0.0, lost
+        engine.optimizer.clip_grad, self.strategy.skipped = limit or 0.0, skipped
         optimizer.step()
         optimizer.zero_grad()
         return torch.as_tensor(engine.get_global_grad_norm())
@@ -111,7 +111,7 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
 
     sharding = Partitioned
 
-    lost = False
+    skipped = False
     """Whether to skip the optimizer in the current step."""
 
     def setup_environment(self) -> None:
@@ -150,14 +150,14 @@ class DeepSpeed(NamedState, DeepSpeedStrategy):
         return optimizer, scheduler
 
     def _setup_model_and_optimizer(self, *arguments: Any, **options: Any) -> Any:
-        """Avoid copies of float32 shards, and skip the inner optimizer for lost steps and zero gradients."""
+        """Avoid copies of float32 shards, and skip the inner optimizer for skipped steps and zero gradients."""
         engine, optimizer = super()._setup_model_and_optimizer(*arguments, **options)
         _alias_masters(optimizer)
         inner, step = optimizer.optimizer, optimizer.optimizer.step
 
         def step_if_it_moves(*arguments: Any, **options: Any) -> Any:
             # The engine has computed the norm here, and copies the master weights afterwards in any case.
-            if not self.lost and moves_weights(torch.as_tensor(optimizer._global_grad_norm)):
+            if not self.skipped and moves_weights(torch.as_tensor(optimizer._global_grad_norm)):
                 return step(*arguments, **options)
             return None
 

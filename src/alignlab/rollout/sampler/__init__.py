@@ -1,1 +1,1 @@
-"""The sampler over the weights in training."""
+"""The sampler that uses the policy itself (``rollout=hf``)."""

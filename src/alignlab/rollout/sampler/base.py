@@ -1,4 +1,4 @@
-"""What a rollout asks of a sampler, whether it draws from the weights in training or from a copy elsewhere."""
+"""Interface of samplers, which use the policy itself or a copy of it in another engine."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 class Sampler(ABC):
-    """Draws completions. One that holds a copy of the policy also overrides ``refresh``, ``judge`` and ``close``."""
+    """Samples completions. With a copy of the policy, it also overrides ``refresh``, ``check_parity`` and ``close``."""
 
     temperature: float
-    """Of the sampling; 0 takes the most probable token."""
+    """Sampling temperature; 0 for greedy completions."""
 
     max_completion_tokens: int
-    """Most tokens of a completion."""
+    """Maximum number of tokens of a completion."""
 
     is_exact: bool
-    """Whether its log-probabilities are those of the training forward, where that computes in full precision."""
+    """Whether its log-probs equal those of the training forward in full precision."""
 
     needs_whole_policy: bool = True
-    """Whether all weights of the policy must be on every rank while it draws."""
+    """Whether the policy must be gathered on every rank for sampling."""
 
     @abstractmethod
     def __call__(
@@ -42,34 +42,34 @@ class Sampler(ABC):
         generator: Sequence[torch.Generator],
         greedy: bool = False,
     ) -> Completions:
-        """Draw completions of this rank's prompts; every rank calls it.
+        """Sample completions of this rank's prompts. All ranks must call this.
 
         Args:
             model: The policy.
-            prompts: P token lists, none empty.
-            num_completions: G.
+            prompts: Token ids of P prompts, none empty.
+            num_completions: G, the number of completions per prompt.
             stop_tokens: Tokens that end a completion.
-            tokenizer: For stop strings.
-            generator: Source of randomness of each prompt.
-            greedy: Write the most probable tokens instead.
+            tokenizer: Tokenizer, for stop strings.
+            generator: Random generator of each prompt.
+            greedy: Whether to take the most probable tokens instead of sampling.
 
         Returns:
             G completions per prompt, in the order of the prompts.
         """
 
     def refresh(self, source: "PolicySource") -> dict[str, float]:
-        """Take over the policy's weights as they are now; every rank calls it before a rollout.
+        """Update the copy of the policy before a rollout. All ranks must call this.
 
         Args:
-            source: Gives the weights.
+            source: Gives the weights of the policy.
 
         Returns:
-            What is logged.
+            Metrics to log.
         """
         return {}
 
-    def judge(self, parity: "Parity") -> None:  # noqa: B027  (optional)
-        """Warn of samples whose log-probabilities are not the trainer's, or raise."""
+    def check_parity(self, parity: "Parity") -> None:  # noqa: B027  (optional)
+        """Warn or raise if the log-probs of the sampler differ from those of the trainer."""
 
     def close(self) -> None:  # noqa: B027  (optional)
-        """End what was started; harmless where nothing was."""
+        """Stop what was started, if anything."""

@@ -1,12 +1,13 @@
-"""Keys and values in two levels, a prompt's once and a completion's per row, and the attention over both.
+"""Key-value cache with each prompt stored once for all its completions, and attention over it.
 
-All completions of a prompt look at its keys in one matrix product (Juravsky et al. 2024, arXiv 2402.05099), so a prompt
-costs memory and bandwidth once, not once per completion. The newest token of every row is written into the same column,
-whatever the row's age: positions are in the keys already, and a row that joined later starts at a later column.
+All completions of a prompt attend to its keys in one matrix product (Hydragen, Juravsky et al. 2024, arXiv 2402.05099),
+so a prompt costs memory and bandwidth once, not once per completion. A row is a completion. The newest token of every
+row is written to the same column; a row that is added later starts at a later column. This is correct because the keys
+already contain their positions.
 
 Departures:
 
-1. One softmax over the scores of both levels, where the paper merges two by their normalisers.
+1. One softmax over the scores of prompt and completion; the paper computes two and merges them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FIRST_COLUMNS = 32
-"""Columns to begin with; they double when they are full, so that short completions cost no memory of long ones."""
+"""Initial number of columns, which is doubled when they are full."""
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Layer:
     """Keys and values of one layer.
 
     Args:
-        prompts: Two tensors ``[P, key-value heads, W, d]``, prompts aligned at their ends.
-        rows: Two tensors ``[at least R, key-value heads, at least column + 1, d]``.
+        prompts: Keys and values of the prompts, left-padded. Each ``[P, key-value heads, W, d]``.
+        rows: Keys and values of the completions. Each ``[at least R, key-value heads, at least column + 1, d]``.
     """
 
     prompts: list[Tensor]
@@ -34,27 +35,27 @@ class Layer:
 
 
 class SharedPromptCache:
-    """What a model remembers of R completions of P prompts.
+    """Key-value cache of R completions of P prompts.
 
     Args:
-        device: Of the model.
+        device: Device of the model.
 
     Attributes:
-        windows: How far back layers asked to see; ``None`` among them for all.
+        windows: Sliding windows that layers have used; ``None`` for full attention.
     """
 
     def __init__(self, device: torch.device):
         self.layers: list[Layer] = []
         self.visible = torch.zeros(0, 0, dtype=torch.bool, device=device)
-        self.owner = torch.zeros(0, dtype=torch.long, device=device)
+        self.prompt_index = torch.zeros(0, dtype=torch.long, device=device)
         self.start = torch.zeros(0, dtype=torch.long, device=device)
         self.column = -1
         self.windows: set[int | None] = set()
 
-    # --- which prompts and rows there are -----------------------------------------------------------------------------
+    # --- prompts and rows -----------------------------------------------------------------------------
 
     def add_prompts(self, states: Sequence[tuple[Tensor, Tensor]], visible: Tensor) -> None:
-        """Add prompts behind those that are there.
+        """Append prompts.
 
         Args:
             states: Keys and values per layer, each ``[p, key-value heads, w, d]``.
@@ -70,31 +71,31 @@ class SharedPromptCache:
             both = zip(layer.prompts, map(_wide, pair), strict=True)
             layer.prompts = [torch.cat([_left_padded(old, width), _left_padded(new, width)]) for old, new in both]
 
-    def add_rows(self, owner: Tensor) -> None:
-        """Add rows that have no token yet; they begin at the next column.
+    def add_rows(self, prompt_index: Tensor) -> None:
+        """Append rows without tokens, which start at the next column.
 
         Args:
-            owner: Place of each row's prompt, not before those of the rows that are there. Ascending, shape ``[r]``.
+            prompt_index: Prompt of each row, ascending, not below those of existing rows. Shape ``[r]``.
         """
-        before, behind = len(self.owner), len(self.owner) + len(owner)
-        self.owner = torch.cat([self.owner, owner])
-        self.start = torch.cat([self.start, torch.full_like(owner, self.column + 1)])
+        start, end = len(self.prompt_index), len(self.prompt_index) + len(prompt_index)
+        self.prompt_index = torch.cat([self.prompt_index, prompt_index])
+        self.start = torch.cat([self.start, torch.full_like(prompt_index, self.column + 1)])
         for layer in self.layers:
             capacity, _, num_columns, _ = layer.rows[0].shape
-            if behind > capacity:
-                layer.rows = [_resized(old, behind, num_columns) for old in layer.rows]
-            for states in layer.rows:  # what a mask hides is multiplied by zero, and zero times rubbish may be NaN
-                states[before:behind, :, : self.column + 1] = 0
+            if end > capacity:
+                layer.rows = [_resized(old, end, num_columns) for old in layer.rows]
+            for states in layer.rows:  # masked values are multiplied by 0, which gives NaN if memory holds NaN or inf
+                states[start:end, :, : self.column + 1] = 0
         self._regroup()
 
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
-        """Forget all other rows and prompts, and the columns that no row needs any more.
+        """Keep some rows and prompts, and remove the others and unused columns.
 
         Args:
-            rows: Places, ascending. Shape ``[r]``.
-            prompts: Places, ascending, with those of the rows' owners among them. Shape ``[p]``.
+            rows: Indices of the rows to keep, ascending. Shape ``[r]``.
+            prompts: Indices of the prompts to keep, ascending; must include those of the rows. Shape ``[p]``.
         """
-        self.owner, self.start = torch.searchsorted(prompts, self.owner[rows]), self.start[rows]
+        self.prompt_index, self.start = torch.searchsorted(prompts, self.prompt_index[rows]), self.start[rows]
         first = int(self.start.min()) if len(rows) else self.column + 1
         used = slice(first, self.column + 1)
         self.start, self.column = self.start - first, self.column - first
@@ -109,7 +110,7 @@ class SharedPromptCache:
         self._regroup()
 
     def advance(self) -> None:
-        """Make room for the next token of every row."""
+        """Advance to the next column, for the next token of every row."""
         self.column += 1
         self.masks: dict[int | None, Tensor | None] = {}
         for layer in self.layers:
@@ -118,12 +119,12 @@ class SharedPromptCache:
                 layer.rows = [_resized(old, capacity, 2 * num_columns) for old in layer.rows]
 
     def _regroup(self) -> None:
-        """Give every row a place in a grid of P prompts by the largest number of rows of one."""
-        sizes = torch.bincount(self.owner, minlength=len(self.visible))
+        """Compute the index of every row in a grid of P prompts by the largest number of rows of a prompt."""
+        sizes = torch.bincount(self.prompt_index, minlength=len(self.visible))
         self.group_size = int(sizes.max())
-        rank = torch.arange(len(self.owner), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.owner]
-        full = len(self.owner) == len(self.visible) * self.group_size
-        self.place = None if full else self.owner * self.group_size + rank
+        rank = torch.arange(len(self.prompt_index), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.prompt_index]
+        full = len(self.prompt_index) == len(self.visible) * self.group_size
+        self.grid_index = None if full else self.prompt_index * self.group_size + rank
         self.ragged = not bool(self.visible.all()) or bool(self.start.any())
 
     # --- attention ----------------------------------------------------------------------------------------------------
@@ -139,16 +140,16 @@ class SharedPromptCache:
         softcap: float | None,
         window: int | None,
     ) -> Tensor:
-        """Remember the newest token of every row and let it look at its prompt and its completion.
+        """Store the newest token of every row, and compute its attention to its prompt and completion.
 
         Args:
-            index: Of the layer.
+            index: Index of the layer.
             query: Shape ``[R, heads, 1, d]``.
             key: Shape ``[R, key-value heads, 1, d]``.
             value: Like ``key``.
-            scaling: Multiplies the scores.
-            softcap: Largest absolute score; ``None`` for no limit.
-            window: Positions that a token sees, itself included; ``None`` for all.
+            scaling: Factor of the scores.
+            softcap: Soft cap of the scores; ``None`` for no cap.
+            window: Size of the sliding window, including the token itself; ``None`` for full attention.
 
         Returns:
             Shape ``[R, 1, heads, d]``.
@@ -157,7 +158,7 @@ class SharedPromptCache:
         keys, values = (states[: len(query)] for states in layer.rows)
         keys[:, :, self.column], values[:, :, self.column] = key[:, :, 0], value[:, :, 0]
         prompt_keys, prompt_values = layer.prompts
-        # Query heads of one key-value head stand side by side, [R, key-value heads, heads of each, d].
+        # Group the query heads by key-value head: [R, key-value heads, queries per head, d].
         query = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0].to(keys.dtype) * scaling
         shared = self._ungrouped(_product(self._grouped(query), prompt_keys.mT))
         scores = torch.cat([shared, _product(query, keys[:, :, used].mT)], dim=-1)
@@ -171,19 +172,19 @@ class SharedPromptCache:
         return seen.flatten(1, 2)[:, None].to(value.dtype)
 
     def _grouped(self, states: Tensor) -> Tensor:
-        """Rows ``[R, h, n, d]`` by prompt, ``[P, h, group size * n, d]``."""
-        if self.place is not None:
+        """Group rows ``[R, h, n, d]`` by prompt: ``[P, h, group size * n, d]``."""
+        if self.grid_index is not None:
             grid = states.new_zeros(len(self.visible) * self.group_size, *states.shape[1:])
-            states = grid.index_copy_(0, self.place, states)
+            states = grid.index_copy_(0, self.grid_index, states)
         return states.unflatten(0, (-1, self.group_size)).transpose(1, 2).flatten(2, 3)
 
     def _ungrouped(self, states: Tensor) -> Tensor:
-        """The way back."""
+        """Inverse of ``_grouped``."""
         states = states.unflatten(2, (self.group_size, -1)).transpose(1, 2).flatten(0, 1)
-        return states if self.place is None else states[self.place]
+        return states if self.grid_index is None else states[self.grid_index]
 
     def _mask(self, window: int | None) -> Tensor | None:
-        """What each row must not see, prompt and completion side by side. Shape ``[R, W + columns]``, or None."""
+        """True where a row must not attend, over prompt and completion. Shape ``[R, W + columns]``, or None."""
         if window is not None and window >= self.visible.shape[1] + self.column + 1:
             window = None
         if window not in self.masks:
@@ -191,24 +192,24 @@ class SharedPromptCache:
         return self.masks[window]
 
     def _hidden(self, window: int | None) -> Tensor:
-        width, device = self.visible.shape[1], self.owner.device
-        prompt = ~self.visible[self.owner]
+        width, device = self.visible.shape[1], self.prompt_index.device
+        prompt = ~self.visible[self.prompt_index]
         columns = torch.arange(self.column + 1, device=device)
         completion = columns < self.start[:, None]
         if window is not None:
-            age = self.column - self.start
-            prompt = prompt | ((age + width)[:, None] - torch.arange(width, device=device) >= window)
+            length = self.column - self.start
+            prompt = prompt | ((length + width)[:, None] - torch.arange(width, device=device) >= window)
             completion = completion | (self.column - columns >= window)
         return torch.cat([prompt, completion], dim=1)
 
 
 def _wide(states: Tensor) -> Tensor:
-    """float32 where the device has no product of narrow numbers that adds up in float32."""
+    """Convert 16-bit tensors to float32 on CPUs, which have no product of them with a float32 result."""
     return states if states.is_cuda or states.dtype == torch.float64 else states.float()
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:
-    """``[n, h, a, b] @ [n, h, b, c]``, in float32 at least: scores rounded to bfloat16 would be off by per cents."""
+    """``[n, h, a, b] @ [n, h, b, c]`` in float32 or wider; in bfloat16 the scores would be off by several per cent."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
     wide = torch.bmm(left.flatten(0, 1), right.flatten(0, 1), out_dtype=torch.float32)
@@ -216,7 +217,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _resized(states: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """A larger place with the same content; the rest is rubbish."""
+    """Copy to a larger tensor; the rest is not initialised."""
     new = states.new_empty(num_rows, states.shape[1], num_columns, states.shape[3])
     new[: len(states), :, : states.shape[2]] = states[:, :, :num_columns]
     return new

@@ -1,4 +1,4 @@
-"""The completions of a rollout while they are written."""
+"""Buffer of the completions that are being sampled."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,20 @@ from alignlab.rollout.sampler.stopping import Stopping
 
 @dataclass
 class Rows:
-    """Completions that are being written, each field ``[R]`` or ``[R, V]``.
+    """Completions that are being sampled; each field is ``[R]`` or ``[R, V]``.
 
     Args:
-        number: Of the completion in the ledger.
-        age: Tokens so far.
-        alive: Whether it goes on.
-        stopped: Whether it stopped by itself.
-        logits: Of its next token, float32.
-        seen: Tokens that its prompt and itself have; None without repetition penalty.
+        number: Index of the completion in the buffer.
+        length: Number of tokens so far.
+        active: Whether it has not ended yet.
+        stopped: Whether it ended with a stop token or stop string.
+        logits: Logits of its next token, float32.
+        seen: Mask of the tokens in its prompt and itself; None without repetition penalty.
     """
 
     number: Tensor
-    age: Tensor
-    alive: Tensor
+    length: Tensor
+    active: Tensor
     stopped: Tensor
     logits: Tensor
     seen: Tensor | None
@@ -34,26 +34,26 @@ class Rows:
     def __len__(self) -> int:
         return len(self.number)
 
-    def at(self, places: Tensor) -> "Rows":
-        """The rows at these places."""
-        return Rows(**{name: part if part is None else part[places] for name, part in vars(self).items()})
+    def at(self, indices: Tensor) -> "Rows":
+        """Select rows."""
+        return Rows(**{name: value if value is None else value[indices] for name, value in vars(self).items()})
 
-    def and_(self, others: "Rows") -> "Rows":
-        """These and the others."""
-        pairs = {name: (part, getattr(others, name)) for name, part in vars(self).items()}
+    def concatenate(self, others: "Rows") -> "Rows":
+        """Append other rows."""
+        pairs = {name: (value, getattr(others, name)) for name, value in vars(self).items()}
         return Rows(**{name: None if pair[0] is None else torch.cat(pair) for name, pair in pairs.items()})
 
 
 class CompletionBuffer:
-    """Tokens and log-probabilities of all completions, side by side.
+    """Tokens and log-probs of all completions.
 
     Args:
-        prompts: Token ids.
-        limits: Most tokens of a completion of each prompt.
-        num_completions: G.
-        settings: How to draw.
-        stopping: When to stop; its device is that of all tensors.
-        generator: Draws a uniform number for every token that there may be; or one generator per prompt.
+        prompts: Token ids of P prompts.
+        limits: Maximum number of tokens of a completion, for each prompt.
+        num_completions: G, the number of completions per prompt.
+        settings: Sampling settings.
+        stopping: Stopping criteria; its device is that of all tensors.
+        generator: Draws one uniform number for each possible token; or one generator per prompt.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class CompletionBuffer:
         noise = torch.cat([torch.rand(shape, dtype=torch.float64, generator=g, device=g.device) for g in generators])
         self.noise = noise[:, : self.longest].to(device)
         self.limits = torch.tensor(limits, device=device).repeat_interleave(num_completions)
-        # One column more than tokens: it takes what ended rows still draw.
+        # The extra column takes the tokens that rows still draw after they have ended.
         self.tokens = torch.zeros(size[0], self.longest + 1, dtype=torch.long, device=device)
         self.logps = torch.zeros(size[0], self.longest + 1, device=device)
         self.lengths = torch.zeros_like(self.limits)
@@ -83,20 +83,20 @@ class CompletionBuffer:
         return len(self.limits)
 
     def prompt_of(self, number: int) -> int:
-        """The prompt of a completion."""
+        """Index of the prompt of a completion."""
         return number // self.num_completions
 
     def open(self, numbers: range, logits: Tensor) -> Rows:
-        """Begin completions.
+        """Start completions.
 
         Args:
-            numbers: r of them.
-            logits: Of their first tokens. Shape ``[r, V]``.
+            numbers: Indices of r completions.
+            logits: Logits of their first tokens. Shape ``[r, V]``.
         """
         number = torch.tensor(numbers, device=logits.device)
-        no = torch.zeros_like(number, dtype=torch.bool)
+        false = torch.zeros_like(number, dtype=torch.bool)
         seen = self._in_prompts(numbers, logits) if self.settings.repetition_penalty != 1 else None
-        return Rows(number, torch.zeros_like(number), ~no, no, logits, seen)
+        return Rows(number, torch.zeros_like(number), ~false, false, logits, seen)
 
     def _in_prompts(self, numbers: range, logits: Tensor) -> Tensor:
         seen = torch.zeros_like(logits, dtype=torch.bool)
@@ -105,29 +105,29 @@ class CompletionBuffer:
         return seen
 
     def write(self, rows: Rows) -> Tensor:
-        """Draw the next token of every row and write it down; the rows get older, and some end.
+        """Sample and store the next token of every row, and update which rows are active.
 
         Returns:
-            The tokens ``[R]``; those of rows that had ended before mean nothing.
+            The tokens ``[R]``; to be ignored for rows that had already ended.
         """
-        noise = self.noise[rows.number, rows.age.clamp(max=self.longest - 1)]
+        noise = self.noise[rows.number, rows.length.clamp(max=self.longest - 1)]
         tokens, logps = draw(rows.logits, noise, self.settings, rows.seen)
-        column = torch.where(rows.alive, rows.age, self.longest)
+        column = torch.where(rows.active, rows.length, self.longest)
         self.tokens[rows.number, column], self.logps[rows.number, column] = tokens, logps
-        rows.age = rows.age + rows.alive
-        stopped = self.stopping.ended(tokens, lambda row: self.tokens[rows.number[row], : rows.age[row]].tolist())
-        rows.stopped = rows.stopped | (stopped & rows.alive)
-        rows.alive = rows.alive & ~stopped & (rows.age < self.limits[rows.number])
+        rows.length = rows.length + rows.active
+        stopped = self.stopping.ended(tokens, lambda row: self.tokens[rows.number[row], : rows.length[row]].tolist())
+        rows.stopped = rows.stopped | (stopped & rows.active)
+        rows.active = rows.active & ~stopped & (rows.length < self.limits[rows.number])
         if rows.seen is not None:
             rows.seen.scatter_(1, tokens[:, None], True)
         return tokens
 
     def close(self, rows: Rows) -> None:
-        """Note how far the rows have come."""
-        self.lengths[rows.number], self.stopped[rows.number] = rows.age, rows.stopped
+        """Store the lengths of rows, and whether they stopped."""
+        self.lengths[rows.number], self.stopped[rows.number] = rows.length, rows.stopped
 
     def completions(self) -> Completions:
-        """G per prompt, in the order of the prompts; all rows must be closed."""
+        """All completions, G per prompt in the order of the prompts. All rows must be closed."""
         written = torch.arange(self.longest + 1, device=self.lengths.device) < self.lengths[:, None]
         return Completions(
             tokens=self.tokens[written].cpu(),

@@ -1,8 +1,8 @@
-"""The model as the sampler sees it: prompts in, then one token per row and step.
+"""Token-by-token decoding with a key-value cache.
 
-Two ways with one face. ``SharedDecoder`` keeps a prompt once for all its completions and lets new ones join at any
-time; ``PlainDecoder`` gives every completion a copy in the model's own cache, for models that mix tokens by other means
-than plain attention. ``probe.py`` tells which one a model can have.
+``SharedDecoder`` stores each prompt once for all its completions, and rows can be added at any time. ``PlainDecoder``
+copies the prompt for every completion in the model's own cache, for models that use more than plain attention.
+``probe.py`` chooses the decoder of a model.
 """
 
 import inspect
@@ -18,13 +18,13 @@ from alignlab.rollout.sampler.cache import SharedPromptCache
 from alignlab.types.adapted import base_model, is_adapted
 
 MAX_PREFILL_TOKENS = 2**14
-"""Prompt tokens, padding included, that go through the model at once."""
+"""Maximum number of prompt tokens, including padding, in one forward pass."""
 
 SHARED = "shared_prompts"
-"""Name under which Transformers finds our attention; the cache travels as the keyword ``rollout`` of the forward."""
+"""Name of the attention function in Transformers; the cache is passed as the keyword ``rollout`` of the forward."""
 
-UNKNOWN = ("s_aux", "position_bias")
-"""Keywords by which a layer asks for more than scaled and capped dot products."""
+UNSUPPORTED = ("s_aux", "position_bias")
+"""Keywords of layers that use more than scaled and soft-capped dot products."""
 
 
 def shared_prompt_attention(
@@ -40,14 +40,14 @@ def shared_prompt_attention(
     sliding_window: int | None = None,
     **options,
 ) -> tuple[Tensor, None]:
-    """``SharedPromptCache.attend`` in the form in which Transformers calls attention functions.
+    """Call ``SharedPromptCache.attend``, with the signature of attention functions in Transformers.
 
     Raises:
-        NotImplementedError: The layer asks for something else besides.
+        NotImplementedError: The layer uses attention that the cache does not support.
     """
-    asked = [name for name in UNKNOWN if options.get(name) is not None]
-    if asked:
-        raise NotImplementedError(f"its attention uses {', '.join(asked)}")
+    unsupported = [name for name in UNSUPPORTED if options.get(name) is not None]
+    if unsupported:
+        raise NotImplementedError(f"its attention uses {', '.join(unsupported)}")
     rollout.windows.add(sliding_window)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     with torch.autocast(query.device.type, enabled=False):
@@ -59,95 +59,93 @@ AttentionInterface.register(SHARED, shared_prompt_attention)
 
 
 class Decoder(Protocol):
-    """Rows of completions, each of one of the prompts that it was made with."""
+    """Decodes completions (rows) of the prompts it was made with."""
 
-    joins: ClassVar[bool]
+    can_add_rows: ClassVar[bool]
+    """Whether rows can be added while there are others."""
 
-    def admit(self, owners: Sequence[int]) -> Tensor:
-        """Add a row per entry, of the prompt of that number, ascending; logits of their first tokens ``[r, V]``."""
+    def add_rows(self, prompt_index: Sequence[int]) -> Tensor:
+        """Add a row for each prompt index, ascending; returns the logits of their first tokens ``[r, V]``."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append a token to every row ``[R]``; logits of the next ones ``[R, V]``."""
+        """Append a token to every row ``[R]``; returns the logits of the next tokens ``[R, V]``."""
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all rows but those at these places, ascending ``[r]``."""
+        """Keep the rows with these indices, ascending ``[r]``, and remove the others."""
 
 
 class SharedDecoder:
-    """Rows over a ``SharedPromptCache``.
+    """Decoder with a ``SharedPromptCache``.
 
     Args:
         model: In eval mode.
-        prompts: Token ids, none empty.
-        pad_token_id: Filling on the left, masked by position.
+        prompts: Token ids of the prompts, none empty.
+        pad_token_id: Padding token, on the left.
     """
 
-    joins: ClassVar[bool] = True
+    can_add_rows: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
         self.model, self.prompts, self.pad_token_id = model, prompts, pad_token_id
         self.cache = SharedPromptCache(device_of(model))
-        self.held: list[int] = []
+        self.cached: list[int] = []
         self.position = torch.zeros(0, dtype=torch.long, device=device_of(model))
 
-    def admit(self, owners: Sequence[int]) -> Tensor:
-        """See ``Decoder``; a prompt that is still held from earlier rows is not computed again."""
-        for part in _parts(sorted(set(owners) - set(self.held)), self.prompts):
+    def add_rows(self, prompt_index: Sequence[int]) -> Tensor:
+        """See ``Decoder``. A prompt that is still in the cache is not computed again."""
+        for part in _parts(sorted(set(prompt_index) - set(self.cached)), self.prompts):
             cache, chosen = DynamicCache(), [self.prompts[i] for i in part]
             logits, visible, cache = prefill(self.model, chosen, self.pad_token_id, cache)
             self.cache.add_prompts([(layer.keys, layer.values) for layer in cache.layers], visible)
-            self.first = torch.cat([self.first, logits]) if self.held else logits
-            self.held += part
-        places = torch.tensor([self.held.index(i) for i in owners], device=self.position.device)
-        self.cache.add_rows(places)
-        self.position = torch.cat([self.position, self.cache.visible.sum(1)[places]])
-        return self.first[places]
+            self.first_logits = torch.cat([self.first_logits, logits]) if self.cached else logits
+            self.cached += part
+        cached = torch.tensor([self.cached.index(i) for i in prompt_index], device=self.position.device)
+        self.cache.add_rows(cached)
+        self.position = torch.cat([self.position, self.cache.visible.sum(1)[cached]])
+        return self.first_logits[cached]
 
     def step(self, tokens: Tensor) -> Tensor:
         """See ``Decoder``."""
         self.cache.advance()
-        given = {"input_ids": tokens[:, None], "position_ids": self.position[:, None], "rollout": self.cache}
+        inputs = {"input_ids": tokens[:, None], "position_ids": self.position[:, None], "rollout": self.cache}
         with _shared_attention(self.model):
-            output = base_model(self.model)(**given, use_cache=False)
+            output = base_model(self.model)(**inputs, use_cache=False)
         self.position = self.position + 1
         return output.logits[:, -1].float()
 
     def keep(self, rows: Tensor) -> None:
-        """See ``Decoder``; the newest prompt is held for rows that may come."""
+        """See ``Decoder``. The newest prompt stays in the cache for rows that may be added."""
         self.position = self.position[rows]
-        owners = set(self.cache.owner[rows].tolist()) | {len(self.held) - 1}
-        prompts = torch.tensor(sorted(owners), device=rows.device)
+        kept = sorted(set(self.cache.prompt_index[rows].tolist()) | {len(self.cached) - 1})
+        prompts = torch.tensor(kept, device=rows.device)
         self.cache.keep(rows, prompts)
-        self.first, self.held = self.first[prompts], [self.held[i] for i in sorted(owners)]
+        self.first_logits, self.cached = self.first_logits[prompts], [self.cached[i] for i in kept]
 
 
 class PlainDecoder:
-    """Rows in the model's own kind of cache.
+    """Decoder with the model's own cache. Arguments as for ``SharedDecoder``."""
 
-    Args and raises as ``SharedDecoder``.
-    """
-
-    joins: ClassVar[bool] = False
+    can_add_rows: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
         self.model, self.prompts, self.pad_token_id = model, prompts, pad_token_id
 
-    def admit(self, owners: Sequence[int]) -> Tensor:
-        """See ``Decoder``; only while there are no rows."""
-        chosen = sorted(set(owners))
+    def add_rows(self, prompt_index: Sequence[int]) -> Tensor:
+        """See ``Decoder``. There must be no rows yet."""
+        chosen = sorted(set(prompt_index))
         cache = DynamicCache(config=base_model(self.model).config)
         prompts = [self.prompts[i] for i in chosen]
         logits, self.mask, self.cache = prefill(self.model, prompts, self.pad_token_id, cache)
-        places = torch.tensor([chosen.index(i) for i in owners], device=logits.device)
-        self.keep(places)
-        return logits[places]
+        rows = torch.tensor([chosen.index(i) for i in prompt_index], device=logits.device)
+        self.keep(rows)
+        return logits[rows]
 
     def step(self, tokens: Tensor) -> Tensor:
         """See ``Decoder``."""
         position = self.mask.sum(1)[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        given = {"input_ids": tokens[:, None], "position_ids": position, "attention_mask": self.mask.long()}
-        return base_model(self.model)(**given, past_key_values=self.cache, use_cache=True).logits[:, -1].float()
+        inputs = {"input_ids": tokens[:, None], "position_ids": position, "attention_mask": self.mask.long()}
+        return base_model(self.model)(**inputs, past_key_values=self.cache, use_cache=True).logits[:, -1].float()
 
     def keep(self, rows: Tensor) -> None:
         """See ``Decoder``."""
@@ -161,14 +159,14 @@ def prefill(
     """Run prompts through the model.
 
     Args:
-        model: In eval mode; prefix tuning's virtual tokens stand before every prompt and take positions.
-        prompts: Token ids, none empty.
-        pad_token_id: Filling on the left.
-        cache: Empty.
+        model: In eval mode. The virtual tokens of prefix tuning come before every prompt and take positions.
+        prompts: Token ids of P prompts, none empty.
+        pad_token_id: Padding token, on the left.
+        cache: An empty cache.
 
     Returns:
-        Logits of the first completion token ``[P, V]``; which columns of the cache are real ``[P, W]``, bool; and the
-        cache itself, which is another one where virtual tokens stand in it.
+        Logits of the first completion token ``[P, V]``; mask of the columns that are not padding ``[P, W]``, bool; and
+        the cache, which is a new one if there are virtual tokens.
     """
     device, width = device_of(model), max(map(len, prompts))
     tokens = torch.tensor([[pad_token_id] * (width - len(p)) + list(p) for p in prompts], device=device)
@@ -177,20 +175,20 @@ def prefill(
     if is_adapted(model) and model.active_peft_config.is_prompt_learning:
         cache = model.get_prompt(len(prompts))
         visible = torch.cat([visible.new_ones(len(prompts), cache.get_seq_length()), visible], dim=1)
-    given = {"input_ids": tokens, "position_ids": (visible.cumsum(1) - 1).clamp(min=0)[:, -width:]}
+    inputs = {"input_ids": tokens, "position_ids": (visible.cumsum(1) - 1).clamp(min=0)[:, -width:]}
     base = base_model(model)
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
-    output = base(**given, attention_mask=visible.long(), past_key_values=cache, use_cache=True, **last)
+    output = base(**inputs, attention_mask=visible.long(), past_key_values=cache, use_cache=True, **last)
     return output.logits[:, -1].float(), visible, cache
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model takes its tokens."""
+    """Device of the model."""
     return next(model.parameters()).device
 
 
 def _parts(chosen: Sequence[int], prompts: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """The chosen prompts cut into parts of at most ``MAX_PREFILL_TOKENS``, or of one prompt."""
+    """Split prompts into parts of at most ``MAX_PREFILL_TOKENS``, or of one prompt."""
     part, width = [], 0
     for index in chosen:
         width = max(width, len(prompts[index]))
@@ -204,7 +202,7 @@ def _parts(chosen: Sequence[int], prompts: Sequence[Sequence[int]]) -> Iterator[
 
 @contextmanager
 def _shared_attention(model: nn.Module) -> Iterator[None]:
-    """The model's layers call ``shared_prompt_attention``."""
+    """Make the layers of the model call ``shared_prompt_attention`` within the context."""
     config = base_model(model).config.get_text_config()
     before = config._attn_implementation
     config._attn_implementation = SHARED

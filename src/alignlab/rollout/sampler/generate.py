@@ -8,7 +8,7 @@ from torch import nn
 from alignlab.rollout.sampler.sampler import sample
 from alignlab.rollout.sampler.sampling import SamplingSettings
 
-# The most probable token, whatever a model's own generation config asks for.
+# Greedy decoding; the generation config of the model has no effect.
 GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_strings": ()}
 
 
@@ -21,21 +21,21 @@ def complete(
     pad_token_id: int,
     batch_size: int,
 ) -> list[list[int]]:
-    """Complete prompts greedily until a stop token or the limit.
+    """Complete prompts greedily, until a stop token or the maximum length.
 
     Args:
-        model: A causal language model of Transformers, with or without an adapter; left in the mode it came in.
-        prompts: Token ids, none empty.
-        max_completion_tokens: Most tokens of a completion.
-        stop_tokens: Tokens that end a completion; the one that did stands at its end.
-        pad_token_id: Filling on the left of shorter prompts, masked by position.
-        batch_size: Prompts completed at once.
+        model: A causal language model of Transformers, with or without an adapter; its mode is restored.
+        prompts: Token ids of the prompts, none empty.
+        max_completion_tokens: Maximum number of tokens of a completion.
+        stop_tokens: Tokens that end a completion, which includes them.
+        pad_token_id: Padding token, on the left.
+        batch_size: Number of prompts completed at once.
 
     Returns:
         Token ids of each completion, in the order of the prompts.
 
     Raises:
-        InputError: A prompt is empty, or the architecture cannot be sampled from.
+        InputError: A prompt is empty, or the architecture is not supported.
     """
     settings = SamplingSettings(max_completion_tokens=max_completion_tokens, stop_tokens=stop_tokens, **GREEDY)
     by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

@@ -1,4 +1,4 @@
-"""Which decoder a model can have: not looked up by architecture but tried, against the model's own forward."""
+"""Choice of a decoder: each is tried and compared with the model's own forward, whatever the architecture."""
 
 import logging
 from weakref import WeakKeyDictionary
@@ -12,7 +12,7 @@ from alignlab.types.adapted import base_model
 
 log = logging.getLogger(__name__)
 
-# Config keys by which an architecture limits how far back it sees.
+# Config keys of architectures that limit their attention to a window.
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 _known: WeakKeyDictionary[nn.Module, type[Decoder]] = WeakKeyDictionary()
@@ -20,13 +20,13 @@ _known: WeakKeyDictionary[nn.Module, type[Decoder]] = WeakKeyDictionary()
 
 @torch.no_grad()
 def decoder_for(model: nn.Module) -> type[Decoder]:
-    """The fastest decoder that gives what the model's own forward gives; tried once per model.
+    """The fastest decoder that agrees with the model's own forward; tried once per model.
 
     Args:
         model: In eval mode.
 
     Raises:
-        InputError: None does.
+        InputError: No decoder agrees.
     """
     base = base_model(model)
     if base in _known:
@@ -43,7 +43,7 @@ def decoder_for(model: nn.Module) -> type[Decoder]:
 
 
 def _fault(model: nn.Module, kind: type[Decoder]) -> str | None:
-    """Why the model cannot have this decoder, or None."""
+    """Why a decoder does not work for a model, or None."""
     config = base_model(model).config.get_text_config()
     tokens = (torch.arange(7, 7 + 13 * 12, 13) % config.vocab_size).tolist()
     prompts, completion = [tokens[:5], tokens[5:7]], tokens[7:]
@@ -55,15 +55,15 @@ def _fault(model: nn.Module, kind: type[Decoder]) -> str | None:
         return f"it does not run ({type(error).__name__}: {error})"
     narrow = any(getattr(config, key, None) for key in WINDOWS)
     if narrow and isinstance(decoder, SharedDecoder) and not any(decoder.cache.windows):
-        return "it narrows its attention by a mask alone"  # at lengths that the probe does not reach
+        return "it limits its attention by a mask alone"  # for sequences longer than the probe
     difference = (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max().item()
-    # Not <= is true for NaN as well.
-    return f"log-probabilities are off by {difference:.3g} nats" if not difference <= _tolerance(model) else None
+    # `not <=` is also true for NaN.
+    return f"log-probs differ by {difference:.3g} nats" if not difference <= _tolerance(model) else None
 
 
 def _step_by_step(decoder: Decoder, completion: list[int], device: torch.device) -> Tensor:
-    """Logits behind the completion, of two rows of the first prompt and one of the second."""
-    logits = decoder.admit([0, 0, 1])
+    """Logits after the completion, for two rows of the first prompt and one of the second. Shape ``[3, V]``."""
+    logits = decoder.add_rows([0, 0, 1])
     for token in completion:
         logits = decoder.step(torch.full((len(logits),), token, device=device))
     return logits
@@ -75,7 +75,7 @@ def _at_once(model: nn.Module, prompts: list[list[int]], completion: list[int]) 
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Nats by which two orders of the same sums may differ."""
+    """Maximum difference of log-probs that rounding may cause, in nats."""
     narrow = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     narrow = narrow or torch.is_autocast_enabled(device_of(model).type)
     return 0.5 if narrow or getattr(base_model(model).config, "quantization_config", None) else 2e-3

@@ -1,9 +1,8 @@
-"""Completions drawn from the weights in training: ``rollout=hf``.
+"""Completions sampled from the policy itself: ``rollout=hf``.
 
-A prompt is computed once for all its completions. Each of them has uniform numbers of its own, one per token, drawn
-before anything else, so what is drawn for it does not depend on its neighbours or on ``batch_size`` (up to a rounding
-difference that falls on the edge between two tokens). Rows that have ended leave, and waiting completions take their
-place, as soon as enough of them have ended to pay for the move.
+A prompt is computed once for all its completions. The random numbers of each completion, one per token, are drawn in
+advance, so a completion does not depend on the other rows or on ``batch_size``, except through rounding. Rows are
+completions that are being sampled. When enough of them have ended, they are removed, and new completions are started.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,22 +24,22 @@ from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.sampler.stopping import Stopping
 
 ENDED_SHARE = 0.125
-"""Share of ended rows at which the others move together."""
+"""Fraction of ended rows at which they are removed."""
 
 
 class PolicySampler(Sampler):
-    """Draws from the policy itself.
+    """Samples from the policy itself; see ``SamplingSettings``.
 
     Args:
-        temperature: As in ``SamplingSettings``, like the five after it.
-        top_k: Tokens to draw from; 0 for all.
-        top_p: Probability to draw from; 1 for all.
-        min_p: Least probability, as a share of the largest; 0 for all.
-        repetition_penalty: 1 for none.
-        max_completion_tokens: Most tokens of a completion.
-        stop_strings: Texts that end a completion.
-        batch_size: Completions at once.
-        dtype: Number format of the weights while sampling; None leaves them as they are.
+        temperature: Sampling temperature; 0 for greedy completions.
+        top_k: Number of most probable tokens to sample from; 0 for all.
+        top_p: Cumulative probability to sample from; 1 for all.
+        min_p: Minimum probability relative to the most probable token; 0 for none.
+        repetition_penalty: Repetition penalty; 1 for none.
+        max_completion_tokens: Maximum number of tokens of a completion.
+        stop_strings: Strings that end a completion.
+        batch_size: Number of completions sampled at once.
+        dtype: Dtype of float32 weights while sampling; None for no conversion.
     """
 
     def __init__(
@@ -74,10 +73,10 @@ class PolicySampler(Sampler):
         generator: torch.Generator | Sequence[torch.Generator],
         greedy: bool = False,
     ) -> Completions:
-        """Draw completions, or write the most probable; arguments, returns and raises as ``sample``."""
+        """Sample completions, or decode greedily; see ``sample`` for arguments, returns and raises."""
         draw = self.draw | {"temperature": 0.0} if greedy else self.draw
         settings = SamplingSettings(**draw, stop_tokens=stop_tokens, stop_strings=self.stop_strings)
-        with narrowed(model, self.dtype):
+        with converted(model, self.dtype):
             return sample(
                 model,
                 prompts,
@@ -102,31 +101,30 @@ def sample(
     batch_size: int,
     generator: torch.Generator | Sequence[torch.Generator],
 ) -> Completions:
-    """Draw completions of prompts.
+    """Sample completions of prompts.
 
     Args:
-        model: A causal language model of Transformers, with or without an adapter; dropout is off meanwhile, and every
-            module is left in the mode it came in. Its weights must be whole on this device; ranks need not agree on
-            anything.
-        prompts: Token ids, none empty.
-        num_completions: G.
-        settings: How to draw.
-        tokenizer: For stop strings; may be None without any.
-        pad_token_id: Filling on the left of shorter prompts, masked by position.
-        batch_size: Completions at once.
-        generator: Source of all randomness, or one per prompt; on any device.
+        model: A causal language model of Transformers, with or without an adapter, not sharded. It is used in eval
+            mode, and its mode is restored. Ranks need not call this together.
+        prompts: Token ids of P prompts, none empty.
+        num_completions: G, the number of completions per prompt.
+        settings: Sampling settings.
+        tokenizer: Tokenizer, for stop strings; None if there are none.
+        pad_token_id: Padding token, on the left.
+        batch_size: Number of completions sampled at once.
+        generator: Random generator, or one per prompt; on any device.
 
     Returns:
         G completions per prompt, in the order of the prompts.
 
     Raises:
-        InputError: A prompt is empty, stop strings without tokenizer, or the architecture cannot be sampled from.
+        InputError: A prompt is empty, stop strings without tokenizer, or the architecture is not supported.
     """
     if not all(prompts):
-        raise InputError("completing prompts", "one of them has no tokens", "Leave empty prompts out")
+        raise InputError("completing prompts", "one of them has no tokens", "Remove empty prompts")
     if not prompts:
         return Completions.of([])
-    limits = [room(model, len(prompt), settings.max_completion_tokens) for prompt in prompts]
+    limits = [completion_limit(model, len(prompt), settings.max_completion_tokens) for prompt in prompts]
     stopping = Stopping(
         settings, tokenizer, vocab_size=model.config.get_text_config().vocab_size, device=device_of(model)
     )
@@ -137,52 +135,52 @@ def sample(
     return buffer.completions()
 
 
-def room(model: nn.Module, num_prompt_tokens: int, max_completion_tokens: int) -> int:
-    """Tokens that may still be written: the limit, or what the model's context leaves; at least 1."""
+def completion_limit(model: nn.Module, num_prompt_tokens: int, max_completion_tokens: int) -> int:
+    """Maximum number of completion tokens within the model's context; at least 1."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     left = max_completion_tokens if context is None else context - num_prompt_tokens
     return max(1, min(max_completion_tokens, left))
 
 
 @contextmanager
-def narrowed(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """The model's float32 weights as narrower numbers for a while; they come back as they were.
+def converted(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Convert float32 weights to another dtype within the context, and restore them.
 
     Args:
-        model: Its weights must be whole on this device.
-        dtype: None changes nothing.
+        model: A model that is not sharded.
+        dtype: Dtype of the weights; None for no conversion.
     """
-    wide = [(p, p.data) for p in model.parameters() if dtype is not None and p.dtype == torch.float32]
+    originals = [(p, p.data) for p in model.parameters() if dtype is not None and p.dtype == torch.float32]
     try:
-        for parameter, values in wide:
+        for parameter, values in originals:
             parameter.data = values.to(dtype)
         yield
     finally:
-        for parameter, values in wide:
+        for parameter, values in originals:
             parameter.data = values
 
 
 def _fill(buffer: CompletionBuffer, decoder: Decoder, batch_size: int) -> None:
-    """Write every completion of the ledger, at most ``batch_size`` at once."""
-    rows, opened, total = None, 0, len(buffer)
-    while rows or opened < total:
-        fresh = range(opened, min(total, opened + batch_size - len(rows or ())))
-        if fresh and (not rows or decoder.joins):
-            new = buffer.open(fresh, decoder.admit([buffer.prompt_of(number) for number in fresh]))
-            rows, opened = rows.and_(new) if rows else new, fresh.stop
+    """Sample all completions of the buffer, at most ``batch_size`` at once."""
+    rows, num_started, total = None, 0, len(buffer)
+    while rows or num_started < total:
+        numbers = range(num_started, min(total, num_started + batch_size - len(rows or ())))
+        if numbers and (not rows or decoder.can_add_rows):
+            new = buffer.open(numbers, decoder.add_rows([buffer.prompt_of(number) for number in numbers]))
+            rows, num_started = rows.concatenate(new) if rows else new, numbers.stop
         tokens = buffer.write(rows)
-        if int(rows.alive.sum()) <= (1 - ENDED_SHARE) * len(rows):
+        if int(rows.active.sum()) <= (1 - ENDED_SHARE) * len(rows):
             buffer.close(rows)
-            going = rows.alive.nonzero()[:, 0]
-            decoder.keep(going)
-            rows, tokens = rows.at(going), tokens[going]
+            kept = rows.active.nonzero()[:, 0]
+            decoder.keep(kept)
+            rows, tokens = rows.at(kept), tokens[kept]
         if rows:
             rows.logits = decoder.step(tokens)
 
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout is off; every module gets its own mode back."""
+    """Use eval mode within the context, and restore the mode of every module."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

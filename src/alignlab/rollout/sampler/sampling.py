@@ -1,14 +1,13 @@
-"""One token per row from a row's logits: temperature, repetition penalty, top-k, top-p, min-p.
+"""Sampling of the next token from logits: temperature, repetition penalty, top-k, top-p, min-p.
 
 The order is that of Transformers: penalty, temperature, top-k, top-p (Holtzman et al. 2019, arXiv 1904.09751), min-p
-(Nguyen et al. 2024, arXiv 2407.01082). A token is found by inverting the cumulative distribution at one uniform number
-per row, which costs a fraction of a Gumbel draw over the vocabulary and lets a row's draws depend on nothing but its
-own numbers.
+(Nguyen et al. 2024, arXiv 2407.01082). A token is sampled by inverting the cumulative distribution at one uniform
+number per row. This is faster than Gumbel noise over the vocabulary, and the tokens of a row depend only on its own
+numbers.
 
 Departures:
 
-1. Tokens as probable as the last one of the nucleus stay in it too, so that the nucleus does not depend on an order of
-   equals.
+1. All tokens that are as probable as the last one of the nucleus are kept, so that ties do not depend on an order.
 """
 
 from collections.abc import Sequence
@@ -19,24 +18,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-# Most probable tokens that are looked at before a whole row is sorted to find its nucleus.
+# Number of most probable tokens in which the nucleus is searched before a whole row is sorted.
 HEAD = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingSettings:
-    """How completions are drawn and where they end.
+    """How completions are sampled and where they end.
 
     Args:
         temperature: Divides the logits; 0 takes the most probable token.
-        top_k: Tokens to draw from, the most probable; 0 for all.
-        top_p: Probability that the tokens to draw from make up together; 1 for all.
-        min_p: Least probability of a token, as a share of that of the most probable; 0 for all.
-        repetition_penalty: Divides positive and multiplies negative logits of tokens that the prompt or the completion
-            has; 1 for none (Keskar et al. 2019, arXiv 1909.05858).
-        max_completion_tokens: Most tokens of a completion.
+        top_k: Number of most probable tokens to sample from; 0 for all.
+        top_p: Cumulative probability of the tokens to sample from; 1 for all.
+        min_p: Minimum probability of a token relative to the most probable one; 0 for none.
+        repetition_penalty: Divides positive and multiplies negative logits of tokens in the prompt or the completion; 1
+            for none (Keskar et al. 2019, arXiv 1909.05858).
+        max_completion_tokens: Maximum number of tokens of a completion.
         stop_tokens: Tokens that end a completion.
-        stop_strings: Texts that end a completion as soon as it contains one.
+        stop_strings: Strings that end a completion as soon as it contains one.
     """
 
     temperature: Annotated[float, Field(ge=0)]
@@ -50,17 +49,17 @@ class SamplingSettings:
 
 
 def draw(logits: Tensor, noise: Tensor, settings: SamplingSettings, seen: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Choose the next token of every row.
+    """Sample the next token of every row.
 
     Args:
-        logits: Shape ``[R, V]``, float32.
-        noise: Uniform numbers in [0, 1), float64; not read at temperature 0. Shape ``[R]``.
-        settings: How to choose.
-        seen: Tokens that a row has already, for the repetition penalty, bool. Shape ``[R, V]``.
+        logits: Logits. Shape ``[R, V]``, float32.
+        noise: Uniform numbers in [0, 1), float64; not used at temperature 0. Shape ``[R]``.
+        settings: Sampling settings.
+        seen: Mask of the tokens in a row, for the repetition penalty, bool. Shape ``[R, V]``.
 
     Returns:
-        Tokens ``[R]``, and their log-probabilities ``[R]`` under the model at this temperature (at 1 where it is 0),
-        over the whole vocabulary, before penalty and truncation: what a training forward gives them.
+        Tokens ``[R]``, and their log-probs ``[R]`` at this temperature (at 1 if it is 0), before penalty, top-k, top-p
+        and min-p, as in the training forward.
     """
     temperature = settings.temperature or 1.0
     log_probs = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
@@ -74,22 +73,22 @@ def draw(logits: Tensor, noise: Tensor, settings: SamplingSettings, seen: Tensor
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that a row has already less probable.
+    """Apply the repetition penalty.
 
     Args:
-        logits: Shape ``[R, V]``.
-        seen: Shape ``[R, V]``, bool.
-        penalty: Above 1 less probable, below 1 more.
+        logits: Logits. Shape ``[R, V]``.
+        seen: Mask of the tokens in a row. Shape ``[R, V]``, bool.
+        penalty: Above 1 makes these tokens less probable, below 1 more probable.
     """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def truncate(probs: Tensor, settings: SamplingSettings) -> Tensor:
-    """Zero for the tokens that are not to be drawn; the others keep their value, not normalised anew.
+    """Set the probabilities of excluded tokens to 0, without normalising the others.
 
     Args:
-        probs: Shape ``[R, V]``.
-        settings: Its ``top_k``, ``top_p`` and ``min_p``, each with respect to what the one before left.
+        probs: Probabilities. Shape ``[R, V]``.
+        settings: ``top_k``, ``top_p`` and ``min_p`` are applied in this order, each to the result of the one before.
     """
     if 0 < settings.top_k < probs.shape[-1]:
         probs = _at_least(probs, probs.topk(settings.top_k).values[:, -1:])
@@ -101,13 +100,13 @@ def truncate(probs: Tensor, settings: SamplingSettings) -> Tensor:
 
 
 def invert(weights: Tensor, noise: Tensor) -> Tensor:
-    """The token at which the cumulative weights pass ``noise`` times their sum.
+    """The token at which the cumulative weights exceed ``noise`` times their sum. Shape ``[R]``.
 
     Args:
-        weights: Not negative, in any scale. Shape ``[R, V]``.
-        noise: In [0, 1), float64. Shape ``[R]``.
+        weights: Non-negative weights, not necessarily normalised. Shape ``[R, V]``.
+        noise: Uniform numbers in [0, 1), float64. Shape ``[R]``.
     """
-    # float64: in float32 the sum over a large vocabulary is too coarse for its rare tokens.
+    # float64, because a float32 sum over a large vocabulary is too coarse for rare tokens.
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     edges = noise[:, None] * cumulative[:, -1:]
     return torch.searchsorted(cumulative, edges, right=True)[:, 0].clamp(max=weights.shape[-1] - 1)
@@ -122,7 +121,7 @@ def _nucleus_edge(probs: Tensor, mass: Tensor) -> Tensor:
     head = probs.topk(min(HEAD, probs.shape[-1])).values
     edge = _edge(head, mass)
     short = (head.sum(-1, keepdim=True) < mass)[:, 0].nonzero()[:, 0]
-    if len(short):  # few rows are so flat that their whole vocabulary must be sorted
+    if len(short):  # sort the whole vocabulary only for the few rows that need it
         edge[short] = _edge(probs[short].sort(descending=True).values, mass[short])
     return edge
 

@@ -1,4 +1,4 @@
-"""Where completions end: at a stop token, or as soon as their text contains a stop string."""
+"""Stopping criteria: a stop token, or a stop string in the text of a completion."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,13 +12,13 @@ from alignlab.rollout.sampler.sampling import SamplingSettings
 
 
 class Stopping:
-    """Tells which rows end with their newest token; text is decoded only for rows whose token can end a stop string.
+    """Finds rows that end with their newest token. Only rows whose token can end a stop string are decoded.
 
     Args:
-        settings: Its stop tokens and stop strings.
-        tokenizer: Decodes; needed for stop strings only.
-        vocab_size: Rows of the logits.
-        device: Of the tokens.
+        settings: Sampling settings, with stop tokens and stop strings.
+        tokenizer: Tokenizer, for stop strings.
+        vocab_size: Size of the last axis of the logits.
+        device: Device of the tokens.
 
     Raises:
         InputError: Stop strings without a tokenizer.
@@ -48,7 +48,7 @@ class Stopping:
 
         Args:
             tokens: The newest token of every row. Shape ``[R]``.
-            completion: Row → all its tokens, the newest included.
+            completion: Row → all its tokens, including the newest.
 
         Returns:
             Shape ``[R]``, bool.
@@ -63,8 +63,8 @@ class Stopping:
 
 @lru_cache(maxsize=8)
 def _may_end(tokenizer: PreTrainedTokenizerBase, strings: tuple[str, ...], vocab_size: int) -> list[bool]:
-    """Whether a token's text holds the last character of a stop string, or is part of a character."""
+    """Whether each token's text contains the last character of a stop string, or is part of a character."""
     last = {string[-1] for string in strings} | {"\ufffd"}
-    # Twice, because some tokenizers drop the space at the start of a text.
+    # Decode each token twice, because some tokenizers drop the space at the start of a text.
     texts = tokenizer.batch_decode([[token, token] for token in range(vocab_size)], clean_up_tokenization_spaces=False)
     return [not last.isdisjoint(text) for text in texts]

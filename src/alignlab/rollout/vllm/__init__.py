@@ -1,1 +1,1 @@
-"""Completions drawn by vLLM servers, which are processes of their own with an environment of their own."""
+"""Sampling with vLLM servers, which run as separate processes in a separate Python environment."""

@@ -1,4 +1,4 @@
-"""Requests to a vLLM server over HTTP, and what it says of itself and of a probe."""
+"""HTTP requests to a vLLM server: its configuration, and its log-probs of a probe."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,28 +11,28 @@ from urllib.request import ProxyHandler, Request, build_opener
 from alignlab.errors import InputError
 
 DIRECT = build_opener(ProxyHandler({}))
-"""Servers are machines of the same house; a proxy of the environment would not know them."""
+"""Opens URLs without a proxy, because servers are in the local network."""
 
 MAX_DETAIL = 600
 
 
 class Unreachable(RuntimeError):
-    """A server gave no answer, or said that something in it broke; it may come back."""
+    """A server did not answer or had an internal error; it may recover."""
 
 
 class Refused(RuntimeError):
-    """A server understood what was asked and will not do it."""
+    """A server refused a request."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a server says of itself.
+class ServerInfo:
+    """Configuration of a server.
 
     Args:
-        model: Name under which it serves its base weights.
-        context: Most tokens of a prompt with its completion.
-        logprobs_mode: What its log-probabilities are of, see ``completions.logprobs_mode``.
-        packs_tied_head: Whether its workers carry ``extension.alignlab_worker.PackTiedHead``.
+        model: Name of its base weights in requests.
+        context: Maximum number of tokens of a prompt with its completion.
+        logprobs_mode: Distribution of its log-probs; see ``completions.logprobs_mode``.
+        packs_tied_head: Whether its workers have ``extension.alignlab_worker.PackTiedHead``.
     """
 
     model: str
@@ -42,14 +42,14 @@ class Facts:
 
 
 def call(url: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_seconds: float) -> Any:
-    """One request: a GET without ``body``, else a POST of it as JSON.
+    """Send a request: a GET without ``body``, otherwise a POST with it as JSON.
 
     Returns:
-        The JSON of the answer, or its text where it is none.
+        The response as parsed JSON, or as text if it is not JSON.
 
     Raises:
-        Unreachable: No answer, or one of the server's own failures (status 500 and above).
-        Refused: Any other status than success.
+        Unreachable: No response, or a server error (status 500 and above).
+        Refused: Any other status that is not a success.
     """
     data = None if body is None else json.dumps(body).encode()
     request = Request(url + path, data, {"Content-Type": "application/json"})
@@ -65,17 +65,17 @@ def call(url: str, path: str, body: Mapping[str, Any] | None = None, *, timeout_
     return json.loads(text) if text[:1] in ("{", "[") else text
 
 
-def facts(url: str, *, timeout_seconds: float) -> Facts:
-    """Ask a server what it is.
+def server_info(url: str, *, timeout_seconds: float) -> ServerInfo:
+    """Get the configuration of a server.
 
     Raises:
-        InputError: It runs without the endpoints through which weights are sent.
+        InputError: It runs without the endpoints for weight updates.
     """
     try:
         config = call(url, "/server_info?config_format=json", timeout_seconds=timeout_seconds)["vllm_config"]
         call(url, "/weight_info", timeout_seconds=timeout_seconds)
     except Refused as error:
-        why = f"it does not have what weights are sent through ({error})"
+        why = f"it does not have the endpoints for weight updates ({error})"
         raise InputError(
             f"rollout.urls={url}", why, "Start vLLM 0.32 or newer with VLLM_SERVER_DEV_MODE=1 in its environment"
         ) from error
@@ -83,12 +83,12 @@ def facts(url: str, *, timeout_seconds: float) -> Facts:
     base = next(model for model in served if not model["parent"])
     extension = config["parallel_config"].get("worker_extension_cls") or ""
     mode = config["model_config"]["logprobs_mode"]
-    return Facts(base["id"], base["max_model_len"], mode, "PackTiedHead" in extension)
+    return ServerInfo(base["id"], base["max_model_len"], mode, "PackTiedHead" in extension)
 
 
 def probe(url: str, model: str, tokens: Sequence[int], *, timeout_seconds: float) -> list[float]:
-    """Log-probabilities at temperature 1 of each token but the first, given those before it."""
+    """Log-probs at temperature 1 of each token but the first, given the tokens before it."""
     body = {"model": model, "prompt": list(tokens), "max_tokens": 1, "temperature": 1.0, "prompt_logprobs": 0}
     choice = call(url, "/v1/completions", body, timeout_seconds=timeout_seconds)["choices"][0]
-    places = zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
-    return [place[str(token)]["logprob"] for place, token in places]
+    pairs = zip(choice["prompt_logprobs"][1:], tokens[1:], strict=True)
+    return [logprobs[str(token)]["logprob"] for logprobs, token in pairs]

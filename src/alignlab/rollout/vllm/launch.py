@@ -1,4 +1,4 @@
-"""How vLLM servers of ours are started: their command line, their environment, their ports."""
+"""Command line, environment and port of the vLLM servers that a run starts."""
 
 import os
 import socket
@@ -10,28 +10,29 @@ from alignlab.errors import InputError
 from alignlab.rollout.vllm.server import Server
 from alignlab.rollout.vllm.settings import VLLMSettings
 
-MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does the same, but wants a package named vllm
+MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` does the same, but needs a package named vllm
 EXTENSION = Path(__file__).parent / "extension"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
-# Told to a training process by what launched it; a server would take them for its own.
+# Variables that launchers set for training processes, and that would misconfigure a server.
 NOT_INHERITED = ("RANK", "LOCAL_", "WORLD_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "PYTHONPATH", "OMP_")
 
 
 def servers(
     settings: VLLMSettings, *, model: str | Path, mode: str, lora_rank: int | None, log_dir: Path
 ) -> list[Server]:
-    """The servers that a user asked for, none started yet.
+    """Make the servers of a run, without starting them.
 
     Args:
-        settings: Which, and how.
-        model: Folder of the weights to start with: the policy's, or those under its adapter.
-        mode: From ``completions.logprobs_mode``.
-        lora_rank: Of the adapter that will be sent; ``None`` where full weights are.
-        log_dir: Takes what they print.
+        settings: Settings of the servers.
+        model: Folder of the initial weights, without adapter.
+        mode: The ``--logprobs-mode``, from ``completions.logprobs_mode``.
+        lora_rank: Rank of the adapter that will be sent; ``None`` for full weights.
+        log_dir: Folder for their logs.
 
     Raises:
-        InputError: There is no such Python, ``devices`` are not one per server, or the rank is too large.
+        InputError: ``vllm_executable`` does not exist, ``devices`` does not have one entry per server, or the LoRA rank
+            is too large.
     """
     if settings.urls is not None:
         return [Server(url) for url in settings.urls]
@@ -44,7 +45,7 @@ def servers(
     devices = settings.devices or [None] * settings.num_servers
     if len(devices) != settings.num_servers:
         asked = f"rollout.devices={list(devices)} with rollout.num_servers={settings.num_servers}"
-        raise InputError(asked, "each server needs its own", f"Type rollout.num_servers={len(devices)}")
+        raise InputError(asked, "each server needs an entry of its own", f"Type rollout.num_servers={len(devices)}")
     made = []
     for number, device in enumerate(devices):
         port = _free_port()
@@ -58,7 +59,7 @@ def servers(
 def command_line(
     settings: VLLMSettings, *, model: str | Path, mode: str, lora_rank: int | None, port: int
 ) -> list[str]:
-    """What starts a server."""
+    """The command line of a server."""
     options = {
         "model": model,
         "served-model-name": "policy",
@@ -66,7 +67,7 @@ def command_line(
         "port": port,
         "dtype": settings.dtype,
         "logprobs-mode": mode,
-        "generation-config": "vllm",  # nothing but what a request says
+        "generation-config": "vllm",  # no sampling defaults of the model
         "worker-extension-cls": "alignlab_worker.PackTiedHead",
     }
     if settings.max_tokens_per_sequence is not None:
@@ -75,7 +76,7 @@ def command_line(
         options["gpu-memory-utilization"] = settings.gpu_memory_fraction
     flags = ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * settings.enforce_eager
     if not torch.cuda.is_available():
-        # vLLM 0.32 dies of seeded prompts computed in parts: it would take back a draw, which CPU generators cannot.
+        # vLLM 0.32 crashes on seeded prompts in chunks: it rewinds the generator, which CPU generators do not support.
         flags.append("--no-enable-chunked-prefill")
     if lora_rank is not None:
         flags.append("--enable-lora")
@@ -86,7 +87,7 @@ def command_line(
 
 def _allowed_rank(rank: int) -> int:
     if rank > LORA_RANKS[-1]:
-        raise InputError(f"peft.r={rank}", f"vLLM serves ranks up to {LORA_RANKS[-1]}", "Type a smaller one")
+        raise InputError(f"peft.r={rank}", f"vLLM supports ranks up to {LORA_RANKS[-1]}", "Type a smaller one")
     return next(allowed for allowed in LORA_RANKS if allowed >= rank)
 
 
@@ -95,7 +96,7 @@ def _environment(settings: VLLMSettings, device: str | None) -> dict[str, str]:
     own = {
         "PATH": f"{Path(settings.vllm_executable).absolute().parent}:{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(EXTENSION),
-        "VLLM_SERVER_DEV_MODE": "1",  # the endpoints through which weights are sent
+        "VLLM_SERVER_DEV_MODE": "1",  # enables the endpoints for weight updates
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }

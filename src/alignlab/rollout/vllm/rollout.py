@@ -1,7 +1,7 @@
-"""Completions drawn by vLLM servers that hold a copy of the policy: ``rollout=vllm``.
+"""Completions sampled by vLLM servers, which have a copy of the policy: ``rollout=vllm``.
 
-All ranks take part in every call; the first of them talks to the servers. What a prompt's completions are depends on
-its own seed and on the weights, neither on the number of ranks nor on that of servers.
+All ranks take part in every call; rank 0 sends the requests. The completions of a prompt depend on its seed and the
+weights, not on the number of ranks or servers.
 """
 
 import time
@@ -19,32 +19,32 @@ from alignlab.rollout.completions import Completions
 from alignlab.rollout.sampler.base import Sampler
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.engine import Engine, open_engine
-from alignlab.rollout.vllm.parity import Parity, judge
+from alignlab.rollout.vllm.parity import Parity, check_parity
 from alignlab.rollout.vllm.settings import VLLMSettings
 from alignlab.rollout.vllm.weights import Probe
 from alignlab.rollout.weight_sync import PolicySource
 
 NUM_PROBE_TOKENS = 32
-"""Most tokens of the completion by which servers and trainer are compared after an update."""
+"""Maximum number of completion tokens of the probe, by which servers and trainer are compared after an update."""
 
 Write = Callable[[Path], None]
-"""Writes weights into a folder."""
+"""Writes weights to a folder."""
 
 
 @dataclass(kw_only=True, eq=False)
 class VLLMRollout(VLLMSettings, Sampler):
-    """Draws from servers; see ``VLLMSettings`` for which, and for how far they may be trusted.
+    """Samples from vLLM servers; see ``VLLMSettings`` and ``SamplingSettings``.
 
     Args:
-        temperature: As in ``SamplingSettings``, like the six after it.
-        top_k: Tokens to draw from; 0 for all.
-        top_p: Probability to draw from; 1 for all.
-        min_p: Least probability, as a share of the largest; 0 for all.
-        repetition_penalty: 1 for none.
-        max_completion_tokens: Most tokens of a completion.
-        stop_strings: Texts that end a completion.
-        parity_warning: Mean difference of the samples' log-probabilities from the trainer's to warn of, nats per token.
-        parity_limit: The same, to stop at.
+        temperature: Sampling temperature; 0 for greedy completions.
+        top_k: Number of most probable tokens to sample from; 0 for all.
+        top_p: Cumulative probability to sample from; 1 for all.
+        min_p: Minimum probability relative to the most probable token; 0 for none.
+        repetition_penalty: Repetition penalty; 1 for none.
+        max_completion_tokens: Maximum number of tokens of a completion.
+        stop_strings: Strings that end a completion.
+        parity_warning: Mean difference of the sampled log-probs from the trainer's at which to warn, in nats per token.
+        parity_limit: Mean difference at which to end the run, in nats per token.
     """
 
     temperature: Annotated[float, Field(ge=0)]
@@ -60,28 +60,28 @@ class VLLMRollout(VLLMSettings, Sampler):
     probe: tuple[list[int], list[int]] | None = field(default=None, init=False, repr=False)
 
     is_exact: ClassVar[bool] = False
-    """Its log-probabilities are another engine's, so training computes its own."""
+    """Its log-probs come from another engine, so training computes its own."""
 
     needs_whole_policy: ClassVar[bool] = False
-    """The servers have the weights."""
+    """The servers have their own copy."""
 
     @property
     def is_open(self) -> bool:
-        """Whether servers were started or found."""
+        """Whether the servers are running."""
         return self.probe is not None
 
     def refresh(self, source: PolicySource) -> dict[str, float]:
-        """Start the servers where they are not started, and send them the policy's weights.
+        """Start the servers if necessary, and send them the weights of the policy.
 
         Returns:
-            Seconds that it took, and how far the servers' view of the probe is from the trainer's.
+            Duration in seconds, and difference of the servers' log-probs of the probe from the trainer's.
         """
-        clock = time.perf_counter()
+        started = time.perf_counter()
         if not self.is_open:
             settings = {"prompt": source.prompt, "stop_tokens": source.stop_tokens, "lora_rank": source.lora_rank}
-            self.open(source.first_weights(), **settings, log_dir=source.log_dir)
+            self.open(source.initial_weights(), **settings, log_dir=source.log_dir)
         difference = self.update(source.current_weights(), source.logps)
-        return {"time/weights": time.perf_counter() - clock, "rollout/arrival_difference": difference}
+        return {"time/weights": time.perf_counter() - started, "rollout/arrival_difference": difference}
 
     def open(
         self,
@@ -92,14 +92,14 @@ class VLLMRollout(VLLMSettings, Sampler):
         lora_rank: int | None,
         log_dir: Path,
     ) -> None:
-        """Start the servers, or find those that run, and have them write the completion that becomes the probe.
+        """Start the servers or connect to external ones, and sample the completion of the probe.
 
         Args:
-            model: The weights to start with, as ``open_engine`` takes them.
-            prompt: Of the probe.
+            model: Initial weights; see ``open_engine``.
+            prompt: Token ids of the prompt of the probe.
             stop_tokens: Tokens that end a completion.
-            lora_rank: Of the adapter that will be sent; ``None`` where full weights are.
-            log_dir: Takes what started servers print.
+            lora_rank: Rank of the adapter that will be sent; ``None`` for full weights.
+            log_dir: Folder for the logs of started servers.
 
         Raises:
             ServerError, InputError: As ``open_engine``.
@@ -108,15 +108,15 @@ class VLLMRollout(VLLMSettings, Sampler):
         self.probe = on_rank_zero(lambda: self._open(list(prompt), settings, model=model, **options))
 
     def update(self, write: Write, logps: Callable[[list[int], list[int]], list[float]]) -> float:
-        """Send the policy's weights, and have it proved that they arrived.
+        """Send the weights of the policy, and check that the servers use them.
 
         Args:
-            write: Writes them; called on rank 0.
-            logps: Prompt and completion → the training forward's log-probabilities of the completion's tokens, at
-                temperature 1; called on all ranks.
+            write: Writes the weights; called on rank 0.
+            logps: Prompt and completion → log-probs of the completion's tokens in the training forward, at temperature
+                1; called on all ranks.
 
         Returns:
-            Mean difference of the servers' view of the probe from the trainer's, nats per token.
+            Largest mean difference of a server's log-probs of the probe from the trainer's, in nats per token.
 
         Raises:
             ArrivalError, ServerError, InputError: As ``Engine.update``.
@@ -136,16 +136,16 @@ class VLLMRollout(VLLMSettings, Sampler):
         generator: Sequence[torch.Generator],
         greedy: bool = False,
     ) -> Completions:
-        """Draw completions of this rank's prompts; all ranks call it.
+        """Sample completions of this rank's prompts. All ranks must call this.
 
         Args:
-            model: Not looked at; the servers have its weights since ``update``.
-            prompts: Token ids, none empty.
-            num_completions: G.
+            model: Not used; ``update`` has sent its weights to the servers.
+            prompts: Token ids of P prompts, none empty.
+            num_completions: G, the number of completions per prompt.
             stop_tokens: Tokens that end a completion.
-            tokenizer: Not needed; the servers have their own.
-            generator: One per prompt; its seed is that of the prompt.
-            greedy: Write the most probable tokens instead.
+            tokenizer: Not used; the servers have their own.
+            generator: One per prompt, which gives the seed of the prompt.
+            greedy: Whether to take the most probable tokens instead of sampling.
 
         Returns:
             G completions per prompt, in the order of the prompts.
@@ -168,16 +168,16 @@ class VLLMRollout(VLLMSettings, Sampler):
         start = sum(len(share) for share, _ in shares[: rank()])
         return Completions.of([one for group in drawn[start : start + len(prompts)] for one in group])
 
-    def judge(self, parity: Parity) -> None:
-        """Warn of samples that are not quite the policy's, or stop at them.
+    def check_parity(self, parity: Parity) -> None:
+        """Warn or raise if the sampled log-probs differ from those of the trainer.
 
         Raises:
-            ParityError: As ``parity.judge``.
+            ParityError: As ``parity.check_parity``.
         """
-        judge(parity, warn_at=self.parity_warning, stop_at=self.parity_limit)
+        check_parity(parity, warn_at=self.parity_warning, stop_at=self.parity_limit)
 
     def close(self) -> None:
-        """End servers that are ours; harmless where none run."""
+        """Stop the servers that were started, if any."""
         if self.engine is not None:
             self.engine.close()
         self.engine = self.probe = None

@@ -1,4 +1,4 @@
-"""A vLLM server: a process of ours, or one that somebody else runs at a URL."""
+"""A vLLM server: a process that the run starts, or an external server at a URL."""
 
 import logging
 import os
@@ -15,22 +15,22 @@ from alignlab.system.processes import signal_when_parent_ends
 log = logging.getLogger(__name__)
 
 NUM_LAST_LINES = 15
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_CHECKS = 0.5
 
 
 class ServerError(RuntimeError):
-    """A server is gone and does not come back."""
+    """A server has failed and does not recover."""
 
 
 class Server:
-    """Where a server answers, and, if it is ours, how to start it.
+    """A server: its URL and, unless it is external, how to start it.
 
     Args:
         url: ``http://host:port``.
-        command: Command line that starts it; ``None`` where somebody else does.
-        environment: Its environment variables.
-        log_file: Takes what it prints.
-        num_restarts: Times that it is started again after it died.
+        command: Command line that starts it; ``None`` for an external server.
+        environment: Environment variables of its process.
+        log_file: File for its output.
+        num_restarts: Number of times that it is restarted after it has died.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Server:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        """Start the process, unless it is somebody else's; it answers some time after, and ends with this thread."""
+        """Start the process, unless the server is external, without waiting for it. It ends with this thread."""
         if self.command is None:
             return
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,34 +62,34 @@ class Server:
             )
 
     def wait(self, timeout_seconds: float) -> None:
-        """Return as soon as it answers; start it again where it died and may be.
+        """Wait until it responds; restart it if it has died and restarts are left.
 
         Raises:
-            ServerError: It is dead, or does not answer in time.
+            ServerError: It has died, or does not respond in time.
         """
         deadline = time.monotonic() + timeout_seconds
         while not self._answers():
             if self.process is not None and self.process.poll() is not None:
-                self._start_again()
+                self._restart()
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"the vLLM server {self.url} has not answered for {timeout_seconds:g} s{self._words()}"
+                    f"the vLLM server {self.url} has not answered for {timeout_seconds:g} s{self._log_tail()}"
                 )
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_CHECKS)
 
-    def ask_to_end(self) -> None:
-        """Begin what ``stop`` waits for, if the process is ours."""
+    def request_stop(self) -> None:
+        """Ask the process to end, without waiting, unless the server is external."""
         if self.process is not None:
             _signal_group(self.process.pid, signal.SIGTERM)
 
     def stop(self) -> None:
-        """End the process and its children, if it is ours."""
+        """Stop the process and its children, unless the server is external."""
         if self.process is None:
             return
-        for sign, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        for sign, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
             _signal_group(self.process.pid, sign)
             try:
-                self.process.wait(patience)
+                self.process.wait(seconds)
             except subprocess.TimeoutExpired:
                 continue
             break
@@ -103,16 +103,16 @@ class Server:
             return False
         return True
 
-    def _start_again(self) -> None:
-        told = f"the vLLM server {self.url} ended with exit code {self.process.returncode}{self._words()}"
+    def _restart(self) -> None:
+        message = f"the vLLM server {self.url} ended with exit code {self.process.returncode}{self._log_tail()}"
         if self.restarts_left == 0:
-            raise ServerError(told)
-        log.warning("%s\nIt is started again.", told)
+            raise ServerError(message)
+        log.warning("%s\nIt is restarted.", message)
         self.restarts_left -= 1
         self.stop()
         self.start()
 
-    def _words(self) -> str:
+    def _log_tail(self) -> str:
         if self.log_file is None:
             return ""
         lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()[-NUM_LAST_LINES:]

@@ -1,4 +1,4 @@
-"""What a user says about vLLM servers."""
+"""Settings of vLLM servers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from pydantic import Field
 
 @dataclass(kw_only=True, eq=False)
 class VLLMSettings:
-    """Servers to start or to use, and when to trust them.
+    """Settings of vLLM servers, started by the run or external.
 
     Args:
-        vllm_executable: Python of the environment that has vLLM; unused with ``urls``.
-        urls: Servers that run already, ``http://host:port``; ``None`` starts ``num_servers`` on this machine.
-        num_servers: Servers to start; prompts are split among them.
-        devices: Per started server its GPUs, ``"2,3"``; ``None`` leaves all visible.
-        dtype: Number format of the servers' weights and computation.
-        max_tokens_per_sequence: Longest prompt with completion; ``None`` takes what the model can.
-        enforce_eager: Start sooner, sample slower: without compilation and captured graphs.
-        gpu_memory_fraction: Share of a GPU's memory for weights and cache.
-        cpu_cache_gib: Main memory for keys and values where there is no GPU.
+        vllm_executable: Python of an environment with vLLM; not used with ``urls``.
+        urls: External servers, ``http://host:port``; ``None`` starts ``num_servers`` on this machine.
+        num_servers: Number of servers to start; prompts are distributed among them.
+        devices: GPUs of each started server, such as ``"2,3"``; ``None`` for all visible GPUs.
+        dtype: Dtype of the servers' weights and computation.
+        max_tokens_per_sequence: Maximum number of tokens of prompt and completion; ``None`` for the model's limit.
+        enforce_eager: Whether to skip compilation and CUDA graphs: faster start, slower sampling.
+        gpu_memory_fraction: Fraction of a GPU's memory for weights and cache.
+        cpu_cache_gib: Main memory for the key-value cache without a GPU, in GiB.
         environment: Further environment variables of started servers.
         arguments: Further command-line arguments of started servers.
-        batch_size: Completions that are with the servers at a time, all together.
-        weights_dir: Folder that this process and all servers see; updates are written there, one kept at a time.
-        timeout_seconds: Longest wait for a server's start, its return, or one answer.
-        num_restarts: Times that a dead server of ours is started again.
-        arrival_tolerance: Mean difference, in nats per token, that the probe may show after an update.
+        batch_size: Maximum number of completions in progress on all servers.
+        weights_dir: Folder for weight updates, visible to this process and all servers; only the last one is kept.
+        timeout_seconds: Timeout of a server's start, restart and responses.
+        num_restarts: Number of times that a started server is restarted after it has died.
+        arrival_tolerance: Maximum mean difference of the probe's log-probs after an update, in nats per token.
     """
 
     vllm_executable: str

@@ -52,7 +52,7 @@ class Arithmetic:
         self.num_rows = {"train": num_train, "validation": num_validation}
         self.dropped: Counter[str] = Counter()  # always empty
 
-    def serve(self, kind: type[Row]) -> None:
+    def set_row_kind(self, kind: type[Row]) -> None:
         """Set the kind of row that the method trains on, if ``kind`` is ``auto``."""
         if self.kind == "auto":
             self.kind = kind.__name__.lower()

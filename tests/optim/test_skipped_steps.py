@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 
 from alignlab.errors import RunError
-from alignlab.optim.lost_steps import MAX_LOST_STEPS, told_of_overflow
+from alignlab.optim.skipped_steps import MAX_SKIPPED_STEPS, explain_overflow
 from alignlab.types.loss import LossOutput, LossTerm
 from tests.methods.prompts import SAMPLED
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows, rows_for, spoiled
@@ -107,15 +107,15 @@ def test_a_gradient_that_is_not_finite_is_told_with_the_rows_of_the_step(caplog)
     assert torch.equal(weights, initial())
 
 
-def test_lost_steps_in_a_row_end_the_run_and_name_the_rows():
-    with pytest.raises(RunError, match=f"last {MAX_LOST_STEPS} steps .* not finite; its rows are row"):
+def test_skipped_steps_in_a_row_end_the_run_and_name_the_rows():
+    with pytest.raises(RunError, match=f"last {MAX_SKIPPED_STEPS} steps .* not finite; its rows are row"):
         train(math.nan, num_steps=8)
 
 
 def test_a_rate_that_the_weights_cannot_hold_is_told_in_a_paragraph():
     weight = torch.nn.Parameter(torch.ones(2))
     weight.grad = torch.ones(2)
-    with pytest.raises(RunError, match=r"a step at rate 1e\+38: .*Lower optimizer\.lr"), told_of_overflow(1e38):
+    with pytest.raises(RunError, match=r"a step at rate 1e\+38: .*Lower optimizer\.lr"), explain_overflow(1e38):
         torch.optim.AdamW([weight], lr=1e38).step()
-    with pytest.raises(RuntimeError, match="a bug"), told_of_overflow(1.0):
+    with pytest.raises(RuntimeError, match="a bug"), explain_overflow(1.0):
         raise RuntimeError("a bug")

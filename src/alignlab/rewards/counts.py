@@ -21,7 +21,7 @@ ALL = ""
 
 
 @dataclass(frozen=True)
-class Tally:
+class RewardCounts:
     """Counts of one reward.
 
     Args:
@@ -37,28 +37,28 @@ class Tally:
     error: str = ""
 
     @classmethod
-    def of(cls, answer: Answer) -> "Tally":
+    def of(cls, answer: Answer) -> "RewardCounts":
         """Count one answer."""
         failed = answer.values.count(None)
         numbers = sum(value is not None and value == value for value in answer.values)
         error = answer.message.strip().splitlines()[-1] if failed else ""
         return cls(len(answer.values), numbers, failed, error)
 
-    def __add__(self, other: "Tally") -> "Tally":
+    def __add__(self, other: "RewardCounts") -> "RewardCounts":
         sums = (self.asked + other.asked, self.numbers + other.numbers, self.failed + other.failed)
-        return Tally(*sums, self.error or other.error)
+        return RewardCounts(*sums, self.error or other.error)
 
 
-def together(shares: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
+def merge_counts(shares: Iterable[Mapping[str, RewardCounts]]) -> dict[str, RewardCounts]:
     """Sum the counts of several answers, or of several ranks, by reward."""
-    total: dict[str, Tally] = {}
+    total: dict[str, RewardCounts] = {}
     for share in shares:
-        for name, tally in share.items():
-            total[name] = total.get(name, Tally()) + tally
+        for name, count in share.items():
+            total[name] = total.get(name, RewardCounts()) + count
     return total
 
 
-class Watch:
+class FailureLimit:
     """Counts consecutive rollouts in which rewards failed, and ends the run after too many.
 
     Args:
@@ -70,37 +70,37 @@ class Watch:
         self.in_a_row: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
 
-    def is_scored(self, tallies: Mapping[str, Tally]) -> bool:
+    def is_scored(self, counts: Mapping[str, RewardCounts]) -> bool:
         """Count a rollout, and return whether any reward gave a number for it.
 
         Args:
-            tallies: Counts of each reward over the whole rollout, the same on all ranks.
+            counts: Counts of each reward over the whole rollout, the same on all ranks.
 
         Raises:
             RunError: It was the last of ``max_failed_rollouts`` failed rollouts in a row.
         """
-        scored = any(tally.numbers for tally in tallies.values())
-        bad = {name for name, tally in tallies.items() if tally.failed == tally.asked} | (set() if scored else {ALL})
+        scored = any(count.numbers for count in counts.values())
+        bad = {name for name, count in counts.items() if count.failed == count.asked} | (set() if scored else {ALL})
         self.in_a_row = Counter({name: self.in_a_row[name] + 1 for name in bad})
-        self.errors = {name: self.errors.get(name) or tallies[name].error for name in bad - {ALL}}
+        self.errors = {name: self.errors.get(name) or counts[name].error for name in bad - {ALL}}
         if not scored:
             log.warning("no reward scored any completion of this rollout; sampling others")
         ended = [name for name in sorted(bad) if self.in_a_row[name] >= self.max_failed_rollouts]
         if ended:
-            raise self._error(ended, tallies)
+            raise self._error(ended, counts)
         return scored
 
-    def _error(self, ended: list[str], tallies: Mapping[str, Tally]) -> RunError:
+    def _error(self, ended: list[str], counts: Mapping[str, RewardCounts]) -> RunError:
         number = self.max_failed_rollouts
         if ALL in ended:
-            each = [f"{name} {self._how(name, tally)}" for name, tally in tallies.items()]
+            each = [f"{name} {self._how(name, count)}" for name, count in counts.items()]
             why = f"no reward scored any completion of {number} rollouts in a row; {'; '.join(each)}"
         else:
             how = f"failed for all completions of {number} rollouts in a row"
             why = "; ".join(f"{name} {how} (at first: {self.errors[name]})" for name in ended)
         instead = f"Correct the reward and resume the run, or raise {LIMIT}"
-        return RunError(f"method.reward=[{', '.join(tallies)}]", why, instead)
+        return RunError(f"method.reward=[{', '.join(counts)}]", why, instead)
 
-    def _how(self, name: str, tally: Tally) -> str:
-        first = self.errors.get(name) or tally.error
+    def _how(self, name: str, count: RewardCounts) -> str:
+        first = self.errors.get(name) or count.error
         return f"failed (at first: {first})" if first else "had no opinion"

@@ -1,6 +1,6 @@
-"""Lost steps: optimizer steps that are skipped because their loss or gradient is not finite.
+"""Skipped steps: optimizer steps that are skipped because their loss or gradient is not finite.
 
-The log names their rows. Several lost steps in a row end the run.
+The log names their rows. Several skipped steps in a row end the run.
 """
 
 import logging
@@ -16,42 +16,42 @@ from alignlab.types.batch import StepBatch
 
 log = logging.getLogger(__name__)
 
-MAX_LOST_STEPS = 5
-"""Number of lost steps in a row that ends the run."""
+MAX_SKIPPED_STEPS = 5
+"""Number of skipped steps in a row that ends the run."""
 
 MAX_NAMED_ROWS = 8
 """Largest number of rows that a message names."""
 
 
-class LostSteps:
-    """Count lost steps in a row."""
+class SkippedSteps:
+    """Count skipped steps in a row."""
 
     def __init__(self):
         self.in_a_row = 0
 
-    def count(self, lost: bool, step: StepBatch, sums: list[Tensor], number: int) -> None:
+    def count(self, skipped: bool, step: StepBatch, sums: list[Tensor], number: int) -> None:
         """Count a step. All ranks must call this.
 
         Args:
-            lost: Whether its loss or gradient was not finite; the same on all ranks.
+            skipped: Whether the step was skipped; the same on all ranks.
             step: This rank's part of the step.
             sums: Loss of each of its micro-batches, each ``[]``.
             number: Number of the step, for messages.
 
         Raises:
-            RunError: The last ``MAX_LOST_STEPS`` steps were lost.
+            RunError: The last ``MAX_SKIPPED_STEPS`` steps were skipped.
         """
-        self.in_a_row = self.in_a_row + 1 if lost else 0
+        self.in_a_row = self.in_a_row + 1 if skipped else 0
         if self.in_a_row == 1:
-            log.warning("step %d changed nothing: %s", number, blame(step, sums))
-        if self.in_a_row == MAX_LOST_STEPS:
-            why = f"the last {MAX_LOST_STEPS} steps (now at {number}) changed nothing: {blame(step, sums)}"
+            log.warning("step %d changed nothing: %s", number, describe_rows(step, sums))
+        if self.in_a_row == MAX_SKIPPED_STEPS:
+            why = f"the last {MAX_SKIPPED_STEPS} steps (now at {number}) changed nothing: {describe_rows(step, sums)}"
             instead = "Look at these rows; or lower optimizer.lr or raise scheduler.warmup_steps, and start again"
             raise RunError("training on", why, instead)
 
 
 @contextmanager
-def told_of_overflow(lr: float) -> Iterator[None]:
+def explain_overflow(lr: float) -> Iterator[None]:
     """Turn an overflow error of the optimizer into a ``RunError``.
 
     Args:
@@ -69,7 +69,7 @@ def told_of_overflow(lr: float) -> Iterator[None]:
         raise RunError(f"a step at rate {lr:g}", why, "Lower optimizer.lr, or type model.dtype=float32") from error
 
 
-def blame(step: StepBatch, sums: list[Tensor]) -> str:
+def describe_rows(step: StepBatch, sums: list[Tensor]) -> str:
     """Describe what was not finite in a step, and its rows on all ranks. All ranks must call this.
 
     Args:
