@@ -57,7 +57,7 @@ class PrecomputeReference(lightning.Callback):
                 fingerprint = f"{reference.fingerprint} {trainer.precision}"
                 with method.scoring_mode():
                     add_reference_column(trainer.datamodule, COLUMN, fingerprint, score, method.device)
-                reference.free()
+                reference.weights = None  # from now on log-probs come from the column
 
 
 def add_reference_column(data: DataModule, name: str, fingerprint: str, score: Score, device: torch.device) -> None:
