@@ -1,4 +1,4 @@
-"""The parts of a run, made from its config: each object once, in reading order."""
+"""Build the objects of a run from its config: data, model, method, trainer."""
 
 import logging
 import re
@@ -45,7 +45,7 @@ Config = dict[str, Any]
 
 
 def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
-    """Where weights come from, and the data as its tokenizer and template make it; no weight is loaded yet."""
+    """Build the source of the weights, and the data module with tokenizer and chat template. Loads no weights yet."""
     source = build("data.source", source_node(config["data"]))
     set_row_kind(source, locate(config["method"]["_target_"]).row_kind)
     model = make_model_source(config)
@@ -57,10 +57,10 @@ def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
 
 
 def check_sources(config: Config) -> None:
-    """Refuse data and weights that are not there or are damaged, before anything is made of them.
+    """Check that data and weights exist and are not damaged, before anything is built.
 
     Raises:
-        InputError: Names what is missing or damaged.
+        InputError: Data or weights are missing or damaged.
     """
     set_row_kind(build("data.source", source_node(config["data"])), locate(config["method"]["_target_"]).row_kind)
     make_model_source(config)
@@ -71,7 +71,7 @@ def check_sources(config: Config) -> None:
 
 
 def make_model_source(config: Config) -> Any:
-    """Where weights and tokenizer come from: ``init_from`` where it is given, else ``model.path`` or scratch."""
+    """Build the source of weights and tokenizer: ``init_from`` if given, else ``model.path`` or scratch."""
     node = config["model"]
     if config["init_from"] is not None:
         known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
@@ -84,7 +84,7 @@ INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "tr
 
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
-    """The data module, its rows tokenised, and the number of optimizer steps settled."""
+    """Build the data module: tokenise its rows, and compute the number of optimizer steps."""
     node, method = {**config["data"], "seed": config["seed"]}, locate(config["method"]["_target_"])
     data = DataModule(
         source=source,
@@ -102,45 +102,45 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
 
 
 def number_columns(config: Config, method: type[Method]) -> tuple[str, ...]:
-    """Columns that every row needs as a number: those that settings of the method name, and that of a curriculum."""
+    """Numeric columns that every row must have: those of the method's settings, and that of a curriculum."""
     data = config["data"]
-    named = [config["method"].get(setting) for setting in method.number_columns]
-    named += [data["order_column"]] if data["order"] == "curriculum" else []
-    return tuple(sorted({name for name in named if name is not None}))
+    names = [config["method"].get(setting) for setting in method.number_columns]
+    names += [data["order_column"]] if data["order"] == "curriculum" else []
+    return tuple(sorted({name for name in names if name is not None}))
 
 
 def pick(kind: type[Settings], node: Config) -> Settings:
-    """The fields of a settings dataclass out of a flat node."""
+    """Build a settings dataclass from the keys of a node that are its fields."""
     return kind(**pick_keys(node, *(field.name for field in fields(kind))))
 
 
 def pick_keys(node: Config, *keys: str) -> Config:
-    """Some entries of a node."""
+    """A node with only some of its keys."""
     return {key: node[key] for key in keys}
 
 
 def num_steps(num_epoch_steps: int | None, max_steps: int, max_epochs: int | None) -> int:
-    """Optimizer steps of the run: ``max_steps`` where it is given, else what ``max_epochs`` come to.
+    """Number of optimizer steps of the run: ``max_steps`` if given, else that of ``max_epochs`` epochs.
 
     Args:
-        num_epoch_steps: Steps in an epoch, ``None`` for a stream.
-        max_steps: -1 where epochs decide.
-        max_epochs: -1 or ``None`` for no limit.
+        num_epoch_steps: Number of steps in an epoch; ``None`` for a stream.
+        max_steps: Maximum number of steps; -1 for no limit.
+        max_epochs: Maximum number of epochs; -1 or ``None`` for no limit.
 
     Raises:
-        InputError: Nothing limits the run.
+        InputError: The run has no limit.
     """
     if max_steps >= 0:
         return max_steps
     if num_epoch_steps is not None and max_epochs is not None and max_epochs >= 0:
         return num_epoch_steps * max_epochs
-    why = "a stream does not tell how long an epoch is" if num_epoch_steps is None else "nothing ends the run"
+    why = "the length of an epoch of a stream is not known" if num_epoch_steps is None else "nothing ends the run"
     asked = f"trainer.max_steps={max_steps} trainer.max_epochs={max_epochs}"
     raise InputError(asked, why, "Type trainer.max_steps=N")
 
 
 def make_method(config: Config, model: Any, data: DataModule) -> Method:
-    """The method over factories of its policy, optimizer and schedule."""
+    """Build the method, with factories of its policy, optimizer and scheduler."""
     factories = Factories(
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
@@ -156,31 +156,33 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
 
 
 def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
-    """The model that is trained, with its adapter."""
+    """Load the policy, with its adapter if it has one."""
     peft = dict(config["peft"] or {})
     quantization = build("peft.quantization", peft.pop("quantization", None))
     head = locate(config["method"]["_target_"]).head
     policy = model.load_model(data.tokenizer, quantization, head=head)
     refuse_beyond_context(policy, data)
-    stop_where_turns_end(policy, data)
+    set_stop_tokens(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
-        log.warning("the weights train in %s, which rounds small updates away: see model.dtype=float32", policy.dtype)
+        log.warning(
+            "the weights train in %s, in which small updates are rounded off: see model.dtype=float32", policy.dtype
+        )
     if peft and is_adapted(policy):
         return refuse_other_adapter(policy, peft)
     return attach(policy, build("peft", peft)) if peft else policy
 
 
 def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
-    """Further weights for the same tokens, merged with their adapter where they have one."""
+    """Load other weights with the same tokenizer, and merge their adapter if they have one."""
     known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
     model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
     return model.merge_and_unload() if is_adapted(model) else model
 
 
-def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
-    """Let generation stop at what training teaches the model to end with, also where the result is served.
+def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
+    """Add the tokens that end the assistant's turns in training to the EOS tokens of the generation config.
 
-    A reward model generates nothing; it must know its pad token from these.
+    A reward model does not generate; it gets a pad token that differs from them.
     """
     if not policy.can_generate():
         return set_pad_token(policy, data.tokenizer, data.stop_tokens)
@@ -190,11 +192,11 @@ def stop_where_turns_end(policy: nn.Module, data: DataModule) -> None:
 
 
 def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
-    """The policy, which already carries the adapter that it is trained with; ``peft`` must not ask for another."""
-    has = policy.active_peft_config.to_dict()
-    other = [f"{key}={value}" for key, value in asked.items() if has.get(key, value) != value and has[key] is not None]
+    """Refuse a ``peft`` config that differs from the adapter that the weights already have. Returns the policy."""
+    own = policy.active_peft_config.to_dict()
+    other = [f"{key}={value}" for key, value in asked.items() if own.get(key, value) != value and own[key] is not None]
     if not asked["_target_"].endswith(type(policy.active_peft_config).__name__) or other:
-        why = "the weights come with an adapter of their own, which is trained further with the settings it has"
+        why = "the weights already have an adapter, which is trained further with its own settings"
         raise InputError(
             f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
         )
@@ -202,7 +204,7 @@ def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
 
 
 def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
-    """Refuse sequences for which the model has no positions."""
+    """Refuse sequences that are longer than the model's context."""
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
     longest = data.longest_sequence
     if limit is not None and longest > limit:
@@ -214,7 +216,7 @@ def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
 
 
 def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
-    """Lightning's trainer with our callbacks and the chosen loggers, and the summary that it fills."""
+    """Build Lightning's trainer with its callbacks and loggers, and the summary callback."""
     method = name_of(config["method"]["_target_"])
     model = config["init_from"] or config["model"].get("path", "scratch")
     facts = {
@@ -251,7 +253,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
 
 
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
-    """The chosen loggers, and ``metrics.csv`` in any case; ours are told the folder, all of them the config."""
+    """Build the loggers, always with one for ``metrics.csv``, and log the config to them."""
     nodes = {"csv": {"_target_": "alignlab.run_folder.loggers.csv"}, **config["logger"]}
     loggers = list(build_all("logger", nodes, run_folder=folder).values())
     for logger in loggers:
@@ -260,7 +262,7 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
 
 
 def name_of(target: str) -> str:
-    """The word for a method or strategy: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
+    """The name of a method or strategy in the config: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
 
     Args:
         target: Dotted path of a class or function.

@@ -1,4 +1,4 @@
-"""One training run, from its config to its folder."""
+"""A training run: make its folder, train, and write the model."""
 
 import logging
 from collections.abc import Iterator
@@ -37,17 +37,17 @@ log = logging.getLogger(__name__)
 
 
 def fit(config: Config) -> Path:
-    """Train as configured, in this process, in new ones for the devices, or with the ranks that are there already.
+    """Train in this process, in one new process per device, or as a rank of a job that a launcher has started.
 
     Args:
-        config: Composed, checked and resolved.
+        config: Composed, checked and resolved config.
 
     Returns:
         The run's folder.
     """
-    place, num_processes = ranks(), 1
-    if place is not None:
-        config, folder = agree(partial(prepare, config, place.num_ranks))
+    job, num_processes = ranks(), 1
+    if job is not None:
+        config, folder = agree(partial(prepare, config, job.num_ranks))
     else:
         trainer = config["trainer"]
         num_processes = launch.num_local_processes(trainer["devices"], trainer["accelerator"])
@@ -66,18 +66,21 @@ def fit(config: Config) -> Path:
         folder.unlock()
     if own_rank() == 0 and folder.status != "done":
         why = f"its processes ended without an error at status {folder.status}: something in them called exit"
-        raise RunError(f"the run in {folder.path}", why, "Look at train.log there; resume=auto goes on with it")
+        raise RunError(f"the run in {folder.path}", why, "Look at its train.log; resume=auto resumes it")
     return folder.path
 
 
 def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
-    """Make the run's folder, locked, and write the config into it; once per job. Every rank gets both.
+    """Make and lock the run's folder, and write the config to it; called once per job.
 
-    What can be refused without reading weights or rows is refused before the folder is made.
+    Errors that can be found without reading weights or rows are raised before the folder is made.
 
     Args:
-        config: Composed, checked and resolved.
-        num_ranks: Processes that will train.
+        config: Composed, checked and resolved config.
+        num_ranks: Number of processes that will train.
+
+    Returns:
+        The config with its run folder, and the folder.
     """
     method = name_of(config["method"]["_target_"])
     check_sources(config)
@@ -86,7 +89,7 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
         raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
     try:
-        folder = compared(folder, config, num_ranks)
+        folder = compare_config(folder, config, num_ranks)
     except InputError:
         folder.discard()
         raise
@@ -97,31 +100,31 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
     return config, folder
 
 
-def compared(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
-    """The folder, once it is sure that the run goes on as what it was; of a branch it notes what differs.
+def compare_config(folder: RunFolder, config: Config, num_ranks: int) -> RunFolder:
+    """Compare the config with that of the run to resume, and note the changes of a branch. Returns the folder.
 
     Raises:
-        InputError: Something differs that the state of a checkpoint does not fit.
+        InputError: A change is not compatible with the state of the checkpoint.
     """
     path, notes, changes = folder.origin / "config.yaml", list(folder.notes), []
     if path.is_file():
         changes = refuse_changes(read_config(path), escaped(config), is_branch=folder.is_branch)
     elif folder.checkpoint:
-        notes.append(f"There is no {path}, so the config that the checkpoint was written with was not compared")
-    wrote = folder.checkpoint.world_size if folder.checkpoint else num_ranks
-    if wrote != num_ranks:
+        notes.append(f"There is no {path}, so the config of the checkpoint was not compared")
+    num_ranks_before = folder.checkpoint.world_size if folder.checkpoint else num_ranks
+    if num_ranks_before != num_ranks:
         if not folder.is_branch:
-            why = f"{wrote} wrote the checkpoint, and with another number the run would not be the same bit for bit"
-            instead = f"Start {wrote}, or type run_dir=NEW for a branch"
+            why = f"{num_ranks_before} wrote the checkpoint, and another number would not give bit-identical results"
+            instead = f"Start {num_ranks_before}, or type run_dir=NEW for a branch"
             raise InputError(f"resuming with {num_ranks} processes", why, instead)
-        changes.append(f"processes={num_ranks} (was {wrote})")
+        changes.append(f"processes={num_ranks} (was {num_ranks_before})")
     if folder.is_branch and changes:
         notes.append(f"In this branch {shown(changes)}")
     return replace(folder, notes=tuple(notes))
 
 
 def read_config(path: Path) -> Config:
-    """The config that a run was started with.
+    """Read the config of a run.
 
     Raises:
         InputError: The file is damaged.
@@ -132,12 +135,12 @@ def read_config(path: Path) -> Config:
         return dict(OmegaConf.to_container(OmegaConf.load(path)))
     except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         why = f"it cannot be read ({' '.join(str(error).split())[:200]})"
-        raise InputError(str(path), why, "Put the file back, or start anew with another run_dir=") from error
+        raise InputError(str(path), why, "Restore the file, or start a new run with another run_dir=") from error
 
 
 def train(config: Config, folder: RunFolder) -> None:
-    """Make model, data, method and trainer; train; write the result, check it, and show what came of it."""
-    rank = own_rank()  # before anything asks whether it speaks for the job
+    """Build data, method and trainer, train, write and check the model, and show the results."""
+    rank = own_rank()  # first, because it also sets the rank of rank_zero_only
     console.set_up(config["debug"])
     lightning.seed_everything(config["seed"], verbose=False)
     with explain_disk_errors(folder.path), captured(folder.log, rank):
@@ -161,7 +164,7 @@ def train(config: Config, folder: RunFolder) -> None:
 
 @contextmanager
 def explain_disk_errors(folder: Path) -> Iterator[None]:
-    """Tell in one paragraph that a disk is full or gone, whichever of the libraries met it.
+    """Turn errors of a full or failed disk, from any library, into a ``RunError``.
 
     Raises:
         RunError: In place of the exception.
@@ -174,14 +177,14 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         why = disk_fault(error, folder)
         if why is None:
             raise
-        instead = "Make room or mount it again; then resume=auto goes on from the newest whole checkpoint"
+        instead = "Free space or mount it again; then resume=auto resumes from the newest complete checkpoint"
         raise RunError(f"the run in {folder}", why, instead) from error
 
 
 def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:
-    """Write ``model/`` and compare what was written with the live model; only then is the run done.
+    """Write ``model/``, and compare its logits with those of the model in memory; the run is then done.
 
-    Every rank calls it, since shards are gathered together; rank 0 writes.
+    All ranks must call this to gather the weights; rank 0 writes.
     """
     example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
     expected = method.sharding.forward(logits, method.policy, example)
@@ -191,7 +194,7 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
         try:
             difference = verify(folder.model, method.policy, example, weights, expected)
         except ExportError as error:
-            instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model once more"
+            instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
             raise RunError(f"the model in {folder.model}", str(error), instead) from error
         log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
     method.trainer.strategy.barrier()
@@ -200,11 +203,11 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
 
 @rank_zero_only
 def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> None:
-    """Draw the curves, write what came of the run, show it, and end the trackers' runs."""
+    """Draw the curves, write the summary, show the results, and close the loggers."""
     plots = draw(folder.metrics, folder.plots)
     results = summary.write(summary.status)
     if summary.status == "done":
-        places = [folder.model, folder.metrics, folder.summary, *plots[:1]]
-        console.show(result_card(results, folder=folder.path, files=places))
+        files = [folder.model, folder.metrics, folder.summary, *plots[:1]]
+        console.show(result_card(results, folder=folder.path, files=files))
     artifacts = [folder.config, folder.model, *plots]
     close_loggers(trainer.loggers, summary=results, artifacts=artifacts, succeeded=summary.status == "done")

@@ -6,7 +6,7 @@ import pytest
 
 from alignlab.config.resolve import as_yaml
 from alignlab.errors import InputError
-from alignlab.run import compared
+from alignlab.run import compare_config
 from alignlab.run_folder import storage
 from alignlab.run_folder.folder import RunFolder
 from alignlab.system.disk import write_text
@@ -34,7 +34,9 @@ def written(tmp_path):
 
 
 def go_on(written, changes, path=None, num_ranks=2):
-    return compared(RunFolder(Path(path or written.folder.parents[1]), written), CONFIG | changes, num_ranks).notes
+    return compare_config(
+        RunFolder(Path(path or written.folder.parents[1]), written), CONFIG | changes, num_ranks
+    ).notes
 
 
 FORBIDDEN = [

@@ -71,7 +71,7 @@ def advantages(
         for column, greedy_column in zip(columns, greedy, strict=True)
     ]
     total = torch.stack(estimates, 1) @ weights.to(rewards.dtype)
-    return _among(~rewards.isnan().all(1), total, standardise)
+    return _apply_where(~rewards.isnan().all(1), total, standardise)
 
 
 def weighted_sum(rewards: Tensor, weights: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def estimate(
             raise InputError("advantages by remax", "the greedy completions have no reward", "Sample them too")
         scored = scored & ~greedy_rewards.isnan()
         greedy_rewards = greedy_rewards[scored]
-    return _among(
+    return _apply_where(
         scored, rewards, lambda found: _estimate(found, group_ids[scored], estimator, scale, num_picked, greedy_rewards)
     )
 
@@ -224,10 +224,10 @@ def group_metrics(rewards: Tensor, group_ids: Tensor, *, right_reward: float) ->
 
 
 def reward_ranges(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Largest reward above the smallest of each group; not positive where fewer than two are known. Shape ``[B]``.
+    """Range of the rewards of each group; not positive if fewer than two are known. Shape ``[B]``.
 
     Args:
-        rewards: NaN where there is none. Shape ``[S]``.
+        rewards: NaN where it is missing. Shape ``[S]``.
         group_ids: Group of each completion, every group present. Shape ``[S]``.
     """
     lowest, highest = _extremes(rewards, group_ids)
@@ -245,10 +245,10 @@ def _extremes(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     return lowest, highest
 
 
-def _among(some: Tensor, values: Tensor, change) -> Tensor:
-    """Apply ``change`` to some of the values and set the others to 0. Shape ``[S]``."""
-    changed = torch.zeros_like(values)
-    return changed.masked_scatter(some, change(values[some]).to(values.dtype)) if some.any() else changed
+def _apply_where(mask: Tensor, values: Tensor, function) -> Tensor:
+    """Apply a function to the values in a mask, and set the others to 0. Shape ``[S]``."""
+    result = torch.zeros_like(values)
+    return result.masked_scatter(mask, function(values[mask]).to(values.dtype)) if mask.any() else result
 
 
 def _std(values: Tensor) -> Tensor:

@@ -156,21 +156,21 @@ def group_metrics(groups: Groups, losses: Tensor) -> dict[str, Ratio]:
 
     Args:
         groups: B groups.
-        losses: Of each. Shape ``[B]``.
+        losses: Loss of each group. Shape ``[B]``.
     """
     rewards, group_ids = (value.detach() for value in groups.rejected)
-    chosen, worst = groups.chosen.detach(), hardest(groups).detach()
+    chosen, largest = groups.chosen.detach(), hardest(groups).detach()
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
     mean = _sums(rewards, group_ids, groups.num_groups) / sizes
-    place = hardest_index(groups).to(chosen.dtype)
+    index = hardest_index(groups).to(chosen.dtype)
     values = {
         "rewards/chosen": chosen,
         "rewards/rejected": mean,
         "rewards/margins": chosen - mean,
-        "rewards/margins_hardest": chosen - worst,
-        "rewards/accuracies": (chosen > worst).to(chosen.dtype),
+        "rewards/margins_hardest": chosen - largest,
+        "rewards/accuracies": (chosen > largest).to(chosen.dtype),
         "group/active_fraction": (losses.detach() > 0).to(chosen.dtype),
-        "group/hardest_place": place / (sizes - 1).clamp(min=1),
+        "group/hardest_place": index / (sizes - 1).clamp(min=1),
         "group/num_rejected": sizes.to(chosen.dtype),
     }
     count = chosen.new_tensor(groups.num_groups)

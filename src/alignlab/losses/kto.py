@@ -1,4 +1,4 @@
-"""Losses of unpaired completions, each desirable or not: KTO (arXiv 2402.01306).
+"""Losses of unpaired completions, each desirable or undesirable: KTO (arXiv 2402.01306).
 
 1. The reference point is the mean log-ratio of prompts with completions of other rows over the whole optimizer step,
    clamped at 0 and without gradient; the paper uses the mean of a micro-batch.
@@ -28,7 +28,7 @@ class LogRatios(NamedTuple):
 
     Args:
         values: r, with gradient. Shape ``[S]``.
-        desirable: Whether the completion is one to imitate. Shape ``[S]``, bool.
+        desirable: Whether the completion is desirable. Shape ``[S]``, bool.
         reference_point: z_0. Shape ``[]``.
     """
 
@@ -42,7 +42,7 @@ def kto(ratios: LogRatios, *, beta: float) -> Tensor:
 
     Args:
         ratios: Of S completions.
-        beta: Strength of the pull towards the reference.
+        beta: Scale of the log-ratios; a larger one keeps the policy closer to the reference.
 
     Returns:
         Shape ``[S]``.

@@ -1,4 +1,4 @@
-"""Losses for imitation: negative log-likelihood, and dynamic fine-tuning (Wu et al. 2025, arXiv 2508.05629)."""
+"""SFT losses: negative log-likelihood, and dynamic fine-tuning (DFT, Wu et al. 2025, arXiv 2508.05629)."""
 
 from typing import Literal, NamedTuple
 
@@ -29,7 +29,7 @@ def nll(tokens: SupervisedTokens, *, reduction: Reduction) -> LossTerm:
 
     Args:
         tokens: N tokens.
-        reduction: ``token`` weighs every token alike, ``sequence`` every sequence.
+        reduction: ``token``: mean over tokens; ``sequence``: mean over sequences of the means over their tokens.
 
     Returns:
         Token losses per supervised token of the step, or their means over sequences per sequence.
@@ -38,7 +38,7 @@ def nll(tokens: SupervisedTokens, *, reduction: Reduction) -> LossTerm:
 
 
 def dft(tokens: SupervisedTokens, *, reduction: Reduction) -> LossTerm:
-    """Dynamic fine-tuning: each token's loss weighed by its own probability, without gradient (eq. 9).
+    """Dynamic fine-tuning: the loss of each token weighted by its probability, without gradient (eq. 9).
 
     Args and returns as in ``nll``.
     """

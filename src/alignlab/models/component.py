@@ -1,4 +1,4 @@
-"""What a method holds beside its policy: a reference, a critic. Held, not inherited."""
+"""Base class of the models that a method has in addition to its policy: a reference, a critic."""
 
 from typing import Any
 
@@ -9,47 +9,50 @@ from alignlab.types.batch import StepBatch
 
 
 class Component(nn.Module):
-    """A part of a method. Assigned to an attribute of the method, it is built, sharded and told of steps with it."""
+    """A model that is built and sharded with the policy, and has hooks before and after steps.
+
+    The method finds it among its attributes.
+    """
 
     is_trained: bool = False
     """Whether the optimizer updates its weights."""
 
     changes: bool = False
-    """Whether its weights change though they are not trained, so that a checkpoint must carry them."""
+    """Whether its weights change without being trained, so that checkpoints must include them."""
 
     def build(self, policy: nn.Module) -> None:
         """Make its weights.
 
         Args:
-            policy: Whole and untrained in this run.
+            policy: The initial policy, not sharded.
         """
 
     def shard(self, policy: nn.Module, sharding: Sharding) -> None:
-        """Share its weights among ranks.
+        """Shard its weights.
 
         Args:
-            policy: As the method computes with it from now on.
-            sharding: How weights are shared.
+            policy: The sharded policy.
+            sharding: How weights are sharded.
         """
 
     def before_fit(self, trainer: Any) -> None:
-        """What is done once before training.
+        """Called once before training.
 
         Args:
-            trainer: Lightning's; ``trainer.lightning_module`` is the method.
+            trainer: Lightning's trainer; ``trainer.lightning_module`` is the method.
         """
 
     def before_step(self, step: StepBatch, num_steps_done: int) -> None:
-        """What is done before a training step.
+        """Called before each training step.
 
         Args:
-            step: The micro-batches of this rank.
-            num_steps_done: Optimizer steps before it.
+            step: This rank's part of the step.
+            num_steps_done: Number of optimizer steps so far.
         """
 
     def after_step(self, num_steps_done: int) -> None:
-        """What follows an update of the policy's weights.
+        """Called after each update of the policy.
 
         Args:
-            num_steps_done: Optimizer steps, this one included.
+            num_steps_done: Number of optimizer steps so far, including this one.
         """

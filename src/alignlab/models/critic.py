@@ -1,4 +1,4 @@
-"""Critics: what a policy may expect from each token on."""
+"""The critic (value model) of PPO: predicts the return from each token on."""
 
 import copy
 
@@ -13,10 +13,10 @@ from alignlab.types.batch import MicroBatch
 
 
 class Critic(Component):
-    """A linear head on hidden states: those of the policy, or of a trunk of its own.
+    """A linear value head on the hidden states of the policy, or of a separate trunk.
 
     Args:
-        separate: Take a trained copy of the policy as trunk, else the policy's own hidden states.
+        separate: Whether to use a trained copy of the policy as trunk, instead of the policy's own hidden states.
     """
 
     is_trained = True
@@ -29,7 +29,7 @@ class Critic(Component):
         self._sharding: Sharding | None = None
 
     def build(self, policy: nn.Module) -> None:
-        """Start from the policy, expecting nothing."""
+        """Build the head, which is 0 at first, and the trunk from the initial policy."""
         self.trunk = copy.deepcopy(policy) if self.separate else None
         self.head = nn.Linear(base_model(policy).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
@@ -39,12 +39,12 @@ class Critic(Component):
             self._freeze_beyond_decoder()
 
     def shard(self, policy: nn.Module, sharding: Sharding) -> None:
-        """Share its weights among ranks."""
+        """Shard its weights."""
         self._sharding = sharding
         sharding.shard_beside(self, trained=True)
 
     def values(self, batch: MicroBatch, policy_hidden: Tensor) -> Tensor:
-        """Values before each supervised token.
+        """Predict the value before each supervised token.
 
         Args:
             batch: A micro-batch.
@@ -57,7 +57,7 @@ class Critic(Component):
 
     def _values(self, batch: MicroBatch, policy_hidden: Tensor) -> Tensor:
         hidden = policy_hidden if self.trunk is None else self._trunk_hidden(batch)
-        # As for a reward model's score, 16 bits could not tell apart what differs by less than a hundredth of its size.
+        # Not in 16 bits, which cannot represent relative differences below a hundredth; as for reward models.
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden.to(self.head.weight.dtype))[:, 0].float()
 
@@ -65,8 +65,8 @@ class Critic(Component):
         return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.source_positions]
 
     def _freeze_beyond_decoder(self) -> None:
-        """Nothing asks the trunk's vocabulary head, and DDP waits for a gradient of every tensor that trains."""
+        """Freeze the trunk's vocabulary head: it is not used, and DDP expects a gradient for every trainable tensor."""
         base = base_model(self.trunk)
-        asked = {id(parameter) for parameter in base.get_decoder().parameters()}
-        for parameter in (p for p in base.parameters() if id(p) not in asked):
+        used = {id(parameter) for parameter in base.get_decoder().parameters()}
+        for parameter in (p for p in base.parameters() if id(p) not in used):
             parameter.requires_grad_(False)

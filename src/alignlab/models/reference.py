@@ -59,10 +59,10 @@ class Reference(nn.Module):
 
     @contextmanager
     def scoring_model(self, policy: nn.Module) -> Iterator[nn.Module]:
-        """Give the model to score with, without gradients; restore the policy on exit.
+        """Give the reference model, without gradients; restore the policy on exit.
 
         Args:
-            policy: The trained model, which is the reference model too unless that is separate.
+            policy: The policy; if the reference is not separate, it is the policy with another adapter or without one.
         """
         if self.model is not None:
             with torch.no_grad():
@@ -88,23 +88,23 @@ class Reference(nn.Module):
         return ((copied, trained) for copied, trained in _copied_tensors(policy))
 
 
-def make_reference(policy: nn.Module, word: str, load: Callable[[str], nn.Module]) -> Reference:
+def make_reference(policy: nn.Module, kind: str, load: Callable[[str], nn.Module]) -> Reference:
     """Make the reference of a policy that is not sharded and has not been trained in this run.
 
     Args:
         policy: With or without an adapter; gets a frozen copy of its adapter if the reference needs one.
-        word: ``initial``, ``base``, ``ema``, ``synchronised`` or a path.
-        load: Opens a path.
+        kind: ``initial``, ``base``, ``ema``, ``synchronised`` or a path.
+        load: Loads weights from a path.
 
     Raises:
         InputError: The policy and the weights at a path have different vocabulary sizes.
     """
-    if word not in OWN:
-        model = load(word)
-        _refuse_other_vocabulary(policy, model, word)
+    if kind not in OWN:
+        model = load(kind)
+        _refuse_other_vocabulary(policy, model, kind)
         return Reference(model, None, fingerprint(model.state_dict()))
     adapted = is_adapted(policy)
-    if adapted and (word == "base" or (word == "initial" and _starts_as_identity(policy))):
+    if adapted and (kind == "base" or (kind == "initial" and _starts_as_identity(policy))):
         frozen = {name: tensor for name, tensor in policy.named_parameters() if not tensor.requires_grad}
         return Reference(None, None, fingerprint(frozen))
     if not adapted or policy.active_peft_config.is_adaption_prompt:  # a model cannot have two adaption prompts
