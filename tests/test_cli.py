@@ -115,7 +115,7 @@ def test_a_sweep_goes_on_after_a_failed_job_and_its_table_says_what_became_of_ea
     codes = iter([0, 1, 143])
     monkeypatch.setattr(sweep, "start", lambda config, *_: Ended(next(codes)))
     assert main(["train", "-m", "seed=1,2,3,-1", "launcher.num_jobs=2", "run_dir=all"]) == 1
-    rows = list(csv.DictReader((tmp_path / "all" / "sweep.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "all" / "sweep.csv").read_text().splitlines()))
     found = [(row["job"], row["overrides"], row["status"], row["exit_code"]) for row in rows]
     assert found == [
         ("0", "seed=1", "done", "0"),

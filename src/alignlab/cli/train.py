@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath
@@ -82,7 +82,7 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
     except InputError as error:
         if is_sweep():
             sweep.refused(cfg.run_dir)
-        raise with_losses(error, cfg.method.get("_target_")) from error
+        raise with_losses(error, OmegaConf.select(cfg, "method._target_")) from error
 
 
 def train(sweep: Sweep, config: dict[str, Any]) -> Any:

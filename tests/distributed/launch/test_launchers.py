@@ -49,7 +49,7 @@ def test_submitit(tmp_path, cache):
     run = assert_one_job(tmp_path)
     (table,) = (tmp_path / "runs" / "sweeps").glob("*/sweep.csv")
     assert str(table.relative_to(tmp_path)) in text
-    (row,) = csv.DictReader(table.open())
+    (row,) = csv.DictReader(table.read_text().splitlines())
     assert (row["status"], tmp_path / row["run"]) == ("done", run)
 
 
@@ -60,7 +60,7 @@ def test_a_sweep_of_two_processes_each_goes_on_after_failures_and_skips_what_is_
     process = spawn([sys.executable, TRAIN, *words], tmp_path, **cache)
     output = process.communicate(timeout=300)[0]
     assert process.returncode == 2, output
-    rows = {row["overrides"]: row for row in csv.DictReader((tmp_path / "all" / "sweep.csv").open())}
+    rows = {row["overrides"]: row for row in csv.DictReader((tmp_path / "all" / "sweep.csv").read_text().splitlines())}
     assert [row["status"] for row in rows.values()] == ["done", "refused", "done", "refused"]
     done = rows["seed=1 optimizer.lr=0.001"]
     assert done["run"].startswith("all/0-") and float(done["val/loss"]) > 0 and done["steps"] == "4"

@@ -64,7 +64,7 @@ def test_same_as_one_process(cell, alone, together, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("peft", "strategy"), product(("full", "lora"), ("ddp", "fsdp", "deepspeed_z2", "deepspeed_z3"))
+    ("peft", "strategy"), list(product(("full", "lora"), ("ddp", "fsdp", "deepspeed_z2", "deepspeed_z3")))
 )
 def test_a_critic_of_its_own_is_spread_too(peft, strategy, alone, together):
     assert_same_run(together("ppo_separate", peft, strategy), alone("ppo_separate", peft), samples=True)
