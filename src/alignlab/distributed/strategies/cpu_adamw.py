@@ -33,7 +33,7 @@ def cpu_adamw(
         InputError: DeepSpeed is not installed, or the operation does not compile.
     """
     if find_spec("deepspeed") is None:
-        raise InputError("optimizer=cpu_adamw", "DeepSpeed, whose optimizer it is, is not installed", INSTEAD)
+        raise InputError("optimizer=cpu_adamw", "it is part of DeepSpeed, which is not installed", INSTEAD)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     try:
