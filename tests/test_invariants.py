@@ -44,25 +44,6 @@ def test_accumulation_invariance(name, optimizer):
                 assert other[metric] == pytest.approx(one[metric], rel=1e-5, abs=rounding(metric)), metric
 
 
-def test_the_first_gradient_is_that_of_the_plain_mean():
-    """SGD's first update equals a slow, obvious float64 mean over all targets of the first step."""
-    rows, lr = make_rows(), 0.5
-    loader = make_loader(rows, 2, num_steps=1, order="as_is")
-    method = make_method("sft", lr=lr)
-    weights, _ = fit(method, loader)
-    policy = make_method("sft").factories.make_policy().double()
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for row in rows[:8]:
-        logps = policy(input_ids=torch.tensor([row.tokens])).logits[0].log_softmax(-1)
-        for place in range(1, len(row.tokens)):
-            if row.supervised[place]:
-                total = total - logps[place - 1, row.tokens[place]]
-                count += 1
-    (total / count).backward()
-    expected = torch.cat([(p - lr * p.grad).flatten() for p in policy.parameters()])
-    assert (weights.double() - expected).norm() < 1e-6 * expected.norm()
-
-
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ONLINE])
 def test_ragged_last_window(name):
     """The short window of an epoch is divided by its own weight: its loss is that of its rows alone."""

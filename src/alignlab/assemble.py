@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.callbacks.precompute_reference import PrecomputeReference
 from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
 from alignlab.callbacks.start_card import StartCard
@@ -24,7 +25,7 @@ from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
 from alignlab.data.sources.mixture import set_row_kind
 from alignlab.data.tokenise.context import TokenSettings
-from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
+from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
@@ -183,12 +184,11 @@ def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
 
     A reward model does not generate; it gets a pad token that differs from them.
     """
-    template = choose_template(data.tokenizer, data.tokens.chat_template)
     if not policy.can_generate():
-        return set_pad_token(policy, data.tokenizer, stop_tokens(data.tokenizer, template))
+        return set_pad_token(policy, data.tokenizer, data.stop_tokens)
     declared = policy.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())
-    policy.generation_config.eos_token_id = sorted({*declared, *stop_tokens(data.tokenizer, template)})
+    policy.generation_config.eos_token_id = sorted({*declared, *data.stop_tokens})
 
 
 def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
@@ -244,7 +244,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=build("strategy", config["strategy"]),
-        callbacks=[card, *chosen.values(), ValidateAtEnd(), summary, checkpoint],
+        callbacks=[card, *chosen.values(), PrecomputeReference(), ValidateAtEnd(), summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
         use_distributed_sampler=False,

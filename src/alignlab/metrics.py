@@ -42,7 +42,7 @@ METRICS: dict[str, Metric] = {
     "rewards/accuracies": Metric("fraction", "pairs (groups) whose chosen completion has the highest reward"),
     "rewards/margins_hardest": Metric("1", "reward of the chosen minus that of the hardest rejected of its group"),
     "rewards/brier": Metric("1", "mean of (1 - predicted preference)^2; 0.25 for a preference of one half"),
-    "group/active_fraction": Metric("fraction", "groups whose chosen does not exceed the hardest by the margin"),
+    "group/active_fraction": Metric("fraction", "groups whose loss is above 0"),
     "group/hardest_place": Metric("fraction", "position of the hardest among its rejected: 0 the first, 1 the last"),
     "group/hardest_changed": Metric("fraction", "rows seen before whose hardest rejected has changed"),
     "group/num_rejected": Metric("completions", "rejected completions per group"),

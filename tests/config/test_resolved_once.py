@@ -53,8 +53,9 @@ def test_a_config_is_resolved_once(with_file, resolutions, tmp_path, monkeypatch
 
 
 def test_nothing_changes_the_config_of_a_run(tmp_path, monkeypatch):
-    fit = run.fit
+    fit, prepare = run.fit, run.prepare
     monkeypatch.setattr(run, "fit", lambda config: fit(frozen(config)))
+    monkeypatch.setattr(run, "prepare", lambda *given: (frozen((made := prepare(*given))[0]), made[1]))
     small = ["trainer.max_steps=1", "data.source.num_train=64", "data.source.num_validation=8", "peft=lora"]
     assert alignlab("train", *QUIET, *small, f"run_dir={tmp_path / 'run'}") == 0
     assert summary(tmp_path / "run")["status"] == "done"

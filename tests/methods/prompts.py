@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from alignlab.config.signatures import with_settings
-from alignlab.data.tokenise.templates import NAMED
+from alignlab.data.datamodule import DataModule
+from alignlab.data.tokenise.templates import NAMED, choose_template, stop_tokens
 from alignlab.losses.policy_gradient import clipped
 from alignlab.methods.grpo import GRPO
 from alignlab.methods.ppo import PPO
@@ -151,6 +152,10 @@ class PromptData(lightning.LightningDataModule):
         self.train, self.plan, self.num_steps = rows, plan, num_steps
         self.load, self.tokens = SimpleNamespace(packing=packing), SimpleNamespace(chat_template="auto")
         self.tokenizer = make_tokenizer()
+
+        self.stop_tokens = stop_tokens(self.tokenizer, choose_template(self.tokenizer, "auto"))
+
+    window = DataModule.window
 
     def __len__(self):
         return self.num_steps

@@ -8,15 +8,8 @@ import torch
 from alignlab.data.batching.collate import collate
 from alignlab.losses.logps import sequence_sums
 from alignlab.models.scoring import token_scores
+from tests.methods.slow import make_other
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
-
-
-def make_other(path):
-    """A reference that the policy is likelier than in some places and not in others."""
-    policy = make_policy()
-    with torch.no_grad():
-        policy.lm_head.weight.mul_(3.0)
-    return policy
 
 
 def make_kto():
@@ -27,7 +20,7 @@ def make_kto():
 @torch.no_grad()
 def slow_ratios(rows):
     """Log-ratio of each row, one at a time."""
-    policy, reference, found = make_policy(), make_other(""), []
+    policy, reference, found = make_policy(), make_other(), []
     for row in rows:
         batch = collate([row], packing=False)
         logps = [sequence_sums(token_scores(m, batch).logps, batch.sequence_ids, 1) for m in (policy, reference)]

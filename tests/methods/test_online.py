@@ -43,24 +43,6 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
     assert ("old_logps" in method.score_names) == (not exact)
 
 
-def test_values_before_learning_are_without_dropout():
-    """Two looks at the same rollout agree, and the critic trains on with dropout."""
-    dropping = functools.partial(make_policy, dropout=0.5)
-    method, seen = make("ppo_separate", dropping), []
-    score = method.score
-
-    def look_twice(batch):
-        seen.extend(score(batch)["values"] for _ in range(2))
-        return score(batch)
-
-    method.score = look_twice
-    torch.manual_seed(0)
-    fit(method, make_loader(rows_for("ppo_separate"), 8, num_steps=4), weights=False)
-    assert any(values.any() for values in seen), "a critic that expects nothing would prove nothing"
-    assert all(torch.equal(*seen[start : start + 2]) for start in range(0, len(seen), 2))
-    assert method.critic.trunk.training
-
-
 # --- rewards ----------------------------------------------------------------------------------------------------------
 
 

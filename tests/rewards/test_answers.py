@@ -62,6 +62,7 @@ def endless():
         lambda numbers: [np.array(value) for value in numbers], lambda numbers: iter(dict.fromkeys(numbers)),
     ],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
 def test_what_holds_the_right_number_of_numbers_is_read(make):
     answer = read(make(NUMBERS), 3)
     assert answer.values == NUMBERS and not answer.failure

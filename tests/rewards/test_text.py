@@ -170,8 +170,8 @@ def test_http():
         def log_message(self, *arguments):
             """Stay silent."""
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    reward = HTTPReward(url=f"http://127.0.0.1:{server.server_port}", timeout_seconds=5)
-    assert reward(["a", "bb"], [[], []], bonus=[10, 10]) == [11, 12]
-    server.shutdown()
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reward = HTTPReward(url=f"http://127.0.0.1:{server.server_port}", timeout_seconds=5)
+        assert reward(["a", "bb"], [[], []], bonus=[10, 10]) == [11, 12]
+        server.shutdown()

@@ -104,7 +104,7 @@ def server(monkeypatch):
         else:
             serving = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
             threading.Thread(target=serving.serve_forever, daemon=True).start()
-            opened.append(serving.shutdown)
+            opened.extend([serving.shutdown, serving.server_close])
             port = serving.server_port
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{port}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

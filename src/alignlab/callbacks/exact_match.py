@@ -9,7 +9,6 @@ from pydantic import Field
 
 from alignlab.data.datamodule import DataModule
 from alignlab.data.tokenise.rows import tokenize
-from alignlab.data.tokenise.templates import choose_template, stop_tokens
 from alignlab.distributed.comm import num_ranks
 from alignlab.methods.base import Method
 from alignlab.optim.reduction import RunningMeans
@@ -58,7 +57,7 @@ class ExactMatch(lightning.Callback):
                 method.policy,
                 [prompt for prompt, _ in share],
                 max_completion_tokens=self.max_completion_tokens,
-                stop_tokens=sorted(stop_tokens(tokenizer, choose_template(tokenizer, data.tokens.chat_template))),
+                stop_tokens=data.stop_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 batch_size=self.batch_size,
             )

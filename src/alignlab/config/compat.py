@@ -204,7 +204,7 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("optimizer",),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
-        "it is part of DeepSpeed, which is not installed",
+        "it is an optimizer of DeepSpeed, which is not installed",
         "Type pip install 'deepspeed>=0.19', or optimizer=adamw",
     ),
     Rule(
@@ -216,7 +216,7 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("optimizer", "strategy"),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _strategy(c) == "fsdp",
-        "it accesses weights by memory address, which FSDP2's shards do not have: the process ends by SIGSEGV",
+        "it reads weights by their memory address, which shards of FSDP2 do not have; the process ends with SIGSEGV",
         "Type optimizer=adamw, or strategy=deepspeed_z3_offload",
     ),
     Rule(

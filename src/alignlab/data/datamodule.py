@@ -20,6 +20,7 @@ from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.table.table import WithColumn
 from alignlab.data.tokenise.rows import TokenSettings
+from alignlab.data.tokenise.templates import choose_template, stop_tokens
 from alignlab.errors import InputError
 from alignlab.system.paths import reason, typed_path
 from alignlab.types.batch import StepBatch, StepTotals
@@ -113,6 +114,25 @@ class DataModule(lightning.LightningDataModule):
         if self.load.streaming:
             return self.tokens.max_tokens_per_sequence
         return max(table.longest_sequence for table in (self.train, self.validation) if table is not None)
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """Token ids that end a completion."""
+        return sorted(stop_tokens(self.tokenizer, choose_template(self.tokenizer, self.tokens.chat_template)))
+
+    def window(self, number: int, num_steps: int) -> tuple[Sequence[TokenRow], float]:
+        """The training rows of some optimizer steps at once, in the order of the plan.
+
+        Args:
+            number: Of the window, from 0.
+            num_steps: Optimizer steps in a window.
+
+        Returns:
+            The rows, and the epochs that are over after them.
+        """
+        plan = replace(self.plan, global_batch_size=self.plan.global_batch_size * num_steps)
+        step = next(table_steps(self.train, plan, 0, 1, number))
+        return step.rows, step.epoch
 
     def rows(self, part: Part) -> Iterator[Row]:
         """Yield the rows of a split. Validation rows are those of the source, or held out from its training rows."""

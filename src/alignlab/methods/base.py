@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
 import torch
@@ -36,11 +36,13 @@ from alignlab.models.scoring import verify
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.skipped_steps import SkippedSteps, explain_overflow
 from alignlab.optim.throughput import mfu
-from alignlab.rollout.data import RolloutData
-from alignlab.rollout.rollout import Rollout
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Row
+
+if TYPE_CHECKING:  # methods that do not sample need nothing of it
+    from alignlab.rollout.data import RolloutData
+    from alignlab.rollout.rollout import Rollout
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Method(lightning.LightningModule):
     own_metrics: ClassVar[Mapping[str, Metric]] = {}
     """Metrics of this method that are not in ``alignlab.metrics``, by name, with unit and meaning."""
 
-    rollout: RolloutData | None = None
+    rollout: "RolloutData | None" = None
     """Source of the training rows, for a method that samples them."""
 
     needs_greedy: bool = False
@@ -128,7 +130,7 @@ class Method(lightning.LightningModule):
         self.progress = Progress()
         self.validation = RunningMeans()
         self.skipped_steps = SkippedSteps()
-        self.checks_gradients = True
+        self.checks_gradients, self.is_verified = True, False
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Compute the loss of a micro-batch. Every method must implement this."""
@@ -138,7 +140,7 @@ class Method(lightning.LightningModule):
         """For methods with a rollout: score tokens before the first update. Each ``[N]``."""
         return {}
 
-    def advantages(self, rollout: Rollout) -> Rollout:
+    def advantages(self, rollout: "Rollout") -> "Rollout":
         """For methods with a rollout: add a column ``advantages``, per completion ``[S]`` or per token ``[N]``."""
         raise NotImplementedError(f"{type(self).__name__} has no advantages(rollout) -> Rollout")
 
@@ -172,10 +174,17 @@ class Method(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         """Compare the log-probs of packed batches with the model's own forward, and prepare the components."""
-        difference = self.sharding.forward(verify, self.policy, self.factories.packing)
-        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
+        self.verify_packing()
         for component in self.components:
             component.before_fit(self.trainer)
+
+    def verify_packing(self) -> None:
+        """Check, once, that the model keeps the documents of a batch apart."""
+        if self.is_verified:
+            return
+        self.is_verified = True
+        difference = self.sharding.forward(verify, self.policy, self.factories.packing)
+        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: forward and backward of each micro-batch, clipping, update, scheduler and logging."""

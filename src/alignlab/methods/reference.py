@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from alignlab.distributed.strategies import Sharding
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums, token_counts
-from alignlab.methods.precompute import add_reference_column
 from alignlab.models.component import Component
 from alignlab.models.reference import MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
@@ -44,11 +43,6 @@ class MovingReferenceSettings(Settings):
     reference_decay: Annotated[float, Field(ge=0, lt=1)]
     reference_every_n_steps: Annotated[int, Field(ge=1)]
 
-    @property
-    def precomputes(self) -> bool:
-        """Whether reference log-probs are computed before training."""
-        return False
-
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSettings(MovingReferenceSettings):
@@ -60,11 +54,6 @@ class ReferenceSettings(MovingReferenceSettings):
     """
 
     precompute_reference: bool
-
-    @property
-    def precomputes(self) -> bool:
-        """Whether reference log-probs are computed before training."""
-        return self.precompute_reference
 
 
 class ReferencePolicy(Component):
@@ -124,22 +113,31 @@ class ReferencePolicy(Component):
         return sequence_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
 
     def before_fit(self, trainer: Any) -> None:
-        """Precompute the log-probs of all rows and free the reference, if ``precompute_reference`` is set."""
+        """Note the number format, by which policy and reference may differ."""
         self.is_low_precision = trainer.lightning_module.is_low_precision
-        if not self.settings.precomputes or self.is_none:
-            return
-        method, scorer = trainer.lightning_module, f"{self.fingerprint} {trainer.precision}"
-        score = partial(self._policy[1].forward, self.logps)
-        with method.scoring_mode():
-            add_reference_column(trainer.datamodule, COLUMN, scorer, score, method.device)
-        self.weights = None
+
+    @property
+    def precomputes(self) -> bool:
+        """Whether log-probs of all rows are computed before training."""
+        asked = isinstance(self.settings, ReferenceSettings) and self.settings.precompute_reference
+        return asked and not self.is_none
 
     def before_step(self, step: StepBatch, num_steps_done: int) -> None:
         """Check before the first step of the run that policy and reference agree."""
-        if num_steps_done == 0 and not self.is_none:
-            policy, sharding = self._policy
-            difference = sharding.forward(self._mean_log_ratio, policy, step.micro_batches[0])
-            self._check_identity(float(difference))
+        if num_steps_done > 0 or self.is_none:
+            return
+        policy, sharding = self._policy
+        difference = float(sharding.forward(self._mean_log_ratio, policy, step.micro_batches[0]))
+        log.info("log-ratio of policy and reference before the first step: %.3g nats per token", difference)
+        kind, tolerance = self.settings.reference, IDENTITY_TOLERANCE[self.is_low_precision]
+        if kind in OWN and kind != "base" and not difference <= tolerance:
+            raise InputError(
+                f"method.reference={kind}",
+                f"before the first step policy and reference differ by {difference:.3g} nats per token, and should be "
+                f"equal; the fingerprint of the reference is {self.fingerprint}",
+                "Type method.precompute_reference=false if its cached values are of other weights, or name the "
+                "reference that is meant: method.reference=base or a path",
+            )
 
     def after_step(self, num_steps_done: int) -> None:
         """Update a moving reference."""
@@ -158,16 +156,3 @@ class ReferencePolicy(Component):
         logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
         tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
         return ((logps - self.logps(batch)) / tokens).abs().mean()
-
-    def _check_identity(self, difference: float) -> None:
-        kind, may_differ = self.settings.reference, self.settings.reference not in OWN
-        log.info("log-ratio of policy and reference before the first step: %.3g nats per token", difference)
-        if may_differ or kind == "base" or difference <= IDENTITY_TOLERANCE[self.is_low_precision]:
-            return
-        raise InputError(
-            f"method.reference={kind}",
-            f"before the first step policy and reference differ by {difference:.3g} nats per token, and should be "
-            f"equal; the fingerprint of the reference is {self.fingerprint}",
-            "Type method.precompute_reference=false if its cached values are of other weights, or name the "
-            "reference that is meant: method.reference=base or a path",
-        )

@@ -177,8 +177,9 @@ def _start(channel: int, lifeline: int) -> subprocess.Popen:
 
 def _relay(output: TextIO) -> None:
     """Print what a reward prints, so that train.log contains it too."""
-    while text := output.readline(MAX_PRINTED):
-        print(text, end="", flush=True)
+    with output:
+        while text := output.readline(MAX_PRINTED):
+            print(text, end="", flush=True)
 
 
 def _stop(process: subprocess.Popen, lifeline: int, parent: int) -> None:

@@ -4,12 +4,11 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alignlab.data.datamodule import DataModule
 from alignlab.distributed.comm import all_gather, num_ranks, rank, sum_over_ranks
 from alignlab.rewards.counts import RewardCounts, merge_counts
 from alignlab.rewards.scorer import Scorer
@@ -20,6 +19,9 @@ from alignlab.rollout.sampler.base import Sampler
 from alignlab.rollout.settings import RolloutSettings
 from alignlab.types.rows import TokenRow
 
+if TYPE_CHECKING:
+    from alignlab.data.datamodule import DataModule
+
 Columns = dict[str, Tensor]
 
 
@@ -28,8 +30,7 @@ def collect(
     sampler: Sampler,
     scorer: Scorer,
     learner: Learner,
-    data: DataModule,
-    stop_tokens: Sequence[int],
+    data: "DataModule",
     prompts: Sequence[TokenRow],
     key: tuple[int, ...],
 ) -> tuple[Rollout, dict[str, RewardCounts]]:
@@ -40,8 +41,7 @@ def collect(
         sampler: Samples completions.
         scorer: Calls the rewards.
         learner: The method, which has the policy.
-        data: Data module, for the tokenizer and the seed.
-        stop_tokens: Tokens that end a completion.
+        data: Data module, for tokenizer, stop tokens and seed.
         prompts: P rows, the same on all ranks.
         key: Key of the random numbers, unique in the run: rollout, attempt, round, ….
 
@@ -59,7 +59,7 @@ def collect(
                 learner.policy,
                 [row.tokens for row in own_prompts],
                 num_completions=num_completions,
-                stop_tokens=stop_tokens,
+                stop_tokens=data.stop_tokens,
                 tokenizer=data.tokenizer,
                 generator=generators,
                 greedy=greedy,

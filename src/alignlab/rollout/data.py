@@ -11,13 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from alignlab.data.datamodule import DataModule
-from alignlab.data.tokenise.templates import choose_template, stop_tokens
 from alignlab.distributed.comm import num_ranks, rank
 from alignlab.errors import RunError
 from alignlab.losses.advantages import reward_ranges
@@ -26,7 +24,7 @@ from alignlab.rewards.counts import FailureLimit
 from alignlab.rewards.scorer import Scorer
 from alignlab.rollout.collect import collect
 from alignlab.rollout.learner import Learner
-from alignlab.rollout.loader import LoaderSettings, NextPrompts, RolloutLoader, prompt_windows
+from alignlab.rollout.loader import LoaderSettings, NextPrompts, RolloutLoader
 from alignlab.rollout.metrics import rollout_metrics
 from alignlab.rollout.rollout import Rollout
 from alignlab.rollout.sampler.base import Sampler
@@ -35,6 +33,9 @@ from alignlab.rollout.settings import RolloutSettings
 from alignlab.rollout.vllm.parity import measure
 from alignlab.rollout.weight_sync import PolicySource
 from alignlab.types.rows import TokenRow
+
+if TYPE_CHECKING:
+    from alignlab.data.datamodule import DataModule
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class RolloutData:
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
-    def loader(self, data: DataModule, learner: Learner, num_steps: int) -> RolloutLoader:
+    def loader(self, data: "DataModule", learner: Learner, num_steps: int) -> RolloutLoader:
         """Make the loader of this rank's optimizer steps.
 
         Args:
@@ -118,7 +119,7 @@ class RolloutData:
             packing=data.load.packing,
             pad_token_id=data.tokenizer.pad_token_id or 0,
         )
-        windows = prompt_windows(data, self.settings.steps_per_rollout)
+        windows = partial(data.window, num_steps=self.settings.steps_per_rollout)
         produce = partial(self.roll_out, data, learner)
         ranks = {"rank": rank(), "num_ranks": num_ranks()}
         return RolloutLoader(windows, produce, settings=settings, num_steps=num_steps, state=self, **ranks)
@@ -137,7 +138,7 @@ class RolloutData:
         self.scorer.close()
 
     def roll_out(
-        self, data: DataModule, learner: Learner, number: int, next_prompts: NextPrompts
+        self, data: "DataModule", learner: Learner, number: int, next_prompts: NextPrompts
     ) -> tuple[list[TokenRow], dict[str, float]]:
         """Sample completions, score them, compute advantages, and make rows.
 
@@ -150,11 +151,10 @@ class RolloutData:
         Returns:
             Rows, and metrics to log; the same on all ranks.
         """
-        ends = sorted(stop_tokens(data.tokenizer, choose_template(data.tokenizer, data.tokens.chat_template)))
         prompt = data.train[0].tokens
-        source = PolicySource(learner, data.tokenizer, data.load.packing, prompt, ends, self.log_dir)
+        source = PolicySource(learner, data.tokenizer, data.load.packing, prompt, data.stop_tokens, self.log_dir)
         metrics, started = self.sampler.refresh(source), time.perf_counter()
-        sample = partial(collect, self.settings, self.sampler, self.scorer, learner, data, ends)
+        sample = partial(collect, self.settings, self.sampler, self.scorer, learner, data)
         sampled, kept = self._gather(sample, number, next_prompts)
         self.latest = sampled
         sampling_ended = time.perf_counter()
@@ -165,7 +165,7 @@ class RolloutData:
         metrics |= rollout_metrics(sampled, self.settings.right_reward) | rollout.metrics | self._adapt_kl_coef(rollout)
         return rollout.rows(data.plan.max_tokens_per_micro_batch), metrics
 
-    def _score(self, rollout: Rollout, data: DataModule, learner: Learner) -> Rollout:
+    def _score(self, rollout: Rollout, data: "DataModule", learner: Learner) -> Rollout:
         """Score a rollout before the first update: old and reference log-probs, values, entropies."""
         if not learner.score_names:
             return rollout

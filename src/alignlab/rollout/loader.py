@@ -13,8 +13,6 @@ import numpy as np
 
 from alignlab.data.batching.collate import collate, totals
 from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
-from alignlab.data.batching.steps import table_steps
-from alignlab.data.datamodule import DataModule
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
 
@@ -36,17 +34,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state."""
-
-
-def prompt_windows(data: DataModule, steps_per_rollout: int) -> Prompts:
-    """Windows of prompts, each with the prompts of one rollout."""
-    plan = replace(data.plan, global_batch_size=data.plan.global_batch_size * steps_per_rollout)
-
-    def window(number: int) -> tuple[Sequence[TokenRow], float]:
-        step = next(table_steps(data.train, plan, 0, 1, number))
-        return step.rows, step.epoch
-
-    return window
 
 
 @dataclass(frozen=True, kw_only=True)

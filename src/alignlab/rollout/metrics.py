@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 from alignlab.losses.advantages import group_metrics
@@ -44,4 +45,4 @@ def means_by_name(columns: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _std(values: Tensor) -> Tensor:
     known = values[~values.isnan()]
-    return known.std(correction=min(1, max(known.numel() - 1, 0)))
+    return known.std(correction=min(1, known.numel() - 1)) if known.numel() else known.sum() * torch.nan

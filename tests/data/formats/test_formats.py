@@ -218,7 +218,7 @@ def test_a_label_that_is_no_verdict_is_refused_where_one_is_needed(label):
 
 @pytest.mark.parametrize("value", ["NaN", "1e400", '"\\ud83d"', "[" * 70 + "]" * 70], ids=lambda value: value[:9])
 def test_json_in_a_text_is_read_as_strictly_as_a_file(value):
-    with pytest.raises(InputError, match="field 'tools' is no valid JSON"):
+    with pytest.raises(InputError, match="field 'tools' is not valid JSON"):
         row({"messages": TALK, "tools": f'[{{"name": {value}}}]'})
 
 

@@ -202,7 +202,7 @@ OWN_ODD = {
         (2, ["wrong_byte.jsonl:3: byte 0xFF in column 9 is not UTF-8"]),
     ),
     "half_pair.jsonl": (TWO + '\n{"text": "\\ud83d"}', (2, ["half_pair.jsonl:3: field 'text' holds half"])),
-    "twice.jsonl": ('{"text": "a", "text": "b"}\n' + TWO, (2, ["twice.jsonl:1: field 'text' stands twice"])),
+    "twice.jsonl": ('{"text": "a", "text": "b"}\n' + TWO, (2, ["twice.jsonl:1: field 'text' appears twice"])),
     "broken_middle.jsonl": (
         TWO.replace("\n", "\n{'text': 1}\nword\nnull\n[]\n{}\n7\n"),
         (2, ["6 of 8 rows", "middle.jsonl:2: not JSON", "middle.jsonl:3: not JSON", "middle.jsonl:4: "]),

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -59,8 +62,35 @@ def test_it_is_refused_where_it_cannot_be_made(monkeypatch):
     words = ["strategy=deepspeed_z2_offload", "optimizer=cpu_adamw", "trainer.accelerator=cpu"]
     compat.check(schema.check(compose(words)))
     monkeypatch.setattr(compat, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="it is part of DeepSpeed, which is not installed"):
+    with pytest.raises(InputError, match="an optimizer of DeepSpeed, which is not installed"):
         compat.check(schema.check(compose(words)))
+
+
+SHARDED = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from alignlab.distributed.strategies.cpu_adamw import cpu_adamw
+dist.init_process_group("gloo", init_method=f"file://{FILE}", rank=0, world_size=1)
+model = fully_shard(torch.nn.Linear(4, 4), mesh=init_device_mesh("cpu", (1,)))
+optimizer = cpu_adamw(model.parameters(), lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0)
+model(torch.ones(1, 4)).sum().backward()
+print("before the step", flush=True)
+optimizer.step()
+"""
+
+
+def test_shards_of_fsdp_end_the_process(op, tmp_path):
+    command = [sys.executable, "-c", f"FILE = {str(tmp_path / 'store')!r}\n{SHARDED}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert "before the step" in ended.stdout and ended.returncode == -signal.SIGSEGV
+
+
+def test_a_weight_on_another_device_stops_it(op):
+    parameter = torch.nn.Parameter(torch.ones(2, device="meta"))
+    parameter.grad = torch.ones(2, device="meta")
+    with pytest.raises(AssertionError, match="must be 'cpu'"):
+        cpu_adamw([parameter], **SETTINGS).step()
 
 
 def test_it_is_refused_with_fsdp():

@@ -1,4 +1,4 @@
-"""``strategy.config_file=``: apply a DeepSpeed JSON file to the composed config."""
+"""``strategy.config_file=``: apply a DeepSpeed JSON file to the resolved config."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
 
 
 def take_over_file(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
-    """Apply the file to the config, if one is named, and return the result.
+    """Return the config with the settings of the file; without a file, the config as it is.
 
     Args:
         config: Resolved config, not yet checked.

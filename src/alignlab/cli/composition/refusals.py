@@ -121,7 +121,8 @@ def _choices(override: Override) -> list[str]:
     if override.is_discrete_sweep():
         return list(override.sweep_string_iterator())
     value: Any = override.value()
-    return [_word(choice) for choice in (value if isinstance(value, list) else [value]) if choice is not None]
+    listed = [_word(choice) for choice in (value if isinstance(value, list) else [value]) if choice is not None]
+    return list(dict.fromkeys(listed))
 
 
 def _word(choice: Any) -> str:

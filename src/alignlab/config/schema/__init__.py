@@ -22,7 +22,7 @@ def check(
 ) -> Config:
     """Resolve and check a composed config, from options, experiment files and the command line.
 
-    A config is resolved only here, and not changed afterwards.
+    A config is resolved only here; the result is passed on and never changed.
 
     Args:
         cfg: Composed config; ``run_dir`` may be null.
@@ -38,7 +38,7 @@ def check(
     """
     findings = Findings()
     plain, missing = _plain(cfg)
-    plain = hide_all("", change(plain) if change else plain)  # the change may make secrets
+    plain = hide_all("", change(plain) if change else plain)  # some become secrets only by interpolation
     for key in filter(partial(_is_not_given, plain), missing):
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
     for path, hints in sections.items():

@@ -20,7 +20,7 @@ def cpu_adamw(
     eps: Annotated[float, Field(gt=0)],
     weight_decay: Annotated[float, Field(ge=0)],
 ) -> Optimizer:
-    """AdamW (arXiv 1711.05101) by DeepSpeed's ``cpu_adam``, which is compiled when it is first asked for.
+    """AdamW (arXiv 1711.05101) by DeepSpeed's ``cpu_adam``, which is compiled on first use.
 
     Args:
         params: Parameters in host memory, or groups of them.
@@ -33,23 +33,23 @@ def cpu_adamw(
         InputError: DeepSpeed is not installed, or the operation does not compile.
     """
     if find_spec("deepspeed") is None:
-        raise InputError("optimizer=cpu_adamw", "it is part of DeepSpeed, which is not installed", INSTEAD)
+        raise InputError("optimizer=cpu_adamw", "it is an optimizer of DeepSpeed, which is not installed", INSTEAD)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     try:
         made = DeepSpeedCPUAdam(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, adamw_mode=True)
-        made.ds_opt_adam = Forgetful(made.ds_opt_adam, lr, *betas, eps, weight_decay, True, False)
+        made.ds_opt_adam = Stateless(made.ds_opt_adam, lr, *betas, eps, weight_decay, True, False)
         return made
     except (RuntimeError, ImportError, OSError) as error:
         why = f"DeepSpeed's cpu_adam cannot be compiled here ({_first_cause(error)})"
         raise InputError("optimizer=cpu_adamw", why, INSTEAD) from error
 
 
-class Forgetful:
-    """DeepSpeed's operation without a memory of the steps before, so that a resumed run equals one that was not cut.
+class Stateless:
+    """DeepSpeed's operation without state between steps, so that a resumed run equals an uninterrupted one.
 
-    DeepSpeed multiplies powers of the betas up from step to step in float32, and after a resume takes them from the
-    number of the step, which gives other last digits. Here they come from that number in every step.
+    DeepSpeed multiplies the powers of the betas from step to step in float32, but computes them from the number of the
+    step after a resume, and the last digits differ. Here they are computed from the number in every step.
 
     Args:
         op: The compiled operation.

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from alignlab.distributed.strategies.base import Result, Sharding, moves_weights, tensors_of
+from alignlab.distributed.strategies.compiled_ops import remove_dead_locks
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
 from alignlab.distributed.strategies.zero_state import EngineState
 
@@ -228,6 +229,7 @@ def deepspeed_z1(
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    remove_dead_locks()
     return DeepSpeed(config=copy.deepcopy(config), timeout=timedelta(seconds=timeout_seconds))
 
 

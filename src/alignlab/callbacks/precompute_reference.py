@@ -9,10 +9,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
+import lightning
 import torch
 from filelock import FileLock
 from torch import Tensor
@@ -25,6 +27,8 @@ from alignlab.data.table.cache import user_cache
 from alignlab.data.table.table import TokenTable
 from alignlab.distributed.comm import all_gather, num_ranks, rank
 from alignlab.losses import logps
+from alignlab.methods.base import Method
+from alignlab.methods.reference import COLUMN, ReferencePolicy
 from alignlab.models import packed_attention, scoring
 from alignlab.system.disk import write_text
 from alignlab.types import layout
@@ -39,6 +43,21 @@ CODE = (scoring, packed_attention, layout, logps, mismatch)
 """Modules whose source code is part of the cache key."""
 
 Score = Callable[[MicroBatch], Tensor]
+
+
+class PrecomputeReference(lightning.Callback):
+    """Scores all rows with the method's reference before training, where the method asks for it."""
+
+    def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
+        """Add the column of log-probs, and free the reference."""
+        for reference in method.components:
+            if isinstance(reference, ReferencePolicy) and reference.precomputes:
+                method.verify_packing()
+                score = partial(method.sharding.forward, reference.logps)
+                fingerprint = f"{reference.fingerprint} {trainer.precision}"
+                with method.scoring_mode():
+                    add_reference_column(trainer.datamodule, COLUMN, fingerprint, score, method.device)
+                reference.weights = None  # from now on log-probs come from the column
 
 
 def add_reference_column(data: DataModule, name: str, fingerprint: str, score: Score, device: torch.device) -> None:

@@ -5,9 +5,8 @@ import weakref
 
 import pytest
 
-from alignlab.methods import precompute
-from alignlab.methods.precompute import column_key
-from alignlab.methods.reference import ReferencePolicy
+from alignlab.callbacks import precompute_reference as precompute
+from alignlab.callbacks.precompute_reference import PrecomputeReference, column_key
 from tests.commands import QUIET, alignlab, metrics, summary
 
 COMMON = [
@@ -128,15 +127,15 @@ def test_a_key_is_of_the_rows_the_weights_and_the_code(tmp_path, monkeypatch):
 
 def test_it_shows_its_progress_and_frees_the_reference(train, monkeypatch, caplog):
     """12 rows in steps of 5: three batches, each with a line where none is too early for one."""
-    seen, start = [], ReferencePolicy.before_fit
+    seen, start = [], PrecomputeReference.on_fit_start
 
-    def before_fit(reference, trainer):
-        copies = weakref.ref(reference.weights.model)
-        start(reference, trainer)
+    def on_fit_start(callback, trainer, method):
+        copies = weakref.ref(method.reference.weights.model)
+        start(callback, trainer, method)
         gc.collect()
-        seen.append((copies(), reference.weights))
+        seen.append((copies(), method.reference.weights))
 
-    monkeypatch.setattr(ReferencePolicy, "before_fit", before_fit)
+    monkeypatch.setattr(PrecomputeReference, "on_fit_start", on_fit_start)
     monkeypatch.setattr(precompute, "SECONDS_BETWEEN_LINES", -1)
     train("method=dpo", "trainer.max_steps=1")
     assert seen == [(None, None)]
