@@ -103,7 +103,7 @@ def test_contracted_keys_are_there():
 def test_a_choice_brings_what_it_asks_of_other_groups():
     assert compose(["peft=prefix"]).data.packing is False
     assert compose(["peft=lora"]).data.packing is True
-    with pytest.raises(InputError, match="cannot be laid end to end"):
+    with pytest.raises(InputError, match="cannot be packed"):
         compat.check(schema.check(compose(["peft=prefix", "data.packing=true"])))
 
 

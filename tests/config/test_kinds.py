@@ -9,8 +9,8 @@ import pytest
 
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
-from alignlab.config.build import build, fitting, locate
-from alignlab.config.kinds import LIBRARY, PLACES, home
+from alignlab.config.build import build, checked_target, locate
+from alignlab.config.kinds import EXPECTED_KINDS, FORBIDDEN, root_module
 from alignlab.errors import InputError
 from alignlab.methods.dpo import DPO
 from alignlab.methods.sft import SFT
@@ -19,7 +19,7 @@ ACTS_WHEN_IMPORTED = {"antigravity", "this", "idlelib", "lib2to3", "turtle", "tu
 AROUND = {"method.loss": (SFT, "loss"), "method.divergence": (DPO, "divergence"), "method.loss.mine": (DPO, "loss")}
 """Places whose kind is what the argument there is annotated with."""
 
-EVERY_PLACE = [(name.replace("*", "mine"), None, "") for name in PLACES]
+EVERY_PLACE = [(name.replace("*", "mine"), None, "") for name in EXPECTED_KINDS]
 EVERY_PLACE += [(name, around, argument) for name, (around, argument) in AROUND.items()]
 EVERY_PLACE += [("model.config", None, ""), ("tags.0", None, ""), ("data", None, ""), ("strategy.config.x", None, "")]
 
@@ -57,7 +57,7 @@ OTHERS = [
 def refused(path: str, place: str, around, argument: str) -> bool:
     for partial in (False, True):
         try:
-            fitting(place, {"_target_": path, "_partial_": partial}, around, argument)
+            checked_target(place, {"_target_": path, "_partial_": partial}, around, argument)
         except InputError:
             continue
         return False
@@ -102,7 +102,9 @@ def test_no_alias_leads_to_the_standard_library():
         f"{module}.{name}"
         for module in modules
         for name, value in list(vars(sys.modules[module]).items())
-        if not name.startswith("__") and home(value) in LIBRARY and (callable(value) or inspect.ismodule(value))
+        if not name.startswith("__")
+        and root_module(value) in FORBIDDEN
+        and (callable(value) or inspect.ismodule(value))
     ]
     assert len(paths) > 1000
     assert list(filter(can_be_located, paths)) == []
@@ -198,9 +200,9 @@ def test_a_class_or_function_of_ones_own_needs_no_permission(place, name, partia
     (tmp_path / "ownlab.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     node, around = {"_target_": f"ownlab.{name}", "_partial_": partial}, AROUND.get(place, (None, ""))
-    assert fitting(place, node, *around).__name__ == name
+    assert checked_target(place, node, *around).__name__ == name
     with pytest.raises(InputError, match=f"{place}._partial_={str(partial).lower()}"):
-        fitting(place, node | {"_partial_": not partial}, *around)
+        checked_target(place, node | {"_partial_": not partial}, *around)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +221,12 @@ def test_what_an_argument_is_annotated_with_may_stand_there(words):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("tags=[{_target_: torch.optim.AdamW}]", "tags.0._target_=torch.optim.AdamW: nothing there takes an object"),
-        ("trainer._target_={}", "it is no dotted path"),
-        ("trainer._target_=5", "it is no dotted path"),
-        ("optimizer._target_=torch..AdamW", "it is no dotted path"),
+        ("tags=[{_target_: torch.optim.AdamW}]", "tags.0._target_=torch.optim.AdamW: this key takes no object"),
+        ("trainer._target_={}", "it is not a dotted path"),
+        ("trainer._target_=5", "it is not a dotted path"),
+        ("optimizer._target_=torch..AdamW", "it is not a dotted path"),
         ("strategy._target_=torch.optim.AdamW", "strategy._target_"),
-        ("data._target_=alignlab.data.sources.arithmetic.Arithmetic", "nothing there takes an object"),
+        ("data._target_=alignlab.data.sources.arithmetic.Arithmetic", "this key takes no object"),
         ("trainer._args_=[1]", "arguments are given by name"),
         ("method._recursive_=false", "arguments are given by name"),
         ("method._convert_=all", "arguments are given by name"),

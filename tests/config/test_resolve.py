@@ -88,7 +88,7 @@ HYDRA = {
     "callbacks: {x: {_target_: acting.Acting}}": "hydra.callbacks.x",
     "launcher: {_target_: acting.Acting}": "hydra.launcher",
     "sweeper: {_target_: subprocess.Popen}": "hydra.sweeper",
-    "sweeper: {params: {_target_: acting.Acting}}": "nothing there takes an object",
+    "sweeper: {params: {_target_: acting.Acting}}": "this key takes no object",
     "job_logging: {handlers: {x: {(): acting.act}}}": "hydra.job_logging.handlers.x.()",
     "hydra_logging: {handlers: {x: {class: acting.Acting}}}": "hydra.hydra_logging.handlers.x.class",
     "job_logging: {handlers: {x: {class: logging.FileHandler, filename: made}}}": "hydra.job_logging.handlers.x.class",

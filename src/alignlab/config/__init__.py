@@ -1,1 +1,1 @@
-"""From a composed config to checked values and objects."""
+"""Check a composed config, and build the objects that it describes."""

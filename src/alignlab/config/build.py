@@ -1,8 +1,8 @@
-"""From a config node to the object that its ``_target_`` names: the only door through which configuration runs code.
+"""Build the object that the ``_target_`` of a config node names. A config runs code only through this module.
 
-A config that somebody sent is not a program. Each place takes a kind of object (``kinds``), checked before anything is
-called, and nothing of the standard library. A class of one's own installed package needs no permission: a callback is
-a callback wherever it comes from. The module that a target names is imported, which runs that module.
+A config from another person must not be able to run arbitrary code. Each key accepts one kind of object (``kinds``),
+which is checked before anything is called, and nothing from the standard library. A class of any installed package is
+accepted if it is of that kind. The module of a target is imported, which runs it.
 """
 
 import functools
@@ -13,38 +13,39 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from alignlab.config.kinds import LIBRARY, home, kinds_at
+from alignlab.config.kinds import FORBIDDEN, expected_kinds, root_module
 from alignlab.config.signatures import VARIADIC, parameters, with_settings
 from alignlab.errors import InputError, nearest
 from alignlab.system.credentials import revealed
 
 CONTROL = {"_target_", "_partial_"}
-"""Keys of a node that are no arguments."""
+"""Keys of a node that are not arguments."""
 
 
-def build(place: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
-    """Make the object that a node describes, its nested nodes first.
+def build(key: str, node: Mapping[str, Any] | None, **extra: Any) -> Any:
+    """Build the object that a node describes, and first those of nested nodes.
 
     Args:
-        place: Dotted key of the node in the config, which decides what it may be.
-        node: ``_target_`` and its keyword arguments, plain and resolved, or None. Strings are taken as they stand, but
-            for references to secrets, which are filled in here.
-        **extra: Further keyword arguments that no config can hold (a model, a tokenizer); they win over the node's.
+        key: Dotted key of the node in the config, which determines the kind of object.
+        node: ``_target_`` and its keyword arguments, plain and resolved, or None. References to secrets in strings are
+            replaced here.
+        **extra: Further keyword arguments that a config cannot have (a model, a tokenizer); they override the node's.
 
     Returns:
         The object; with ``_partial_: true`` a ``functools.partial``; None for None.
 
     Raises:
-        InputError: The place takes no such object, the target cannot be imported, an argument is missing, or the target
-            refuses a value.
+        InputError: The object is not of the kind of the key, the target cannot be imported, an argument is missing, or
+            the target refuses a value.
     """
-    return None if node is None else _make(place, node, extra, None, "")
+    return None if node is None else _build(key, node, extra, None, "")
 
 
-def _make(place: str, node: Mapping[str, Any], extra: Mapping[str, Any], around: Any, argument: str) -> Any:
-    target, name = fitting(place, node, around, argument), node["_target_"]
-    given = {key: value for key, value in node.items() if key not in CONTROL}
-    arguments = {key: _made(f"{place}.{key}", value, target, key) for key, value in given.items()} | dict(extra)
+def _build(key: str, node: Mapping[str, Any], extra: Mapping[str, Any], parent: Any, argument: str) -> Any:
+    target, name = checked_target(key, node, parent, argument), node["_target_"]
+    given = {argument: value for argument, value in node.items() if argument not in CONTROL}
+    arguments = {name: _build_value(f"{key}.{name}", value, target, name) for name, value in given.items()}
+    arguments |= extra
     if node.get("_partial_"):
         return functools.partial(target, **arguments)
     _refuse_missing(name, target, arguments)
@@ -54,65 +55,65 @@ def _make(place: str, node: Mapping[str, Any], extra: Mapping[str, Any], around:
         raise InputError(f"{name} with {_shown(given)}", str(error), "Change what it names") from error
 
 
-def _made(place: str, value: Any, around: Any, argument: str) -> Any:
-    """A value with the objects made that nodes within it describe."""
+def _build_value(key: str, value: Any, parent: Any, argument: str) -> Any:
+    """A value in which nodes are replaced by their objects."""
     if isinstance(value, Mapping) and "_target_" in value:
-        return _make(place, value, {}, around, argument)
+        return _build(key, value, {}, parent, argument)
     if isinstance(value, Mapping):
-        return {key: _made(f"{place}.{key}", part, around, argument) for key, part in value.items()}
+        return {name: _build_value(f"{key}.{name}", item, parent, argument) for name, item in value.items()}
     if isinstance(value, list):
-        return [_made(f"{place}.{index}", part, around, argument) for index, part in enumerate(value)]
-    return revealed(place, value) if isinstance(value, str) else value
+        return [_build_value(f"{key}.{index}", item, parent, argument) for index, item in enumerate(value)]
+    return revealed(key, value) if isinstance(value, str) else value
 
 
-def build_all(place: str, nodes: Mapping[str, Mapping[str, Any] | None], **extra: Any) -> dict[str, Any]:
-    """Make the objects of a group whose nodes stand side by side (``logger``, ``callbacks``).
+def build_all(key: str, nodes: Mapping[str, Mapping[str, Any] | None], **extra: Any) -> dict[str, Any]:
+    """Build the objects of a group with several nodes (``logger``, ``callbacks``).
 
     Args:
-        place: Dotted key of the group.
-        nodes: Nodes by name; None leaves one out.
-        **extra: What no config can hold, for those targets that have an argument by the name.
+        key: Dotted key of the group.
+        nodes: Nodes by name; None for no object.
+        **extra: Further keyword arguments, for the targets that accept them.
     """
-    made = {}
+    built = {}
     for name, node in nodes.items():
         if node is not None:
-            target = fitting(f"{place}.{name}", node)
-            taken = {key: value for key, value in extra.items() if key in parameters(target)}
-            made[name] = build(f"{place}.{name}", node, **taken)
-    return made
+            target = checked_target(f"{key}.{name}", node)
+            accepted = {argument: value for argument, value in extra.items() if argument in parameters(target)}
+            built[name] = build(f"{key}.{name}", node, **accepted)
+    return built
 
 
-def fitting(place: str, node: Mapping[str, Any], around: Any = None, argument: str = "") -> Callable[..., Any]:
-    """The class or function of a node, if its place takes such a one; nothing is called.
+def checked_target(key: str, node: Mapping[str, Any], parent: Any = None, argument: str = "") -> Callable[..., Any]:
+    """Import the class or function of a node, and check that its kind fits the key. Nothing is called.
 
     Args:
-        place: Dotted key of the node.
-        node: With ``_target_``.
-        around: Class or function of the node that this one lies in, if any.
-        argument: Of that, the argument that this node lies in.
+        key: Dotted key of the node.
+        node: Node with ``_target_``.
+        parent: Class or function of the enclosing node, if there is one.
+        argument: Argument of ``parent`` that contains the node.
 
     Raises:
-        InputError: It is not of the kind of its place, waits where it must not or does not where it must, cannot be
-            found, or comes from the standard library.
+        InputError: It is not of the kind of its key, ``_partial_`` is wrong, it cannot be found, or it is from the
+            standard library.
     """
-    asked, path = f"{place}._target_={node['_target_']}", node["_target_"]
+    asked, path = f"{key}._target_={node['_target_']}", node["_target_"]
     try:
         target = locate(path)
     except InputError as error:
-        raise InputError(f"{place}.{error.asked}", error.why, error.instead) from error
-    kinds = kinds_at(place, around, argument)
+        raise InputError(f"{key}.{error.asked}", error.why, error.instead) from error
+    kinds = expected_kinds(key, parent, argument)
     if not kinds:
-        raise InputError(asked, "nothing there takes an object", f"Leave out {place}._target_")
+        raise InputError(asked, "this key takes no object", f"Remove {key}._target_")
     kind = next((kind for kind in kinds if kind.fits(target)), None)
     if kind is None:
-        wanted = ", or ".join(dict.fromkeys(kind.words for kind in kinds))
+        wanted = ", or ".join(dict.fromkeys(kind.description for kind in kinds))
         raise InputError(asked, f"it should be {wanted}", "Name one, of any installed package")
-    for key in ("_args_", "_convert_", "_recursive_"):
-        if key in node:
-            raise InputError(f"{place}.{key}={node[key]}", "arguments are given by name", f"Leave out {place}.{key}")
-    if node.get("_partial_", False) is not kind.waits(target):
-        why = "training calls it" if kind.waits(target) else "it is made when the run starts"
-        instead = f"Type {place}._partial_={'true' if kind.waits(target) else 'false'}"
+    for option in ("_args_", "_convert_", "_recursive_"):
+        if option in node:
+            raise InputError(f"{key}.{option}={node[option]}", "arguments are given by name", f"Remove {key}.{option}")
+    if node.get("_partial_", False) is not kind.is_partial(target):
+        why = "training calls it" if kind.is_partial(target) else "it is made when the run starts"
+        instead = f"Type {key}._partial_={'true' if kind.is_partial(target) else 'false'}"
         raise InputError(f"{asked} with _partial_={node.get('_partial_', False)}", why, instead)
     return target
 
@@ -120,33 +121,35 @@ def fitting(place: str, node: Mapping[str, Any], around: Any = None, argument: s
 @functools.cache
 def _locate(path: str) -> Callable[..., Any]:
     parts = path.split(".")
-    if parts[0] in LIBRARY or any(part.startswith("__") for part in parts):
+    if parts[0] in FORBIDDEN or any(part.startswith("__") for part in parts):
         raise _refused(path)
-    found = _first_module(path, parts[0])
+    target = _first_module(path, parts[0])
     for index, part in enumerate(parts[1:], start=2):
-        if not inspect.ismodule(found) and not inspect.isclass(found):
-            raise InputError(f"_target_={path}", f"'{parts[index - 2]}' is no module", "Name a class or a function")
-        found = _member(path, found, part, ".".join(parts[:index]))
-        if home(found) in LIBRARY:
+        if not inspect.ismodule(target) and not inspect.isclass(target):
+            raise InputError(f"_target_={path}", f"'{parts[index - 2]}' is not a module", "Name a class or a function")
+        target = _member(path, target, part, ".".join(parts[:index]))
+        if root_module(target) in FORBIDDEN:
             raise _refused(path)
-    if not callable(found):
+    if not callable(target):
         raise InputError(f"_target_={path}", "it can be imported but not called", "Name a class or a function")
-    return found
+    return target
 
 
 def locate(path: Any) -> Callable[..., Any]:
-    """The class or function at a dotted path.
+    """Import the class or function at a dotted path.
 
     Raises:
         InputError: It does not exist, cannot be imported, cannot be called, or is part of the standard library.
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
-        raise InputError(f"_target_={path}", "it is no dotted path", "Name a class or function, as package.module.Name")
+        raise InputError(
+            f"_target_={path}", "it is not a dotted path", "Name a class or function, as package.module.Name"
+        )
     return _locate(path)
 
 
 def _refused(path: str) -> InputError:
-    why = "the standard library, installers and readers of pickles are no targets, whoever wrote the config"
+    why = "targets from the standard library, installers and readers of pickles are refused"
     return InputError(f"_target_={path}", why, "Name a class or function of a package that is meant to be configured")
 
 
@@ -156,7 +159,7 @@ def _first_module(path: str, name: str) -> Any:
     except ImportError as error:
         instead = f"Install '{name}', or put its folder on PYTHONPATH"
         raise InputError(f"_target_={path}", f"'{name}' cannot be imported ({error})", instead) from error
-    except Exception as error:  # a module of others may fail in any way
+    except Exception as error:  # a third-party module may raise anything
         raise _broken(path, name, error) from error
 
 
@@ -172,7 +175,7 @@ def _member(path: str, parent: Any, name: str, dotted: str) -> Any:
         public = [option for option in dir(parent) if not option.startswith("_")]
         why = f"{getattr(parent, '__name__', parent)} has no '{name}'"
         raise InputError(f"_target_={path}", why, nearest(name, public)) from error
-    except Exception as error:  # a module of others may fail in any way
+    except Exception as error:  # a third-party module may raise anything
         raise _broken(path, dotted, error) from error
 
 

@@ -1,7 +1,7 @@
-"""Combinations that cannot work, refused before any weight is loaded: when · because · instead.
+"""Combinations of settings that do not work, refused before any weight is loaded.
 
-A row stands here only for what was seen to fail or is stated to fail by the library concerned. What works is not
-refused, however unwise.
+A rule is listed only if the combination was observed to fail, or its library documents that it fails. Combinations that
+work are not refused, even if they are not useful.
 """
 
 import os
@@ -17,7 +17,7 @@ from alignlab.errors import InputError, raise_all
 
 
 class Config:
-    """Read-only view of a plain config by dotted key; what is not there is None."""
+    """Read-only view of a plain config by dotted key; None for keys that do not exist."""
 
     def __init__(self, plain: Mapping[str, Any]):
         self.plain = plain
@@ -30,13 +30,13 @@ class Config:
 
 
 class Rule(NamedTuple):
-    """A combination that cannot work.
+    """A combination of settings that does not work.
 
     Args:
-        keys: What was asked, shown with its values.
-        when: Whether a config asks for it.
-        because: Why it cannot be done.
-        instead: What to type.
+        keys: Keys to show with their values.
+        when: Whether a config has the combination.
+        because: Why it does not work.
+        instead: What to type instead.
     """
 
     keys: tuple[str, ...]
@@ -46,14 +46,14 @@ class Rule(NamedTuple):
 
 
 def check(plain: Mapping[str, Any], rows: tuple[Rule, ...] | None = None) -> None:
-    """Raise all the reasons why a config cannot run.
+    """Raise an error with all rules that a config breaks.
 
     Args:
         plain: Resolved config as plain containers.
-        rows: Combinations; ``ROWS`` by default.
+        rows: Rules; ``ROWS`` by default.
 
     Raises:
-        InputError: One or more rows apply.
+        InputError: The config breaks one or more rules.
     """
     config = Config(plain)
     raise_all([_refusal(row, config) for row in (ROWS if rows is None else rows) if row.when(config)])
@@ -65,7 +65,7 @@ def _refusal(row: Rule, config: Config) -> InputError:
 
 
 def _shown(value: Any) -> Any:
-    """A node by the name of its target."""
+    """A value as text; a node is shown by its target."""
     value = value.get("_target_", value) if isinstance(value, Mapping) else value
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
@@ -85,18 +85,18 @@ def _lacks(package: str) -> bool:
 
 
 NARROW_WEIGHTS = ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16")
-"""Precisions under which Lightning casts the whole module."""
+"""Precisions with which Lightning casts the whole module."""
 
 SOURCE_KEYS = {"path": None, "format": "auto", "columns": {}, "validation_path": None}
-"""Keys of ``data`` that only its source reads, with their defaults."""
+"""Keys of ``data`` that only its source uses, with their defaults."""
 
 
 def _unread(key: str) -> Rule:
-    """A key of ``data`` that was given, but that the chosen source does not take over."""
+    """A key of ``data`` that is set, but that the source does not use."""
     return Rule(
         (f"data.{key}", "data.source"),
         lambda c: c[f"data.{key}"] != SOURCE_KEYS[key] and c["data.source"] and key not in source_node(c["data"]),
-        "this source does not read it",
+        "this source does not use it",
         "Type data=jsonl for files, or leave it out",
     )
 
@@ -108,26 +108,26 @@ def _has_asynchronous_io() -> bool:
 
 
 def _is_offloaded(config: Config) -> bool:
-    """Whether the optimizer's master weights rest on the host."""
+    """Whether the optimizer's master weights are in host memory."""
     return config["strategy.config.zero_optimization.offload_optimizer.device"] in ("cpu", "nvme")
 
 
 def _engine_precision(config: Config) -> str | None:
-    """The number format that DeepSpeed's own config asks for, as the trainer's precision begins."""
+    """The precision of DeepSpeed's own config, as the prefix of the trainer's precision; None if it has none."""
     formats = {"fp16": "16", "bf16": "bf16"}
     return next((word for key, word in formats.items() if config[f"strategy.config.{key}.enabled"] is True), None)
 
 
-NARROWINGS = {"top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
-"""What makes some tokens less probable than the model has them, with the value at which it does not."""
+TRUNCATION = {"top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1}
+"""Sampling settings that change probabilities beyond the temperature, with the values that disable them."""
 
 
 def _is_vllm(config: Config) -> bool:
     return _is(config, "rollout", "VLLMRollout")
 
 
-def _is_narrowed(config: Config) -> bool:
-    return any(config[f"rollout.{name}"] != neutral for name, neutral in NARROWINGS.items())
+def _is_truncated(config: Config) -> bool:
+    return any(config[f"rollout.{name}"] != neutral for name, neutral in TRUNCATION.items())
 
 
 def _is_plain_lora(config: Config) -> bool:
@@ -148,17 +148,17 @@ def _is_single(config: Config) -> bool:
 
 
 def _one_device(config: Config) -> bool:
-    """Whether the trainer would start one process in all."""
+    """Whether the trainer uses a single process."""
     devices, accelerator = config["trainer.devices"], config["trainer.accelerator"]
     return devices in (1, "1", [0]) or (devices == "auto" and num_local_processes(devices, accelerator) == 1)
 
 
 def _deepspeed_row(section: str, ours: str, instead: str) -> Rule:
-    """A section of DeepSpeed's config whose matter is settled elsewhere."""
+    """A section of DeepSpeed's config that is set elsewhere in the config."""
     return Rule(
         (f"strategy.config.{section}",),
         lambda c: _on_deepspeed(c) and c[f"strategy.config.{section}"] is not None,
-        f"{ours} stands outside DeepSpeed's config, so that it is the same under every strategy",
+        f"{ours} is set outside DeepSpeed's config, so that it is the same with every strategy",
         instead,
     )
 
@@ -180,13 +180,13 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("trainer.precision",),
         lambda c: str(c["trainer.precision"]) in NARROW_WEIGHTS,
-        "it also narrows the model's rotary frequencies, after which positions beyond a few hundred blur",
+        "it also casts the model's rotary frequencies, which makes positions beyond a few hundred inexact",
         "Type trainer.precision=bf16-mixed, or model.dtype=bfloat16 with trainer.precision=32-true",
     ),
     Rule(
         ("trainer.accelerator",),
         lambda c: c["trainer.accelerator"] in ("tpu", "xla") and _lacks("torch_xla"),
-        "the package torch_xla, which drives it, is not installed",
+        "it needs the package torch_xla, which is not installed",
         "Type trainer.accelerator=auto, or install torch_xla",
     ),
     Rule(
@@ -198,7 +198,7 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("optimizer", "strategy"),
         lambda c: _on_deepspeed(c) and _is(c, "optimizer", "Adafactor"),
-        "it factors a matrix by rows and columns, and ZeRO lays all weights end to end: another optimizer would result",
+        "it factors matrices by rows and columns, and ZeRO flattens all weights: it would become another optimizer",
         "Type strategy=ddp, or optimizer=adamw",
     ),
     Rule(
@@ -228,7 +228,7 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("strategy.config.fp16.enabled", "strategy.config.bf16.enabled", "trainer.precision"),
         lambda c: _on_deepspeed(c) and _engine_precision(c) not in (None, str(c["trainer.precision"]).split("-")[0]),
-        "DeepSpeed's config asks for another number format than the trainer",
+        "DeepSpeed's config sets another precision than the trainer",
         "Type trainer.precision=bf16-mixed or 16-mixed, and leave the sections fp16 and bf16 to it",
     ),
     _deepspeed_row("optimizer", "the optimizer", "Type optimizer=adamw optimizer.lr=RATE"),
@@ -240,13 +240,13 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("peft", "data.packing"),
         lambda c: _is(c, "peft", "PrefixTuningConfig") and c["data.packing"],
-        "the learned keys stand before each row, so rows cannot be laid end to end",
+        "the learned keys come before each row, so rows cannot be packed",
         "Type data.packing=false",
     ),
     Rule(
         ("peft.quantization",),
         lambda c: c["peft.quantization"] is not None and _lacks("bitsandbytes"),
-        "bitsandbytes, which holds the weights in 4 or 8 bits, is not installed",
+        "it needs bitsandbytes, which is not installed",
         "Type pip install 'alignlab[qlora]', or peft=lora",
     ),
     Rule(
@@ -258,25 +258,25 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("trainer.accumulate_grad_batches",),
         lambda c: c["trainer.accumulate_grad_batches"] not in (None, 1),
-        "accumulation follows from the batch sizes, and each step divides by its own totals",
+        "accumulation follows from the batch sizes, and each step is normalised by its own totals",
         "Type data.global_batch_size=ROWS_PER_STEP data.batch_size_per_device=ROWS_AT_ONCE",
     ),
     Rule(
         ("method.aggregation", "method.reward_kl_coef"),
         lambda c: c["method.aggregation"] == "normalize_then_sum" and bool(c["method.reward_kl_coef"]),
-        "the divergence would be standardised like a reward of its own, whatever its coefficient",
+        "the KL penalty would be standardised like a separate reward, whatever its coefficient",
         "Type method.aggregation=sum_then_normalize, or method.kl_coef for a term of the loss",
     ),
     Rule(
         ("method.aggregation", "method.truncated"),
         lambda c: c["method.aggregation"] == "normalize_then_sum" and c["method.truncated"] == "penalise",
-        "each reward is brought to the same scale, the penalty too, whatever method.truncation_penalty says",
+        "each reward is standardised, including the penalty, whatever method.truncation_penalty is",
         "Type method.aggregation=sum_then_normalize, or method.truncated=mask",
     ),
     Rule(
-        ("rollout.temperature", *(f"rollout.{name}" for name in NARROWINGS)),
-        lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_narrowed(c),
-        "vLLM gives log-probabilities before the temperature or after the rest, and training needs those in between",
+        ("rollout.temperature", *(f"rollout.{name}" for name in TRUNCATION)),
+        lambda c: _is_vllm(c) and c["rollout.temperature"] not in (0, 1) and _is_truncated(c),
+        "vLLM gives log-probs before temperature or after truncation, and training needs those in between",
         "Type rollout.temperature=1, or leave the others out, or rollout=hf",
     ),
     Rule(
@@ -290,19 +290,19 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("peft", "rollout"),
         lambda c: _is_vllm(c) and c["peft"] is not None and not _is_plain_lora(c),
-        "vLLM serves a LoRA without DoRA, biases and further modules, and no other adapter",
+        "vLLM supports only LoRA without DoRA, biases and further modules",
         "Type peft=lora, or rollout=hf",
     ),
     Rule(
         ("rollout", "method"),
         lambda c: c["rollout"] is not None and c["method.num_completions"] is None,
-        "this method learns from data and samples nothing",
+        "this method trains on data and does not sample",
         "Leave rollout out, or type method=grpo",
     ),
     Rule(
         ("data.streaming", "method"),
         lambda c: bool(c["data.streaming"]) and c["method.num_completions"] is not None,
-        "rollouts take their prompts by number, so that a resumed run finds them again",
+        "rollouts select prompts by index, so that a resumed run gets the same ones",
         "Type data.streaming=false",
     ),
     Rule(
@@ -314,19 +314,19 @@ ROWS: tuple[Rule, ...] = (
     Rule(
         ("method.reference", "method.precompute_reference"),
         lambda c: c["method.reference"] in ("ema", "synchronised") and bool(c["method.precompute_reference"]),
-        "this reference moves while training, so its values cannot be known before",
+        "this reference changes during training, so its log-probs cannot be computed before",
         "Type method.precompute_reference=false, or method.reference=initial",
     ),
     Rule(
         ("data.streaming", "data.order"),
         lambda c: c["data.streaming"] and c["data.order"] in ("by_length", "curriculum"),
-        "a stream cannot be sorted: rows are read while training",
+        "a stream cannot be sorted: rows are read during training",
         "Type data.streaming=false, or data.order=shuffled (within a buffer) or data.order=as_is",
     ),
     Rule(
         ("data.order", "data.order_column"),
         lambda c: c["data.order"] == "curriculum" and c["data.order_column"] is None,
-        "a curriculum follows a numeric column, and none is named",
+        "a curriculum sorts by a numeric column, and none is set",
         "Type data.order_column=COLUMN",
     ),
 )

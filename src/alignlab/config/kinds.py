@@ -1,8 +1,8 @@
-"""What each place of a config takes: a class of its kind, or a function that is annotated to return the kind.
+"""The kind of object that each key of a config accepts: a class, or a function annotated to return one.
 
-A list of what is forbidden cannot be complete, so this is a list of what is expected. It is asked before anything is
-called. A place that is not in ``PLACES`` takes what the argument that stands there is annotated with in the class or
-function around it; one without such an annotation takes nothing.
+A list of forbidden objects cannot be complete, so this is a list of the expected ones. It is checked before anything is
+called. A key that is not in ``EXPECTED_KINDS`` accepts the type that its argument is annotated with in the class or
+function of the enclosing node, and nothing without an annotation.
 """
 
 import collections.abc
@@ -16,85 +16,84 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any, Union
 
-from alignlab.config.signatures import chain, hints, parameters
+from alignlab.config.signatures import call_chain, hints, parameters
 
-LIBRARY = sys.stdlib_module_names | {"_distutils_hack", "cloudpickle", "dill", "hydra", "joblib", "omegaconf", "pip"}
-LIBRARY |= {"pkg_resources", "setuptools", "wheel", "yaml"}
-"""Top-level modules that nothing in a config may come from: the standard library, installers, readers of pickles."""
+FORBIDDEN = sys.stdlib_module_names | {"_distutils_hack", "cloudpickle", "dill", "hydra", "joblib", "omegaconf", "pip"}
+FORBIDDEN |= {"pkg_resources", "setuptools", "wheel", "yaml"}
+"""Top-level modules that targets must not come from: the standard library, installers, readers of pickles."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a place takes.
+    """A kind of object.
 
     Args:
-        words: As an error says it.
+        description: Description for errors.
         fits: Whether a class or function is of the kind.
-        waits: Whether one that fits is only made ready here and called by training, with further arguments
-            (``_partial_: true``).
+        is_partial: Whether it must have ``_partial_: true``, because training calls it with further arguments.
     """
 
-    words: str
+    description: str
     fits: Callable[[Any], bool]
-    waits: Callable[[Any], bool]
+    is_partial: Callable[[Any], bool]
 
 
-def home(found: Any) -> str:
+def root_module(target: Any) -> str:
     """Top-level module that an object comes from."""
-    name = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
+    name = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
     return str(name or "").split(".")[0]
 
 
-def of_class(name: str, waits: bool = False, functions: bool = True) -> Kind:
+def of_class(name: str, is_partial: bool = False, functions: bool = True) -> Kind:
     """Subclasses of a class, and functions annotated to return one.
 
     Args:
-        name: Dotted path of the class, imported when it is asked for.
-        waits: Whether training calls it.
-        functions: Whether functions will do.
+        name: Dotted path of the class, which is imported when needed.
+        is_partial: Whether training calls it.
+        functions: Whether functions are accepted.
     """
 
     def fits(target: Any) -> bool:
-        return (functions or inspect.isclass(target)) and makes(target, _imported(name))
+        return (functions or inspect.isclass(target)) and constructs(target, _imported(name))
 
-    return Kind(f"a {name}", fits, lambda target: waits)
+    return Kind(f"a {name}", fits, lambda target: is_partial)
 
 
-def with_methods(words: str, *methods: str) -> Kind:
-    """Classes that define methods.
+def with_methods(description: str, *methods: str) -> Kind:
+    """Classes with certain methods.
 
     Args:
-        words: What such a class is.
-        methods: Names.
+        description: Description of such a class.
+        methods: Names of the methods.
     """
 
     def fits(target: Any) -> bool:
         return inspect.isclass(target) and all(_is_function(getattr(target, name, None)) for name in methods)
 
-    return Kind(f"{words}, a class with {' and '.join(methods)}", fits, lambda target: False)
+    return Kind(f"{description}, a class with {' and '.join(methods)}", fits, lambda target: False)
 
 
-def called_with(words: str, *names: str) -> Kind:
-    """Classes whose objects are called with arguments of these names, and functions that are.
+def called_with(description: str, *names: str) -> Kind:
+    """Functions with certain arguments, and classes whose objects are called with them.
 
     Args:
-        words: What it is.
-        names: Of arguments.
+        description: Description of such a function.
+        names: Names of the arguments.
     """
 
     def fits(target: Any) -> bool:
         function = target.__call__ if inspect.isclass(target) else target
         return _is_function(function) and all(name in parameters(function) for name in names)
 
-    return Kind(f"{words}, called with {', '.join(names)}", fits, lambda target: not inspect.isclass(target))
+    return Kind(f"{description}, called with {', '.join(names)}", fits, lambda target: not inspect.isclass(target))
 
 
 def returning(kinds: tuple[type, ...], takes: type | None = None) -> Kind:
-    """Functions annotated to return an object of one of the classes; training calls them.
+    """Functions annotated to return an object of some classes; training calls them.
 
     Args:
-        kinds: What is returned.
-        takes: Class of the first argument, where it decides; one that is not annotated may be anything.
+        kinds: Classes of the result.
+        takes: Class of the first argument; None for any. A first argument without annotation is accepted.
     """
     words = f"annotated to return {' or '.join(kind.__name__ for kind in kinds)}"
     words = f"a function {words}" if takes is None else f"a function of {takes.__name__}, {words}"
@@ -107,7 +106,7 @@ def returning(kinds: tuple[type, ...], takes: type | None = None) -> Kind:
 
 SOURCE = with_methods("a source of rows", "rows", "fingerprint")
 
-PLACES: dict[str, Kind] = {
+EXPECTED_KINDS: dict[str, Kind] = {
     "method": of_class("alignlab.methods.base.Method", functions=False),
     "method.reward.*": called_with("a reward", "completions"),
     "model": with_methods("a source of weights", "load_model", "load_tokenizer"),
@@ -116,32 +115,32 @@ PLACES: dict[str, Kind] = {
     "peft": of_class("peft.PeftConfig"),
     "peft.quantization": of_class("transformers.utils.quantization_config.QuantizationConfigMixin"),
     "rollout": of_class("alignlab.rollout.sampler.base.Sampler", functions=False),
-    "optimizer": of_class("torch.optim.Optimizer", waits=True),
-    "scheduler": of_class("torch.optim.lr_scheduler.LRScheduler", waits=True),
+    "optimizer": of_class("torch.optim.Optimizer", is_partial=True),
+    "scheduler": of_class("torch.optim.lr_scheduler.LRScheduler", is_partial=True),
     "strategy": of_class("lightning.pytorch.strategies.Strategy"),
     "trainer": of_class("lightning.Trainer"),
     "logger.*": of_class("lightning.pytorch.loggers.Logger"),
     "callbacks.*": of_class("lightning.Callback"),
 }
-"""Kinds by dotted key; ``*`` is any one name."""
+"""Kinds by dotted key; ``*`` matches any name."""
 
 
-def kinds_at(place: str, around: Any = None, argument: str = "") -> list[Kind]:
-    """What a place takes.
+def expected_kinds(key: str, parent: Any = None, argument: str = "") -> list[Kind]:
+    """The kinds of object that a key accepts; empty for none.
 
     Args:
-        place: Dotted key.
-        around: Class or function of the node that the place lies in, if any.
-        argument: Of that, the argument that the place lies in.
+        key: Dotted key.
+        parent: Class or function of the enclosing node, if there is one.
+        argument: Argument of ``parent`` that contains the key.
     """
-    kind = next((kind for pattern, kind in PLACES.items() if _matches(pattern, place)), None)
+    kind = next((kind for pattern, kind in EXPECTED_KINDS.items() if _matches(pattern, key)), None)
     if kind is not None:
         return [kind]
-    annotated = [hints(function).get(argument) for function in chain(around)] if around is not None else []
+    annotated = [hints(function).get(argument) for function in call_chain(parent)] if parent is not None else []
     return [kind for hint in annotated for kind in _kinds_of(hint)]
 
 
-def makes(target: Any, kind: type) -> bool:
+def constructs(target: Any, kind: type) -> bool:
     """Whether a target is a subclass of a class, or a function annotated to return one."""
     if inspect.isclass(target):
         return issubclass(target, kind)
@@ -164,9 +163,9 @@ def _takes(function: Callable[..., Any], kind: type) -> bool:
     return inspect.isclass(annotated) and issubclass(kind, annotated)
 
 
-def _is_function(found: Any) -> bool:
-    """Whether it is written in Python, so that its signature says what it takes."""
-    return isinstance(found, types.FunctionType)
+def _is_function(target: Any) -> bool:
+    """Whether it is a Python function, so that it has a signature."""
+    return isinstance(target, types.FunctionType)
 
 
 @functools.cache
@@ -175,13 +174,13 @@ def _imported(name: str) -> type:
     return getattr(import_module(module), last)
 
 
-def _matches(pattern: str, place: str) -> bool:
-    wanted, parts = pattern.split("."), place.split(".")
+def _matches(pattern: str, key: str) -> bool:
+    wanted, parts = pattern.split("."), key.split(".")
     return len(wanted) == len(parts) and all(word in ("*", part) for word, part in zip(wanted, parts, strict=True))
 
 
 def _kinds_of(hint: Any) -> Iterator[Kind]:
-    """Kinds that an annotation names, wherever in it: ``dict[str, Callable[..., Tensor]] | None`` names one."""
+    """Kinds in an annotation, at any depth: ``dict[str, Callable[..., Tensor]] | None`` has one."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         yield from _kinds_of(inner[0])
@@ -190,10 +189,12 @@ def _kinds_of(hint: Any) -> Iterator[Kind]:
         if results:
             yield returning(results, _first_class(inner))
     elif origin in (Union, types.UnionType) or (inspect.isclass(origin) and origin is not type):
-        for part in inner:
-            yield from _kinds_of(part)
-    elif inspect.isclass(hint) and home(hint) not in LIBRARY:
-        yield Kind(f"a {hint.__module__}.{hint.__name__}", lambda target: makes(target, hint), lambda target: False)
+        for argument in inner:
+            yield from _kinds_of(argument)
+    elif inspect.isclass(hint) and root_module(hint) not in FORBIDDEN:
+        yield Kind(
+            f"a {hint.__module__}.{hint.__name__}", lambda target: constructs(target, hint), lambda target: False
+        )
 
 
 def _first_class(inner: tuple[Any, ...]) -> type | None:
@@ -201,14 +202,14 @@ def _first_class(inner: tuple[Any, ...]) -> type | None:
     arguments = inner[0] if inner else ...
     listed = arguments if isinstance(arguments, list) else typing.get_args(arguments)
     first = listed[0] if listed else None
-    return first if inspect.isclass(first) and home(first) not in LIBRARY else None
+    return first if inspect.isclass(first) and root_module(first) not in FORBIDDEN else None
 
 
 def _classes(hint: Any) -> tuple[type, ...]:
-    """The classes that a function is annotated to return, as far as nothing but its own kind returns them."""
+    """The classes of a result annotation, without those of the standard library; Tensor for ``Any``."""
     if hint is Any:
         return _tensor()
-    return tuple(one for one in _members(hint) if inspect.isclass(one) and home(one) not in LIBRARY)
+    return tuple(one for one in _members(hint) if inspect.isclass(one) and root_module(one) not in FORBIDDEN)
 
 
 def _tensor() -> tuple[type, ...]:

@@ -1,7 +1,7 @@
-"""Interpolations of a config: resolved once, by a few known resolvers, and never again.
+"""Resolve the interpolations of a config, once, with a few allowed resolvers.
 
-What comes out is plain data. A string of it that looks like an interpolation is a string, here and when it was written
-to a file and read back. References to secrets are the one exception: they stay, see ``credentials``.
+The result is plain data. A string in it that looks like an interpolation remains a string, also after it is written to
+a file and read back. Only references to secrets are kept; see ``credentials``.
 """
 
 import os
@@ -15,25 +15,25 @@ from alignlab.errors import InputError
 from alignlab.system.credentials import REFERENCE, holds_secret, is_secret, reference
 
 RESOLVERS = ("hydra", "now", "oc.env", "oc.select", "python_version")
-"""Resolvers that a config may use. The others of OmegaConf make nodes out of text, or resolve text a second time."""
+"""Resolvers that a config may use. OmegaConf's others turn text into nodes, or resolve text a second time."""
 
 OTHERS = ("oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
 
 NO_RUN_DIR = "<run_dir>"
-"""Stands in a resolved config for the run's folder until that is decided."""
+"""Placeholder of the run's folder in a resolved config, until the folder is known."""
 
 _NO_DEFAULT = object()
 
 
 def limit_resolvers() -> None:
-    """Leave only the known resolvers, with one of ours for environment variables; for the whole process."""
+    """Remove all other resolvers, and replace the one for environment variables; for the whole process."""
     for name in OTHERS:
         OmegaConf.clear_resolver(name)
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def _environment(name: str, default: Any = _NO_DEFAULT, *, _node_: Node) -> Any:
-    """Value of a variable; of one that holds a secret the reference to it."""
+    """Value of an environment variable, or a reference to it if it is a secret."""
     if name not in os.environ:
         if default is _NO_DEFAULT:
             raise KeyError(f"there is no environment variable {name}")
@@ -43,26 +43,26 @@ def _environment(name: str, default: Any = _NO_DEFAULT, *, _node_: Node) -> Any:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A config as plain containers.
+    """Resolve a config to plain containers.
 
     Args:
-        cfg: Composed; left as it is.
+        cfg: Composed config, which is not changed.
 
     Raises:
-        InputError: A reference leads nowhere, a resolver is not known, or ``${…}`` cannot be read.
+        InputError: A referenced key does not exist, a resolver is not allowed, or ``${…}`` cannot be parsed.
     """
     try:
         return OmegaConf.to_container(cfg, resolve=True)
     except InterpolationResolutionError as error:
         why = str(error.__cause__ or error.msg).splitlines()[0].strip("'\"")
-        instead = f"Correct its ${{…}}; besides keys it may name {', '.join(f'{name}:…' for name in RESOLVERS)}"
+        instead = f"Correct its ${{…}}; besides keys it may use {', '.join(f'{name}:…' for name in RESOLVERS)}"
         raise InputError(str(error.full_key), why, instead) from error
     except GrammarParseError as error:
         raise InputError(str(error.full_key), str(error).splitlines()[0], "Correct its ${…}") from error
 
 
 def with_run_dir(tree: Any, run_dir: str) -> Any:
-    """A resolved config once the run's folder is decided."""
+    """Replace the placeholder of the run's folder in a resolved config."""
     if isinstance(tree, Mapping):
         return {key: with_run_dir(value, run_dir) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -71,7 +71,7 @@ def with_run_dir(tree: Any, run_dir: str) -> Any:
 
 
 def escaped(tree: Any) -> Any:
-    """Plain data such that reading it as a config gives it back: what looks like an interpolation is quoted."""
+    """Escape strings that look like interpolations, so that reading the result as a config gives the same data."""
     if isinstance(tree, Mapping):
         return {key: escaped(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -80,7 +80,7 @@ def escaped(tree: Any) -> Any:
 
 
 def _escaped(text: str) -> str:
-    """A text quoted, but for its references."""
+    """Escape a text, except its references to secrets."""
     kept = {match.start() for match in REFERENCE.finditer(text)}
     pieces, slashes = [], 0
     for index, letter in enumerate(text):
@@ -92,5 +92,5 @@ def _escaped(text: str) -> str:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """A resolved config as a file that composes to the same one."""
+    """A resolved config as YAML that composes to the same config."""
     return OmegaConf.to_yaml(OmegaConf.create(escaped(config)))

@@ -1,4 +1,4 @@
-"""What a class or function can be called with, as its signature says."""
+"""Signatures of classes and functions: their arguments and annotations."""
 
 import functools
 import inspect
@@ -11,8 +11,8 @@ from alignlab.types.settings import Settings
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """Where keyword arguments end up: the function; of a class, its constructor and those it passes them on to."""
+def call_chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """The functions that receive keyword arguments: a function itself; for a class, its constructors along the MRO."""
     if not inspect.isclass(target):
         return [target]
     functions = [kind.__init__ for kind in target.__mro__[:-1] if "__init__" in vars(kind)] or [target.__init__]
@@ -21,16 +21,16 @@ def chain(target: Callable[..., Any]) -> list[Callable[..., Any]]:
 
 
 def is_open(function: Callable[..., Any]) -> bool:
-    """Whether it takes keyword arguments of any name."""
+    """Whether a function accepts any keyword argument (``**kwargs``)."""
     return any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters(function).values())
 
 
 @functools.cache
 def parameters(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """Parameters by name, without ``self``; in place of a ``Settings`` argument the fields of its class."""
+    """Parameters by name, without ``self``. A ``Settings`` argument is replaced by the fields of its class."""
     try:
         found = {key: value for key, value in inspect.signature(function).parameters.items() if key != "self"}
-    except ValueError:  # some functions written in C tell nothing
+    except ValueError:  # some C functions have no signature
         return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
     grouped = settings_arguments(function)
     fields = {key: value for kind in grouped.values() for key, value in inspect.signature(kind).parameters.items()}
@@ -47,18 +47,18 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 @functools.cache
 def settings_arguments(target: Callable[..., Any]) -> dict[str, type[Settings]]:
-    """Arguments that are configured by the fields of a ``Settings`` class, with the class."""
+    """Arguments whose type is a ``Settings`` class, by name."""
     function = target.__init__ if inspect.isclass(target) else target
     annotations = {key: hint for key, hint in _annotations(function).items() if key != "return"}
     return {key: hint for key, hint in annotations.items() if inspect.isclass(hint) and issubclass(hint, Settings)}
 
 
 def with_settings(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with which to call a target: fields of ``Settings`` are put together.
+    """The arguments to call a target with, in which ``Settings`` objects are made of their fields.
 
     Args:
         target: Class or function.
-        arguments: By the names that ``parameters`` gives.
+        arguments: Arguments by the names of ``parameters``.
     """
     grouped = {}
     for key, kind in settings_arguments(target).items():

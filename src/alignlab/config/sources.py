@@ -1,24 +1,24 @@
-"""What the source of rows takes from the section ``data``, where it is said once."""
+"""The keys of the section ``data`` that are passed on to the data source."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from alignlab.config.build import locate
-from alignlab.config.signatures import chain, parameters
+from alignlab.config.signatures import call_chain, parameters
 
 SHARED = ("path", "format", "columns", "validation_path", "bad_rows", "streaming")
-"""Keys of ``data`` that its source takes, if it has an argument of the name and its own node gives no other value."""
+"""Keys of ``data`` that are passed to its source if it has such an argument and its node does not set it."""
 
 
 def source_node(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The node of the source with what it takes from the section around it.
+    """The node of the source, with the keys that are passed on from the section ``data``.
 
     Args:
-        data: Section ``data``, plain; ``source`` has a ``_target_``.
+        data: Plain section ``data``, whose ``source`` has a ``_target_``.
 
     Raises:
         InputError: The target cannot be imported.
     """
     node = data["source"]
-    names = {name for function in chain(locate(node["_target_"])) for name in parameters(function)}
+    names = {name for function in call_chain(locate(node["_target_"])) for name in parameters(function)}
     return {key: data[key] for key in SHARED if key in data and key in names} | dict(node)

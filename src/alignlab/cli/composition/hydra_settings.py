@@ -96,8 +96,8 @@ def _wrong_target(path: str, name: Any) -> InputError | None:
         return InputError(f"{key}.{error.asked}", error.why, error.instead)
     if kind is not None and isinstance(target, type) and issubclass(target, kind):
         return None
-    wanted = f"it should be a {kind.__module__}.{kind.__name__}" if kind else "nothing there takes an object"
-    return InputError(f"{path}={name}", wanted, f"Leave out {key}")
+    wanted = f"it should be a {kind.__module__}.{kind.__name__}" if kind else "this key takes no object"
+    return InputError(f"{path}={name}", wanted, f"Remove {key}")
 
 
 def _wrong_logging(path: str, value: Any) -> InputError | None:

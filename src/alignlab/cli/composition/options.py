@@ -7,7 +7,7 @@ from typing import Any
 
 from alignlab.cli.composition.compose import ROOT
 from alignlab.config.build import locate
-from alignlab.config.kinds import kinds_at
+from alignlab.config.kinds import expected_kinds
 from alignlab.errors import InputError, InputErrors
 
 LOSS = re.compile(r"method\.loss(\.\w+)?\._target_=")
@@ -33,7 +33,7 @@ def with_losses(error: InputError, method: Any) -> InputError:
 
 def losses_of(method: type) -> Iterator[str]:
     """Yield the options of ``method/loss`` that a method accepts."""
-    kinds = kinds_at("method.loss", method, "loss")
+    kinds = expected_kinds("method.loss", method, "loss")
     for file in sorted((CONF / "method" / "loss").glob("*.yaml")):
         target = locate(_target(file))
         if any(kind.fits(target) for kind in kinds):

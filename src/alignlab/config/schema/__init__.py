@@ -1,4 +1,4 @@
-"""Is every key of a composed config real, and every value of its type and in its range?"""
+"""Check that all keys of a composed config exist, and that all values have the right type and range."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,22 +20,21 @@ Config = dict[str, Any]
 def check(
     cfg: DictConfig, sections: dict[str, Hints] = SECTIONS, change: Callable[[Config], Config] | None = None
 ) -> Config:
-    """Resolve and check a composed config, whatever its parts came from (options, experiment files, the command line).
+    """Resolve and check a composed config, from options, experiment files and the command line.
 
-    This is the one place where a config is resolved; the result is passed on and never changed.
+    A config is resolved only here; the result is passed on and never changed.
 
     Args:
-        cfg: Composed config; ``run_dir`` may still be null.
+        cfg: Composed config; ``run_dir`` may be null.
         sections: Sections by dotted key, the root under ``""``.
-        change: Called with the resolved config; what it returns is checked.
+        change: Function of the resolved config, whose result is checked instead.
 
     Returns:
-        The config with its interpolations resolved, as plain containers; where one names a ``run_dir`` that is not
-        decided yet stands ``resolve.NO_RUN_DIR``.
+        The resolved config as plain containers. An interpolation of a null ``run_dir`` gives ``resolve.NO_RUN_DIR``.
 
     Raises:
-        InputError: Keys that do not exist, each with the nearest that does; missing values; wrong types; values out of
-            range; targets that cannot be imported. All together.
+        InputError: Keys do not exist (each is reported with the nearest that does), values are missing, of the wrong
+            type or out of range, or targets cannot be imported. All are reported together.
     """
     findings = Findings()
     plain, missing = _plain(cfg)
@@ -53,7 +52,7 @@ def check(
 
 
 def _source(data: Any) -> dict[str, Any]:
-    """The node of the source with what it takes from the section around it; empty where there is no such node."""
+    """The node of the source, with the keys that are passed on from ``data``; empty without a source."""
     source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict) or "_target_" not in source:
         return {}
@@ -64,7 +63,7 @@ def _source(data: Any) -> dict[str, Any]:
 
 
 def _plain(cfg: DictConfig) -> tuple[Config, list[str]]:
-    """The config resolved, with stand-ins for what only the run will know or the user has not given; keys of these."""
+    """The resolved config, with placeholders for ``run_dir`` and missing values, and the keys of missing values."""
     cfg = cfg.copy()
     OmegaConf.set_struct(cfg, False)
     unresolved = OmegaConf.to_container(cfg, resolve=False)
@@ -83,7 +82,7 @@ def _is_not_given(plain: Mapping[str, Any], key: str) -> bool:
 
 
 def _missing(path: str, tree: Any) -> Iterator[str]:
-    """Dotted keys that stand as ``???``: to be given by whoever picks the option."""
+    """Dotted keys of mandatory values (``???``)."""
     if tree == "???":
         yield path
     for key, value in tree.items() if isinstance(tree, dict) else ():

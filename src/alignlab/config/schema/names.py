@@ -1,9 +1,9 @@
-"""The nearest real name for one that does not exist."""
+"""Suggestions for keys that do not exist."""
 
 import difflib
 from collections.abc import Iterable
 
-ELSEWHERE = {
+OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "batch_size": "data.batch_size_per_device",
     "micro_batch_size": "data.batch_size_per_device",
@@ -32,18 +32,18 @@ ELSEWHERE = {
     "save_steps": "checkpoint.every_n_steps",
     "report_to": "logger",
 }
-"""What other tools call it: our key."""
+"""Names in other tools, with our keys."""
 
-MOST = 24
-"""Names that are listed when none is near."""
+MAX_LISTED = 24
+"""Maximum number of names to list when none is similar."""
 
 
 def suggest(key: str, known: Iterable[str]) -> str:
-    """One sentence that leads from a key that does not exist to one that does.
+    """Suggest existing keys for one that does not exist, in one sentence.
 
     Args:
-        key: Dotted, as typed.
-        known: Every dotted key that exists.
+        key: The dotted key, as typed.
+        known: All dotted keys that exist.
     """
     known = sorted(set(known))
     parent, _, last = key.rpartition(".")
@@ -52,16 +52,16 @@ def suggest(key: str, known: Iterable[str]) -> str:
     found = (
         difflib.get_close_matches(key, siblings, n=1, cutoff=0.75)
         or same[:3]
-        or [name for name in known if name == ELSEWHERE.get(last)]
+        or [name for name in known if name == OTHER_NAMES.get(last)]
         or ([] if parent and siblings else _alike(key, last, known))
     )
     if found:
         return f"Did you mean {' or '.join(map(repr, found))}?"
-    place = parent if siblings else ""
-    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == place]
-    if len(names) > MOST:
-        return f"Among the names in {place} are: {', '.join(difflib.get_close_matches(last, names, n=8, cutoff=0))}"
-    return f"The names {f'in {place}' if place else 'at the root'} are: {', '.join(names)}"
+    section = parent if siblings else ""
+    names = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    if len(names) > MAX_LISTED:
+        return f"Among the names in {section} are: {', '.join(difflib.get_close_matches(last, names, n=8, cutoff=0))}"
+    return f"The names {f'in {section}' if section else 'at the root'} are: {', '.join(names)}"
 
 
 def _alike(key: str, last: str, known: list[str]) -> list[str]:

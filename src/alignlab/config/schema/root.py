@@ -1,4 +1,4 @@
-"""What stands at the root of a composed config, and the sections that are not the arguments of a ``_target_``."""
+"""Types of the root of a config, and of the sections without a ``_target_``."""
 
 from typing import Annotated, Any, TypedDict, get_type_hints
 
@@ -17,16 +17,16 @@ def _with_target(node: dict[str, Any]) -> dict[str, Any]:
 
 
 Node = Annotated[dict[str, Any], AfterValidator(_with_target)]
-"""``_target_`` and its keyword arguments; checked against the target's own signature."""
+"""``_target_`` and its keyword arguments, which are checked against the signature of the target."""
 
 Nodes = dict[str, Node | None]
-"""Nodes by name; null leaves one out."""
+"""Nodes by name; null for none."""
 
 Count = Annotated[int, Field(ge=1)]
 
 
 class Data(TypedDict):
-    """Where rows come from; what becomes of them is in the settings of the data module."""
+    """The source of rows; other keys of ``data`` are fields of the settings of the data module."""
 
     source: Node
     path: str | list[str] | None
@@ -36,14 +36,14 @@ class Data(TypedDict):
 
 
 class CheckpointSection(TypedDict):
-    """How often the complete training state is written, and how many of them stay."""
+    """How often checkpoints are written, and how many are kept."""
 
     every_n_steps: Count
     keep_last: Count
 
 
 class Launcher(TypedDict):
-    """How many jobs of a sweep run at a time."""
+    """Number of jobs of a sweep that run at a time."""
 
     num_jobs: Count
 
@@ -81,7 +81,7 @@ def _hints(*classes: type) -> Hints:
 
 
 DERIVED = ("seed", "number_columns")
-"""Settings of the data that follow from others."""
+"""Data settings that are derived from others."""
 
 SECTIONS: dict[str, Hints] = {
     "": _hints(Train),
@@ -89,7 +89,7 @@ SECTIONS: dict[str, Hints] = {
     "checkpoint": _hints(CheckpointSection),
     "launcher": _hints(Launcher),
 }
-"""Sections of ``alignlab train`` by dotted key, the root under ``""``; the rest are nodes with ``_target_``."""
+"""Sections of ``alignlab train`` by dotted key, the root under ``""``; all others are nodes with ``_target_``."""
 
 
 class PreviewRoot(Train):
@@ -99,7 +99,7 @@ class PreviewRoot(Train):
 
 
 class Preview(TypedDict):
-    """How much is shown, and where else than in the terminal."""
+    """How many rows to show, and the HTML file to write."""
 
     num_rows: Annotated[int, Field(ge=0)]
     html: str | None

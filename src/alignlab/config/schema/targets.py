@@ -1,24 +1,24 @@
-"""A node with ``_target_`` against the signature of what it names: the names, types and ranges of its arguments."""
+"""Check the arguments of a node against the signature of its ``_target_``: names, types and ranges."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from alignlab.config.build import CONTROL, fitting, locate
+from alignlab.config.build import CONTROL, checked_target, locate
 from alignlab.config.schema.values import Findings, check_names, check_value
-from alignlab.config.signatures import VARIADIC, chain, hints, is_open, parameters
+from alignlab.config.signatures import VARIADIC, call_chain, hints, is_open, parameters
 from alignlab.errors import InputError
 
 PARTS = {"peft": {"quantization"}}
-"""Nodes that stand inside another one for the house's use, not as an argument of its target."""
+"""Nodes inside another node that are not arguments of its target; ``assemble`` uses them."""
 
 FORWARDS = {
     "transformers.BitsAndBytesConfig": None,
     "lightning.pytorch.loggers.WandbLogger": "wandb.init",
     "lightning.pytorch.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
-"""Where the ``**kwargs`` of a target go: on to another callable, or nowhere (None). With others any name goes."""
+"""The callable that receives the ``**kwargs`` of a target; None if it accepts no other names. Others accept any."""
 
 GIVEN_BY_RUN = {
     "method": {"factories", "sampler"},
@@ -31,7 +31,7 @@ GIVEN_BY_RUN = {
     },
     "logger": {"run_folder"},
 }
-"""Arguments, by group, that are not for its nodes to give: live objects, and what groups of their own are for."""
+"""Arguments, by group, that a config cannot set: the run passes them, or they have groups of their own."""
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -56,18 +56,18 @@ RANGES: dict[str, Any] = {
     "log_every_n_steps": Count,
     "patience": Annotated[int, Field(ge=0)],
 }
-"""Types with ranges, by argument, for classes that are not ours and whose annotations give none."""
+"""Types with ranges by argument name, for classes of other libraries, whose annotations have no ranges."""
 
 
-def check_nodes(path: str, tree: Any, findings: Findings, around: Any = None, argument: str = "") -> None:
-    """Check every node with ``_target_`` in a plain tree.
+def check_nodes(path: str, tree: Any, findings: Findings, parent: Any = None, argument: str = "") -> None:
+    """Check all nodes with ``_target_`` in a plain config.
 
     Args:
-        path: Dotted key of the tree.
-        tree: Plain containers and leaves.
-        findings: What is added to.
-        around: Class or function of the node that the tree lies in, if any.
-        argument: Of that, the argument that the tree lies in.
+        path: Dotted key of the config.
+        tree: Plain containers and values.
+        findings: Collects the errors.
+        parent: Class or function of the enclosing node, if there is one.
+        argument: Argument of ``parent`` that contains the config.
     """
     if isinstance(tree, list):
         tree = {str(index): value for index, value in enumerate(tree)}
@@ -75,10 +75,10 @@ def check_nodes(path: str, tree: Any, findings: Findings, around: Any = None, ar
         return
     if "_target_" not in tree:
         for key, value in tree.items():
-            check_nodes(f"{path}.{key}", value, findings, around, argument or str(key))
+            check_nodes(f"{path}.{key}", value, findings, parent, argument or str(key))
         return
     try:
-        target = fitting(path, tree, around, argument)
+        target = checked_target(path, tree, parent, argument)
     except InputError as error:
         findings.errors.append(error)
         return
@@ -88,14 +88,14 @@ def check_nodes(path: str, tree: Any, findings: Findings, around: Any = None, ar
 def check_arguments(
     path: str, name: str, target: Callable[..., Any], node: Mapping[str, Any], findings: Findings
 ) -> None:
-    """Check what a target is called with, and the nodes within.
+    """Check the arguments of a target, and nested nodes.
 
     Args:
         path: Dotted key of the node.
         name: Dotted path of the target.
         target: Class or function.
         node: Its arguments.
-        findings: What is added to.
+        findings: Collects the errors.
     """
     inside = {key: value for key, value in node.items() if key not in CONTROL}
     for key, value in inside.items():
@@ -104,7 +104,7 @@ def check_arguments(
     names = _names(name, target)
     given = GIVEN_BY_RUN.get(path.split(".")[0], set())
     check_names(path, arguments, names if names is None else names - given, findings)
-    for function in chain(target):
+    for function in call_chain(target):
         for key, parameter in parameters(function).items():
             value = arguments.get(key, parameter.default)
             if key not in given and value != parameter.default and not _holds_target(value):
@@ -112,8 +112,8 @@ def check_arguments(
 
 
 def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
-    """Names that a target takes; None: any."""
-    functions = chain(target)
+    """Names of the arguments that a target accepts; None for any name."""
+    functions = call_chain(target)
     named = {key for function in functions for key, p in parameters(function).items() if p.kind not in VARIADIC}
     if not is_open(functions[-1]):
         return named
@@ -129,7 +129,7 @@ def _hint(name: str, function: Callable[..., Any], key: str) -> Any:
 
 
 def _holds_target(value: Any) -> bool:
-    """Whether objects are made within the value: their own nodes are checked instead of its type."""
+    """Whether a value contains nodes, which are checked instead of its type."""
     if isinstance(value, Mapping):
         return "_target_" in value or any(map(_holds_target, value.values()))
     return isinstance(value, list) and any(map(_holds_target, value))

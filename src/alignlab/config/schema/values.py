@@ -1,4 +1,4 @@
-"""Names, types and ranges of the values of one section, wherever its hints come from."""
+"""Check the names, types and ranges of the values of a section."""
 
 import functools
 import json
@@ -14,20 +14,20 @@ from alignlab.config.schema.names import suggest
 from alignlab.errors import InputError
 
 OBJECTS = {"needs_python_object", "is_instance_of", "callable_type"}
-"""Errors that say that the type is one that only a node with ``_target_`` can make."""
+"""Types of pydantic errors for values that must be a node with ``_target_``."""
 
 NOT_GIVEN = "<not given>"
-"""Stands in for a value that the user still has to give."""
+"""Placeholder of a missing value."""
 
 
 @dataclass
 class Findings:
-    """What a pass over the config has found.
+    """Result of the checks of a config.
 
     Args:
-        known: Every dotted key that exists.
-        unknown: Dotted keys that do not, with their values.
-        errors: Other faults.
+        known: All dotted keys that exist.
+        unknown: Dotted keys that do not exist, with their values.
+        errors: Other errors.
     """
 
     known: set[str] = field(default_factory=set)
@@ -35,7 +35,7 @@ class Findings:
     errors: list[InputError] = field(default_factory=list)
 
     def all(self) -> list[InputError]:
-        """Every fault, the unknown keys each with the nearest real name."""
+        """All errors; those of unknown keys with a suggestion."""
         spelling = [
             InputError(f"{key}={_shown(value)}", "there is no such key", suggest(key, self.known))
             for key, value in (_first_leaf(*item) for item in self.unknown.items())
@@ -44,20 +44,20 @@ class Findings:
 
 
 def check_names(path: str, values: Mapping[str, Any], names: set[str] | None, findings: Findings) -> None:
-    """Note the names that a section has, and its values whose names it has not (``None``: any name goes)."""
+    """Add the names of a section to ``known``, and its other keys to ``unknown``. ``None`` accepts any name."""
     findings.known |= {_join(path, name) for name in names or ()}
     if names is not None:
         findings.unknown |= {_join(path, key): value for key, value in values.items() if key not in names}
 
 
 def check_value(path: str, value: Any, hint: Any, findings: Findings) -> None:
-    """Note a value of the wrong type or out of its range.
+    """Add an error if a value is of the wrong type or out of range.
 
     Args:
         path: Dotted key.
-        value: Plain containers and leaves.
-        hint: Annotation that pydantic understands; JSON's own types are meant strictly (``"1"`` is no number).
-        findings: What is added to.
+        value: Plain containers and values.
+        hint: Annotation for pydantic, checked strictly (``"1"`` is not a number).
+        findings: Collects the errors.
     """
     adapter = _adapter(hint)
     if adapter is None or value == NOT_GIVEN:
@@ -75,7 +75,7 @@ def check_value(path: str, value: Any, hint: Any, findings: Findings) -> None:
 def _hashed_adapter(hint: Any) -> TypeAdapter | None:
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except (PydanticUserError, NameError):  # a type that pydantic cannot check: the target will
+    except (PydanticUserError, NameError):  # a type that pydantic cannot check
         return None
 
 
