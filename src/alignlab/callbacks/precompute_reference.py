@@ -46,7 +46,7 @@ Score = Callable[[MicroBatch], Tensor]
 
 
 class PrecomputeReference(lightning.Callback):
-    """Scores all rows with the method's reference before training, where the method asks for it."""
+    """Scores all rows with the reference before training, if ``precompute_reference`` is set."""
 
     def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
         """Add the column of log-probs, and free the reference."""

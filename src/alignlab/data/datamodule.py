@@ -121,14 +121,14 @@ class DataModule(lightning.LightningDataModule):
         return sorted(stop_tokens(self.tokenizer, choose_template(self.tokenizer, self.tokens.chat_template)))
 
     def window(self, number: int, num_steps: int) -> tuple[Sequence[TokenRow], float]:
-        """The training rows of some optimizer steps at once, in the order of the plan.
+        """The training rows of several optimizer steps, in the order of the plan.
 
         Args:
-            number: Of the window, from 0.
-            num_steps: Optimizer steps in a window.
+            number: Number of the window, from 0.
+            num_steps: Number of optimizer steps in a window.
 
         Returns:
-            The rows, and the epochs that are over after them.
+            The rows, and the number of epochs after them.
         """
         plan = replace(self.plan, global_batch_size=self.plan.global_batch_size * num_steps)
         step = next(table_steps(self.train, plan, 0, 1, number))

@@ -32,10 +32,13 @@ def all_gather(value: Result) -> list[Result]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of the values of all ranks, on each of them.
+    """Sum tensors over all ranks, in place. All ranks must call this.
 
     Args:
-        values: On this rank's device, of the same shape on all ranks. Any shape; added to in place.
+        values: Tensor on this rank's device, of the same shape on all ranks. Any shape.
+
+    Returns:
+        The sum, on every rank.
     """
     if dist.is_initialized():
         dist.all_reduce(values)

@@ -40,7 +40,7 @@ from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Row
 
-if TYPE_CHECKING:  # methods that do not sample need nothing of it
+if TYPE_CHECKING:  # not imported for methods without a rollout
     from alignlab.rollout.data import RolloutData
     from alignlab.rollout.rollout import Rollout
 
@@ -173,18 +173,18 @@ class Method(lightning.LightningModule):
         return [optimizer], [self.factories.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:
-        """Compare the log-probs of packed batches with the model's own forward, and prepare the components."""
+        """Verify packing, and prepare the components."""
         self.verify_packing()
         for component in self.components:
             component.before_fit(self.trainer)
 
     def verify_packing(self) -> None:
-        """Check, once, that the model keeps the documents of a batch apart."""
+        """Compare the log-probs of packed batches with the model's own forward, once."""
         if self.is_verified:
             return
         self.is_verified = True
         difference = self.sharding.forward(verify, self.policy, self.factories.packing)
-        log.debug("log-probabilities agree with the model's own forward within %.2g nats", difference)
+        log.debug("log-probs agree with the model's own forward within %.2g nats", difference)
 
     def training_step(self, step: StepBatch, batch_index: int) -> None:
         """One optimizer step: forward and backward of each micro-batch, clipping, update, scheduler and logging."""

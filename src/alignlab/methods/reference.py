@@ -113,14 +113,14 @@ class ReferencePolicy(Component):
         return sequence_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
 
     def before_fit(self, trainer: Any) -> None:
-        """Note the number format, by which policy and reference may differ."""
+        """Store whether training is in low precision, which decides how much policy and reference may differ."""
         self.is_low_precision = trainer.lightning_module.is_low_precision
 
     @property
     def precomputes(self) -> bool:
         """Whether log-probs of all rows are computed before training."""
-        asked = isinstance(self.settings, ReferenceSettings) and self.settings.precompute_reference
-        return asked and not self.is_none
+        is_set = isinstance(self.settings, ReferenceSettings) and self.settings.precompute_reference
+        return is_set and not self.is_none
 
     def before_step(self, step: StepBatch, num_steps_done: int) -> None:
         """Check before the first step of the run that policy and reference agree."""
