@@ -201,6 +201,7 @@ def test_without_its_row_it_fails_later(name, losses_of, absent):
     assert isinstance(found, str) and case.fails in found
 
 
+@pytest.mark.filterwarnings("ignore:You passed .*precision=.16-mixed")
 @pytest.mark.parametrize("name", [slow_ones(name) for name, case in CASES.items() if case.same_as is not None])
 def test_without_its_row_a_part_is_lost_without_a_word(name, losses_of):
     case = CASES[name]
