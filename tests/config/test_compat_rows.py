@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from lightning.pytorch.plugins import HalfPrecision
+from transformers.utils import import_utils
 
 from alignlab.cli.composition.compose import compose
 from alignlab.config import compat, schema
@@ -168,7 +169,8 @@ def absent(monkeypatch):
         if name:
             monkeypatch.setitem(sys.modules, name, None)
 
-    return hide
+    yield hide
+    import_utils.is_bitsandbytes_available.cache_clear()  # Transformers remembers that it was missing
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -54,6 +55,7 @@ class Run:
     def __init__(self, pid: int, output: BinaryIO, poll: Callable[[], int | None], mark: str = ""):
         self.pid, self.output, self.poll, self.mark = pid, output, poll, mark
         self.began = time.time()
+        weakref.finalize(self, output.close)
 
     def processes(self) -> list[int]:
         """Living processes of the run, the first one included."""
@@ -164,7 +166,8 @@ def isolated(function: Callable[[], None], seconds: float = 30) -> None:
             os.waitpid(pid, 0)
             raise AssertionError(f"still busy after {seconds:g} s")
         time.sleep(0.002)
-    assert found[1] == 0, _text(output) or f"ended with status {found[1]}"
+    with output:
+        assert found[1] == 0, _text(output) or f"ended with status {found[1]}"
 
 
 def _become(

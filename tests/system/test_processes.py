@@ -32,7 +32,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path, child):
             time.sleep(600)
 
         def work(folder):
-            workers._begin(None, None)
+            workers._start_worker(None, None)
             wait(folder)
 
         multiprocessing.get_context("fork").Process(target={child}).start()
