@@ -138,7 +138,7 @@ def make_prompt(index, draw):
 
 
 class PromptData(lightning.LightningDataModule):
-    """What methods that sample ask of the house's data module, over prompts in memory.
+    """The part of the data module that methods with a rollout use, over prompts in memory.
 
     Args:
         rows: Prompts with their lengths.

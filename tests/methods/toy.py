@@ -85,7 +85,7 @@ def make_rows(num_rows=13, seed=0):
 
 
 def rows_for(name, num_rows=13):
-    """Rows of the kind that a method eats: for groups one chosen and one to three rejected completions."""
+    """Rows of the kind that a method trains on: for groups one chosen and one to three rejected completions."""
     draw = torch.Generator().manual_seed(0)
     kind = KINDS[class_of(name).row_kind]
     if kind == "prompts":

@@ -1,4 +1,4 @@
-"""What an exception says of a disk, and what is told of it."""
+"""Errors of a disk: recognised, and reported in a paragraph."""
 
 import errno
 import os

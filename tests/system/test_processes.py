@@ -75,7 +75,7 @@ def wait_until(holds, seconds=60):
 
 
 def is_alive(pid):
-    """Whether a process runs; one that has ended may wait to be told of."""
+    """Whether a process runs; one that has ended may still be a zombie."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
