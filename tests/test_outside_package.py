@@ -29,8 +29,8 @@ def lab(tmp_path, monkeypatch):
     (tmp_path / "mylab" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
 
-    def run(*words):
-        folder = tmp_path / "run"
+    def run(*words, folder="run"):
+        folder = tmp_path / folder
         return alignlab("train", "--config-dir", tmp_path / "conf", *words, *SMALL, f"run_dir={folder}"), folder
 
     yield run
@@ -55,12 +55,19 @@ def test_every_command_of_the_page_trains(lab, command):
 
 
 def test_a_metric_of_its_own_is_logged_and_can_be_monitored(lab):
-    early = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/confidence"]
     code, folder = lab("method=modest")
     first = metrics(folder)[0]
     assert code == 0 and 0 < first["train/confidence"] < 1
     assert first["train/loss"] > first["train/nll"]
-    assert lab("method=modest", *early, "resume=null")[0] in (0, 2)
+    early = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/confidence"]
+    assert lab("method=modest", *early, folder="stopped")[0] == 0
+    assert lab("method=sft", *early, folder="refused")[0] == 2, "only the method that declares it has the metric"
+
+
+def test_held_out_values_of_any_name_can_be_monitored(lab):
+    """In validation ``rewards/margins`` is logged as ``val/rewards/margins``."""
+    early = ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/rewards/margins"]
+    assert lab("method=dpo", *early, "callbacks.early_stopping.mode=max")[0] == 0
 
 
 def test_the_loss_of_pairs_is_the_one_that_trains(lab):

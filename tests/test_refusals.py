@@ -29,6 +29,14 @@ IMPOSSIBLE = {
     "prefix tuning in flat batches": (["peft=prefix", "data.packing=true"], "data.packing=false"),
     "half precision without a GPU": (["trainer.precision=16-mixed", "trainer.accelerator=cpu"], "bf16-mixed"),
     "a curriculum of nothing": (["data.order=curriculum"], "order_column"),
+    "a stop on a metric without its stage": (
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=perplexity"],
+        "Did you mean 'val/perplexity'",
+    ),
+    "a stop on a metric without its stage, of other methods too": (
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=entropy"],
+        "Did you mean 'val/entropy'",
+    ),
 }
 
 

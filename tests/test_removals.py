@@ -23,7 +23,7 @@ PLACES = {
     "launch.py": "a report in a temporary folder of its own",
     "export.py": "model/ of a run and its hidden stages; a merged model only into a new or empty folder",
     "cache.py": "a table or a half-made one under the hash that names it, in the cache",
-    "compiled_ops.py": "`lock` in PyTorch's folder of compiled extensions, where no process holds it open",
+    "compiled_ops.py": "an old, empty `lock` beside a build.ninja of PyTorch, where no process holds it open",
     "precompute_reference.py": "cached values under the hash that names them, in the cache",
     "table.py": "counts.json in a folder that it has just made",
     "preview.py": "a page that does not exist yet, or one of its own",

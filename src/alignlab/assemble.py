@@ -29,7 +29,7 @@ from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
-from alignlab.metrics import METRICS
+from alignlab.metrics import METRICS, is_known
 from alignlab.models import locations
 from alignlab.models.adapters import attach
 from alignlab.models.heads import set_pad_token
@@ -68,6 +68,20 @@ def check_sources(config: Config) -> None:
     for path in (weights, None if reference in ("none", *OWN) else reference):
         if path is not None:
             refuse_damaged(locations.locate(path, config["model"].get("revision")))
+
+
+def check_monitors(config: Config) -> None:
+    """Check that the metrics that callbacks monitor are logged, by the names that they are logged with.
+
+    Raises:
+        InputError: A callback monitors an unknown metric, or one without its stage (``kl``, not ``val/kl``).
+    """
+    known = METRICS | locate(config["method"]["_target_"]).own_metrics
+    for name, node in config["callbacks"].items():
+        monitor = (node or {}).get("monitor")
+        if monitor is not None and not ("/" in monitor and is_known(monitor, known)):
+            instead = nearest(monitor, (metric if "/" in metric else f"val/{metric}" for metric in known))
+            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", instead)
 
 
 def make_model_source(config: Config) -> Any:
@@ -231,11 +245,6 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     summary = Summary(path=folder.summary, facts=facts)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     chosen = build_all("callbacks", config["callbacks"])
-    known = METRICS | locate(config["method"]["_target_"]).own_metrics
-    for name, callback in chosen.items():
-        monitor = getattr(callback, "monitor", None)
-        if monitor is not None and monitor not in known:
-            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", nearest(monitor, known))
     if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
         chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)

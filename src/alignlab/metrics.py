@@ -101,12 +101,13 @@ def check_names(names: Iterable[str], known: Mapping[str, Metric] = METRICS) -> 
     Raises:
         KeyError: A name has no entry.
     """
-    unknown = sorted(name for name in set(names) if not _is_known(name, known))
+    unknown = sorted(name for name in set(names) if not is_known(name, known))
     if unknown:
         instead = "declare them in the method's own_metrics, each a Metric(unit, meaning)"
         raise KeyError(f"metrics without a meaning: {', '.join(unknown)}; {instead}")
 
 
-def _is_known(name: str, known: Mapping[str, Metric]) -> bool:
+def is_known(name: str, known: Mapping[str, Metric] = METRICS) -> bool:
+    """Whether a name has a meaning, as it is or without ``train/`` or ``val/`` in front."""
     plain = name.removeprefix("val/").removeprefix("train/")
     return name in known or plain in known or plain.startswith(tuple(FAMILIES))

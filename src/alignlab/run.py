@@ -15,7 +15,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.assemble import Config, check_sources, make_method, make_trainer, name_of, open_model_and_data
+from alignlab.assemble import (
+    Config,
+    check_monitors,
+    check_sources,
+    make_method,
+    make_trainer,
+    name_of,
+    open_model_and_data,
+)
 from alignlab.callbacks.card import result_card
 from alignlab.callbacks.summary import Summary
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
@@ -83,6 +91,7 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
         The config with its run folder, and the folder.
     """
     method = name_of(config["method"]["_target_"])
+    check_monitors(config)
     check_sources(config)
     try:
         folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])

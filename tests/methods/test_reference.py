@@ -161,3 +161,14 @@ def test_a_reference_that_stands_still_does(with_reference, word):
     fit(with_reference("group_dpo", word), make_loader(rows_for("group_dpo"), 4), callbacks=[spy], weights=False)
     assert all(torch.equal(found, spy.trained[0]) for found in spy.reference)
     assert not torch.equal(spy.trained[0], spy.trained[-1])
+
+
+@pytest.mark.parametrize(("word", "carried"), [("ema", True), ("synchronised", True), ("initial", False)])
+def test_checkpoints_carry_what_moves_whatever_the_method_calls_it(with_reference, word, carried):
+    """A model of its own by the name of the attribute, an adapter of the policy by its own name."""
+    method = with_reference("dpo", word)
+    method.anchor = method.reference
+    del method.reference
+    assert method.carries("anchor.weights.model.lm_head.weight") == carried
+    assert method.carries("policy.layers.0.lora_A.reference.weight") == carried
+    assert not method.carries("policy.layers.0.lora_A.default.weight")

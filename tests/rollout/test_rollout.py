@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from alignlab.losses.advantages import reward_ranges
+from alignlab.rollout import collect
 from alignlab.rollout.collect import gather_completions
 from alignlab.rollout.completions import Completion, Completions
 from alignlab.rollout.rollout import Rollout
@@ -107,3 +108,14 @@ def test_plain_completions_come_back_as_they_were():
 def test_one_rank_has_all_that_there_is():
     drawn = Completions.of([Completion([1], [-0.5], True)])
     assert gather_completions(drawn, {}, torch.tensor([0]), 1, torch.device("cpu")) == (drawn, {})
+
+
+def test_columns_keep_their_order_over_ranks(monkeypatch):
+    """Several rewards are summed in their order, so that a sum does not depend on the number of ranks."""
+    monkeypatch.setattr(collect, "num_ranks", lambda: 2)
+    drawn = Completions.of([Completion([1, 2], [-0.5, -0.25], True), Completion([3], [-1.0], False)])
+    columns = {name: torch.tensor([1.0, math.nan]).double() for name in ("reward/b", "reward/a", "reward")}
+    found, shared = collect.gather_completions(drawn, columns, torch.tensor([1, 0]), 2, torch.device("cpu"))
+    assert found.plain() == [Completion([3], [-1.0], False), Completion([1, 2], [-0.5, -0.25], True)]
+    assert list(shared) == ["reward/b", "reward/a", "reward"]
+    assert shared["reward/b"][1] == 1.0 and shared["reward/b"][0].isnan()

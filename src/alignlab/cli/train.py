@@ -82,7 +82,10 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
     except InputError as error:
         if is_sweep():
             sweep.refused(cfg.run_dir)
-        raise with_losses(error, OmegaConf.select(cfg, "method._target_")) from error
+        explained = with_losses(error, OmegaConf.select(cfg, "method._target_"))
+        if explained is error:
+            raise
+        raise explained from error
 
 
 def train(sweep: Sweep, config: dict[str, Any]) -> Any:

@@ -241,8 +241,9 @@ class Method(lightning.LightningModule):
 
     def carries(self, name: str) -> bool:
         """Whether a frozen weight changes during training, so that checkpoints must include it."""
-        changing = {name for name, child in self.named_children() if isinstance(child, Component) and child.changes}
-        return not changing.isdisjoint(name.split("."))
+        changing = {n: child for n, child in self.named_children() if isinstance(child, Component) and child.changes}
+        names = {*changing, *(component.adapter for component in changing.values())}
+        return not names.isdisjoint(name.split("."))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the progress."""

@@ -14,7 +14,7 @@ from alignlab.distributed.strategies import Sharding
 from alignlab.errors import InputError
 from alignlab.losses.logps import sequence_sums, token_counts
 from alignlab.models.component import Component
-from alignlab.models.reference import MOVING, OWN, Reference, make_reference
+from alignlab.models.reference import ADAPTER, MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
 from alignlab.types.batch import MicroBatch, StepBatch
 from alignlab.types.settings import Settings
@@ -64,6 +64,8 @@ class ReferencePolicy(Component):
         open_model: Loads weights from a path.
         temperature: Temperature of the log-probs of policy and reference.
     """
+
+    adapter = ADAPTER
 
     def __init__(
         self, settings: MovingReferenceSettings, open_model: Callable[[str], nn.Module], temperature: float = 1.0

@@ -20,6 +20,9 @@ class Component(nn.Module):
     changes: bool = False
     """Whether its weights change without being trained, so that checkpoints must include them."""
 
+    adapter: str | None = None
+    """Name of the adapter in the policy that has its weights, for a component without a model of its own."""
+
     def build(self, policy: nn.Module) -> None:
         """Make its weights.
 

@@ -142,7 +142,6 @@ def gather_completions(
     """
     if num_ranks() == 1:
         return drawn, columns
-    names = sorted(columns)
     lengths, finished = (
         _gathered(drawn.lengths, positions, size, device),
         _gathered(drawn.finished, positions, size, device),
@@ -153,8 +152,9 @@ def gather_completions(
     token_positions = starts[positions].repeat_interleave(own) + within
     num_tokens = int(lengths.sum())
     tokens, logps = (_gathered(values, token_positions, num_tokens, device) for values in (drawn.tokens, drawn.logps))
-    shared = {name: _gathered(columns[name], positions, size, device) for name in names}
-    return Completions(tokens, logps, lengths, finished.bool()), shared
+    # Every rank gathers in the same order, and keeps its own: rewards are then summed as on a single rank.
+    shared = {name: _gathered(columns[name], positions, size, device) for name in sorted(columns)}
+    return Completions(tokens, logps, lengths, finished.bool()), {name: shared[name] for name in columns}
 
 
 def _gathered(values: Tensor, positions: Tensor, size: int, device: torch.device) -> Tensor:

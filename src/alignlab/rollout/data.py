@@ -197,7 +197,7 @@ class RolloutData:
             self.reward_kl_coef = next_kl_coef(used, kl, target=self.settings.reward_kl_target, gain=0.1)
         return {"kl_per_completion": kl, "reward_kl_coef": used}
 
-    # --- filters ------------------------------------------------------------------------------
+    # --- filters ------------------------------------------------------------------------------------------------------
 
     def _gather(self, sample: Callable[..., Any], number: int, next_prompts: NextPrompts) -> tuple[Rollout, Rollout]:
         """Sample until there are rows to train on. Returns all completions, and those left after the filters."""

@@ -1,6 +1,5 @@
 """Collate token rows into micro-batches, packed (one flat sequence) or padded (slower, and simpler to check)."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -76,7 +75,7 @@ def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
     """Sums of the numeric columns that every row has, with one value per row."""
     names = set.intersection(*(set(row.columns) for row in rows))
     single = [name for name in sorted(names) if not any(isinstance(row.columns[name], PER_COMPLETION) for row in rows)]
-    return {name: math.fsum(float(row.columns[name]) for row in rows) for name in single}
+    return {name: sum(float(row.columns[name]) for row in rows) for name in single}
 
 
 def count_targets(row: TokenRow) -> int:
