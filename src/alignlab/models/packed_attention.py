@@ -1,9 +1,10 @@
 """Attention over the packed layout, registered with Transformers' attention and mask interfaces.
 
-The layout is passed as the keyword ``layout`` of the model's forward and reaches every layer unchanged. Each bucket is
+The layout is passed as the keyword ``layout`` of the model's forward and reaches every layer unchanged. Where they can,
+kernels for segments of varying length compute it without padding (``flash_attention``). Otherwise each bucket is
 computed by the attention function that Transformers itself would use: ``sdpa``, or the model's own eager function,
 which supports the architecture's additions to causal attention (soft-capping, sinks, position biases). Without the
-keyword (generation, the padded layout), ``packed`` behaves like ``sdpa`` and ``packed_eager`` like ``eager``.
+keyword (generation, the padded layout), ``packed_eager`` behaves like ``eager`` and the others like ``sdpa``.
 """
 
 import sys
@@ -16,9 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from alignlab.errors import InputError, nearest
+from alignlab.models import flash_attention
 from alignlab.types.layout import PackedLayout
 
-IMPLEMENTATIONS = {"auto": "packed", "sdpa": "packed", "eager": "packed_eager"}
+# Transformers takes a name that contains "flash" for a package of kernels to import, and refuses one that contains
+# "sdpa" for architectures with additions to sdpa, which are computed by their eager function here.
+IMPLEMENTATIONS = {"auto": "packed", "flash": "packed_varlen", "sdpa": "packed_buckets", "eager": "packed_eager"}
 """Names for ``model.attn_implementation``, and the names under which they are registered with Transformers."""
 
 # Keywords that extend scaled dot products: sdpa does not support them, the model's own eager function does.
@@ -32,7 +36,7 @@ def implementation(name: str) -> str:
     """The registered name of what the user typed.
 
     Raises:
-        InputError: This attention cannot separate the groups of a flat batch.
+        InputError: This attention cannot separate the groups of a flat batch, or no kernel for it runs here.
     """
     if name not in IMPLEMENTATIONS:
         raise InputError(
@@ -40,7 +44,14 @@ def implementation(name: str) -> str:
             "this attention is not known to keep the documents of a flat batch separate",
             f"{nearest(name, IMPLEMENTATIONS)} Type one of: {', '.join(IMPLEMENTATIONS)}",
         )
+    if name == "flash" and (why := flash_attention.missing()):
+        raise _no_flash(why)
     return IMPLEMENTATIONS[name]
+
+
+def _no_flash(why: str) -> InputError:
+    instead = "Type model.attn_implementation=auto, which uses flash attention wherever it can"
+    return InputError("model.attn_implementation=flash", why, instead)
 
 
 def fitting(registered: str, config: PreTrainedConfig) -> str:
@@ -49,11 +60,30 @@ def fitting(registered: str, config: PreTrainedConfig) -> str:
     Args:
         registered: A name from ``implementation``.
         config: Config of the model to build.
+
+    Raises:
+        InputError: Flash attention was asked for by name, and this architecture can never use it.
     """
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    if kind is None or kind._supports_attention_backend:
+    in_registry = kind is None or kind._supports_attention_backend
+    if registered == IMPLEMENTATIONS["flash"] and (why := _never_flash(config, in_registry)):
+        raise _no_flash(why)
+    if in_registry:
         return registered
-    return "sdpa" if registered == "packed" and kind._supports_sdpa else "eager"
+    return "sdpa" if not registered.endswith("eager") and kind._supports_sdpa else "eager"
+
+
+def _never_flash(config: PreTrainedConfig, in_registry: bool) -> str | None:
+    """Why layers of this architecture never use flash attention, or ``None``."""
+    config = config.get_text_config()
+    if not in_registry:
+        return f"{config.model_type} computes attention by code of its own"
+    if getattr(config, "attn_logit_softcapping", None):
+        return f"{config.model_type} caps its attention scores"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if not flash_attention.takes(size):
+        return f"its kernels do not take heads of size {size}"
+    return None
 
 
 def packed_attention(
@@ -64,9 +94,10 @@ def packed_attention(
     layout: PackedLayout,
     inner: Callable,
     sliding_window: int | None,
+    flash: bool = False,
     **options,
 ) -> Tensor:
-    """Compute attention bucket by bucket and restore the flat order of the outputs.
+    """Compute attention by flash kernels, or bucket by bucket and restore the flat order of the outputs.
 
     Args:
         module: The attention layer; the inner function reads its settings.
@@ -76,6 +107,7 @@ def packed_attention(
         layout: Layout of the T tokens.
         inner: Attention function of Transformers, called once per bucket.
         sliding_window: Path positions that each query attends to, including its own; ``None`` for all.
+        flash: Whether to use flash kernels where they can compute this call.
         options: Passed to ``inner`` (``dropout``, ``scaling``, ``softcap``, …).
 
     Returns:
@@ -83,6 +115,9 @@ def packed_attention(
     """
     layout.windows.add(sliding_window)
     window = sliding_window if sliding_window is not None and sliding_window < layout.longest_path else None
+    plain = not options.get("dropout") and all(options.get(name) is None for name in EAGER_ONLY)
+    if flash and plain and flash_attention.computes(query, key, value, layout.segments, window):
+        return flash_attention.attend(query, key, value, layout.segments, window, options.get("scaling"))
     outputs = []
     for bucket in layout.buckets:
         mask = None if bucket.causal and window is None else bucket.mask(window)
@@ -114,18 +149,22 @@ def _fastest(module, *states, **options):
     return (_eager if needs_eager else sdpa_attention_forward)(module, *states, **options)
 
 
-def _with_layout(inner: Callable) -> Callable:
+def _with_layout(inner: Callable, flash: bool = False) -> Callable:
     """Extend an attention function of Transformers with the keyword ``layout``."""
 
     def attend(module, query, key, value, attention_mask, *, layout=None, sliding_window=None, **options):
         if layout is None:
             return inner(module, query, key, value, attention_mask, **options)
-        return packed_attention(module, query, key, value, layout, inner, sliding_window, **options), None
+        return packed_attention(module, query, key, value, layout, inner, sliding_window, flash, **options), None
 
     return attend
 
 
-AttentionInterface.register("packed", _with_layout(_fastest))
-AttentionInterface.register("packed_eager", _with_layout(_eager))
-AttentionMaskInterface.register("packed", sdpa_mask)
-AttentionMaskInterface.register("packed_eager", eager_mask)
+for _name, _inner, _mask, _flash in (
+    ("packed", _fastest, sdpa_mask, True),
+    ("packed_varlen", _fastest, sdpa_mask, True),
+    ("packed_buckets", _fastest, sdpa_mask, False),
+    ("packed_eager", _eager, eager_mask, False),
+):
+    AttentionInterface.register(_name, _with_layout(_inner, _flash))
+    AttentionMaskInterface.register(_name, _mask)
