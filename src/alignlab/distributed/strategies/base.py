@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric.utilities.optimizer import _optimizers_to_device
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
@@ -133,6 +134,21 @@ class Sharding:
     def full_state_dict(self, policy: nn.Module) -> Mapping[str, Tensor] | None:
         """All weights by name on the CPU of rank 0 if they are sharded, else ``None``. All ranks must call this."""
         return None
+
+
+class StaysOnDevice(Strategy):
+    """Leaves the model on its device when a fit ends: there it is written, and compared with what was written.
+
+    Lightning moves it to the CPU, where quantised and partitioned weights no longer fit their inputs. A strategy names
+    this class after Lightning's own, whose teardowns then end here.
+    """
+
+    def teardown(self) -> None:
+        """Free the device of everything else."""
+        _optimizers_to_device(self.optimizers, torch.device("cpu"))
+        self.precision_plugin.teardown()
+        self.accelerator.teardown()
+        self.checkpoint_io.teardown()
 
 
 def sharding_of(strategy: Strategy) -> Sharding:

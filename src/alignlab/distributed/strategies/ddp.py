@@ -7,8 +7,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from pydantic import Field
 
+from alignlab.distributed.strategies.base import StaysOnDevice
 
-class Single(SingleDeviceStrategy):
+
+class Single(SingleDeviceStrategy, StaysOnDevice):
     """Everything on the one device that the trainer's ``accelerator`` and ``devices`` come to.
 
     Lightning's own class wants the device before the trainer knows it.
@@ -28,10 +30,14 @@ def single() -> Single:
     return Single()
 
 
-def ddp(*, timeout_seconds: Annotated[float, Field(gt=0)]) -> DDPStrategy:
+class Copies(DDPStrategy, StaysOnDevice):
+    """Lightning's strategy, which leaves the model on its device."""
+
+
+def ddp(*, timeout_seconds: Annotated[float, Field(gt=0)]) -> Copies:
     """A copy of the model on every device, gradients averaged (nccl on GPUs, gloo on CPUs).
 
     Args:
         timeout_seconds: Time after which a rank that does not respond ends the job.
     """
-    return DDPStrategy(timeout=timedelta(seconds=timeout_seconds))
+    return Copies(timeout=timedelta(seconds=timeout_seconds))

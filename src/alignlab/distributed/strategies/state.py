@@ -174,7 +174,7 @@ def check_complete(module: nn.Module, found: Iterable[str]) -> None:
 class AnyState(TorchCheckpointIO):
     """Lightning's reader of single files, extended to the folders of strategies that shard."""
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         if not Path(path).is_dir():
             return super().load_checkpoint(path, map_location, weights_only)
         stored = Stored(path)

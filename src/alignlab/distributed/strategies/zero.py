@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from pydantic import Field
 from torch import Tensor, nn
 
-from alignlab.distributed.strategies.base import Result, Sharding, moves_weights, tensors_of
+from alignlab.distributed.strategies.base import Result, Sharding, StaysOnDevice, moves_weights, tensors_of
 from alignlab.distributed.strategies.compiled_ops import remove_dead_locks
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
 from alignlab.distributed.strategies.zero_state import EngineState
@@ -38,6 +38,8 @@ class Partitioned(Sharding):
 
         self.strategy.cast(policy)
         zero.Init(module=policy, config_dict_or_path=self.strategy.config)
+        for buffer in policy.buffers():  # Init moves the parameters only, and the engine then moves nothing
+            buffer.data = buffer.data.to(self.strategy.root_device)
         return policy
 
     def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
@@ -103,7 +105,7 @@ class Partitioned(Sharding):
         return zero.GatheredParameters(partitioned) if partitioned else nullcontext()
 
 
-class DeepSpeed(NamedState, DeepSpeedStrategy):
+class DeepSpeed(NamedState, DeepSpeedStrategy, StaysOnDevice):
     """Lightning's strategy, extended to CPUs and to models that are partitioned after they are built.
 
     Training and validation steps are called directly; their micro-batches go through the engine.
