@@ -127,6 +127,14 @@ def test_a_folder_holds_tokenizer_template_and_stop_tokens(opened, tokenizer, tm
     assert tokenizer.eos_token_id in ([stops] if isinstance(stops, int) else stops)
 
 
+def test_saving_leaves_the_given_tensors_as_they_are(opened, tokenizer, tmp_path):
+    model = opened()
+    given = dict(model.state_dict())
+    names = list(given)
+    export.save(model, tokenizer, tmp_path / "model", given)
+    assert list(given) == names and "lm_head.weight" in names
+
+
 def test_saving_replaces_a_folder_and_leaves_nothing_beside_it(opened, tokenizer, tmp_path):
     (tmp_path / "out" / "model").mkdir(parents=True)
     (tmp_path / "out" / "model" / "stale.bin").write_text("old")

@@ -81,7 +81,8 @@ def save(
     extra = {}
     if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
-    model.save_pretrained(str(partial), state_dict=state_dict, **extra)
+    # A copy, since Transformers 5.17 removes the further names of shared weights from it.
+    model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))

@@ -8,7 +8,7 @@ in the inputs of the decoder.
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from alignlab.errors import InputError
 from alignlab.models.heads import head_of
+from alignlab.models.label_scores import Wanted, label_scores
 from alignlab.models.packed_attention import NO_MASK
 from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
 from alignlab.types.layout import packed_layout, positions
 
-# Logits stored at once, in elements (256 MiB). For more, chunks are recomputed in the backward pass.
-MAX_LOGITS = 2**26
+# Logits stored at once, in elements of four bytes. For more, chunks are recomputed in the backward pass. On a GPU every
+# chunk also converts the matrix of the vocabulary and adds up its gradient, so that fewer are faster.
+MAX_LOGITS = {"cpu": 2**26, "cuda": 2**28}
 
 # Config keys by which an architecture limits how far back a token attends.
 WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -49,17 +51,17 @@ class TokenScores(NamedTuple):
 def token_scores(
     model: nn.Module,
     batch: MicroBatch,
-    max_logits: int = MAX_LOGITS,
+    max_logits: int | None = None,
     *,
     temperature: float = 1.0,
-    want: Collection[Literal["entropies", "log_collisions"]] = (),
+    want: Collection[Wanted] = (),
 ) -> TokenScores:
     """Score the supervised tokens of a micro-batch.
 
     Args:
         model: A causal language model of Transformers, with or without an adapter.
         batch: Flat or padded.
-        max_logits: Logits stored at once, in elements.
+        max_logits: Logits stored at once, in elements; ``None`` for the usual number of the device.
         temperature: Divides the logits; for sampled tokens that of the sampling.
         want: Further quantities to compute; each costs a pass over the logits.
 
@@ -68,6 +70,7 @@ def token_scores(
     """
     hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.source_positions]
     score = partial(_score, vocabulary_head(model), temperature, frozenset(want))
+    max_logits = max_logits or MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cpu"])
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
         return TokenScores(*score(hidden, batch.labels), hidden)
@@ -79,17 +82,7 @@ def token_scores(
 def _score(
     head: Callable[[Tensor], Tensor], temperature: float, want: frozenset[str], hidden: Tensor, labels: Tensor
 ) -> tuple[Tensor, ...]:
-    logits = head(hidden)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logits = logits if temperature == 1.0 else logits / temperature
-    normaliser = logits.logsumexp(-1)
-    logps = logits.gather(-1, labels[:, None])[:, 0] - normaliser
-    entropies = collisions = logps.new_empty(0)
-    if "entropies" in want:
-        entropies = normaliser - (logits.softmax(-1) * logits).sum(-1)
-    if "log_collisions" in want:
-        collisions = (2 * logits).logsumexp(-1) - 2 * normaliser
-    return logps, logits.detach().argmax(-1) == labels, entropies, collisions
+    return label_scores(head(hidden), labels, temperature, want)
 
 
 def sequence_scores(model: nn.Module, batch: MicroBatch) -> Tensor:
