@@ -56,6 +56,18 @@ def test_only_the_adapter_trains_and_in_float32(base, kind):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_seed_gives_the_same_adapter_on_every_device(base, kind):
+    """A strategy builds the model within its device; here the meta device stands for a GPU."""
+    found = []
+    for device in ("meta", "cpu"):
+        policy = base()
+        torch.manual_seed(3)
+        with torch.device(device):
+            found.append(adapters.attach(policy, KINDS[kind]()).state_dict())
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "ia3", "prefix"])
 def test_the_adapter_stays_float32_on_a_bfloat16_base(base, kind):
     model = backward(adapters.attach(base(dtype="bfloat16"), KINDS[kind]()))

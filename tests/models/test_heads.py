@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAnd
 from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export, scoring
-from alignlab.models.heads import head_of, set_pad_token
+from alignlab.models.heads import draw_head, head_of, set_pad_token
 from alignlab.types.batch import MicroBatch
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
@@ -159,6 +159,16 @@ def test_a_language_model_gets_a_small_head_that_follows_from_the_seed(opened, t
     assert torch.equal(first, opened().score.weight) and not torch.equal(first, seeded_head(opened, 4))
     body = pretrained(tmp_path / "base").load_model(tokenizer).model.state_dict()
     assert all(torch.equal(body[name], tensor) for name, tensor in opened().model.state_dict().items())
+
+
+def test_the_seed_gives_the_same_head_on_every_device():
+    """The default device, here the meta device in place of a GPU, has generators of its own."""
+    torch.manual_seed(3)
+    models = [reward_model(), reward_model()]
+    draw_head(models[0])
+    with torch.device("meta"):
+        draw_head(models[1])
+    assert torch.equal(*(model.score.weight for model in models))
 
 
 def test_random_weights_get_a_head_from_their_own_seed(tokenizer):

@@ -43,6 +43,15 @@ def test_weights_depend_on_the_seed_alone(tokenizer):
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
 
 
+def test_weights_are_drawn_on_the_cpu_whatever_the_default_device(tokenizer):
+    """A strategy builds the model within its device; here the meta device stands for a GPU."""
+    with torch.device("meta"):
+        found = scratch().load_model(tokenizer).state_dict()
+    assert all(
+        torch.equal(found[name], tensor) for name, tensor in scratch().load_model(tokenizer).state_dict().items()
+    )
+
+
 def test_building_draws_nothing_from_the_global_generator(tokenizer):
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -52,7 +52,9 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     # A copy: PEFT writes the resolved targets into the config, and a model may be built more than once.
     own_config = copy.deepcopy(peft_config)
     own_config.task_type = own_config.task_type or TASKS[head_of(model)]
-    with opening(asked, f"it does not fit {type(model).__name__}", "Type peft=lora, which fits every model"):
+    unfit = opening(asked, f"it does not fit {type(model).__name__}", "Type peft=lora, which fits every model")
+    # Drawn on the CPU, whatever the device of the base: another device would draw other numbers from the same seed.
+    with unfit, torch.device("cpu"):
         adapted = get_peft_model(model, own_config, revision=commit)
     raise_all([*_adapted_tied(adapted, tied, asked), *_low_precision(adapted, asked), *_unsaved_head(adapted, asked)])
     return adapted

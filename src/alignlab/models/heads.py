@@ -128,11 +128,11 @@ def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked:
 def draw_head(model: PreTrainedModel) -> None:
     """Initialise a reward head with small random weights of variance 1 / (hidden size + 1) (arXiv 2009.01325).
 
-    They depend on the global seed alone. A zero head would give the decoder no gradient.
+    They depend on the global seed alone, and not on the device. A zero head would give the decoder no gradient.
     """
     weight = model.score.weight
     seed = torch.initial_seed()  # does not depend on the numbers drawn before
-    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), device="cpu")
     weight.copy_(drawn * (weight.shape[1] + 1) ** -0.5)
 
 

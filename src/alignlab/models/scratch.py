@@ -118,7 +118,9 @@ class Scratch:
         config = with_head(config, head, f"model.config.model_type={config.model_type}")
         attention = fitting(implementation(self.attn_implementation), config)
         asked = f"model.config of model_type={config.model_type}"
-        with opening(asked, "no model can be built", "Change the value named"), torch.random.fork_rng(devices=[]):
+        refused = opening(asked, "no model can be built", "Change the value named")
+        # On the CPU: Lightning's default device is that of the run, where the same seed draws other numbers.
+        with refused, torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.random.default_generator.manual_seed(self.seed)
             dtype = getattr(torch, self.dtype)
             model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
