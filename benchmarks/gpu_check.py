@@ -160,7 +160,7 @@ def process(words: list[Any], log: Path, timeout: float, **environment: str) -> 
     except subprocess.TimeoutExpired:
         return f"stopped after {timeout:.0f} s"
     lines = [line.strip(" │") for line in log.read_text(errors="replace").splitlines() if line.strip(" │")]
-    return None if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines[-2:])[-300:]}"
+    return None if done.returncode == 0 else f"exit code {done.returncode}: {' '.join(lines[-1:])[-300:]}"
 
 
 def train(folder: Path, words: list[str], timeout: float) -> str | None:
@@ -253,6 +253,8 @@ def numbers(report: Report, scratch: Path) -> Iterable[Callable[[], None]]:
     for method in ("sft", "dpo", "grpo"):
         yield lambda m=method: check_resume(report, scratch, m, [])
     for name, words in OTHERS.items():
+        if "trainer.precision=16-mixed" in words and not torch.cuda.is_available():
+            continue  # refused on a CPU
         yield lambda n=name, w=words: check_run(report, scratch, n, w)
 
 
@@ -319,7 +321,7 @@ def speed(report: Report, scratch: Path, rate: float | None, case: str, size: st
         return report.add("speed", cells(named(case, size, words), "", "", "", "", "no time left"))
     log = scratch / f"speed-{case}-{size}-{len(words)}.log"
     command = [HERE / "gpu_speed.py", case, scratch / "speed", "--size", size, "--lock", scratch / "device.lock"]
-    failed = process([*command, "--", *words], log, report.seconds_left, OMP_NUM_THREADS="4")
+    failed = process([*command, "--words", *words], log, report.seconds_left, OMP_NUM_THREADS="4")
     if failed:
         return report.add("speed", cells(named(case, size, words), "", "", "", "", failed))
     found = json.loads(log.read_text().splitlines()[-1])
@@ -343,7 +345,7 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="store the curves of this CPU")
     parser.add_argument("--out", type=Path, default=HERE / "GPU.md", help="the table")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--jobs", type=int, default=max(1, min(6, (os.cpu_count() or 2) // 2)), help="checks at a time")
+    parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)), help="checks at a time")
     parser.add_argument("--only", nargs="+", choices=("numbers", "attention", "speed"), default=())
     parser.add_argument("--logs", type=Path, help="folder for the output of every process")
     asked = parser.parse_args()

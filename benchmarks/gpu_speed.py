@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of models and data")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["1.5B"])
     parser.add_argument("--lock", default="", help="file to lock while the device is used")
-    parser.add_argument("words", nargs="*", help="after --: further words for train.py")
+    parser.add_argument("--words", nargs="*", default=[], help="further words for train.py")
     asked = parser.parse_args()
     if asked.case == "prepare":
         return prepare(asked.folder, asked.size)

@@ -35,6 +35,7 @@ from alignlab.models.adapters import attach
 from alignlab.models.heads import set_pad_token
 from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
+from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
 from alignlab.types.adapted import is_adapted
 
@@ -158,7 +159,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
     factories = Factories(
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
-        make_optimizer=build("optimizer", config["optimizer"]),
+        make_optimizer=partial(make_fused, build("optimizer", config["optimizer"])),
         make_scheduler=build("scheduler", config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],

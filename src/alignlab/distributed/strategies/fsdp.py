@@ -26,7 +26,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from alignlab.distributed.strategies.base import Result, Sharding, tensors_of
-from alignlab.distributed.strategies.state import NamedState, Stored, carried_names, flat, names_of
+from alignlab.distributed.strategies.state import NamedState, Stored, carried_names, flat, names_of, step_device
 from alignlab.types.adapted import base_model
 
 Dtype = Literal["bfloat16", "float16", "float32"] | None
@@ -177,17 +177,20 @@ class FSDP(NamedState, ModelParallelStrategy):
     def fill(self, stored: Stored) -> None:
         optimizer = self.optimizers[0]
         parameters = dict(self.lightning_module.named_parameters())
-        for name in (name for group in stored.groups for name in group["params"]):
-            shapes = {key: stored.shapes[f"optimizer/{name}/{key}"] for key in stored.optimizer_keys(name)}
-            optimizer.state[parameters[name]] = {key: _empty(parameters[name], of) for key, of in shapes.items()}
+        named = [(name, settings) for settings in stored.groups for name in settings["params"]]
+        for name, settings in named:
+            weight, shapes = parameters[name], stored.optimizer_shapes(name)
+            optimizer.state[weight] = {key: _empty(weight, shape, settings) for key, shape in shapes.items()}
         stored.fill(flat(self.weight_shards(), self.optimizer_shards()))
         for group, settings in zip(optimizer.param_groups, stored.groups, strict=True):
             group.update({key: value for key, value in settings.items() if key != "params"})
 
 
-def _empty(parameter: nn.Parameter, shape: tuple[int, ...]) -> Tensor:
+def _empty(parameter: nn.Parameter, shape: tuple[int, ...], group: dict[str, Any]) -> Tensor:
     """An empty tensor of the optimizer's state: a shard if it has the parameter's shape."""
-    return torch.zeros_like(parameter) if shape == tuple(parameter.shape) else torch.zeros(shape)
+    if shape == tuple(parameter.shape):
+        return torch.zeros_like(parameter)
+    return torch.zeros(shape, device=step_device(group, parameter))
 
 
 def reshard(root: nn.Module) -> None:

@@ -61,6 +61,10 @@ class Stored:
         """Keys of the optimizer's state of a parameter."""
         return [key.rpartition("/")[2] for key in self.shapes if key.rpartition("/")[0] == f"optimizer/{name}"]
 
+    def optimizer_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Full shapes of the optimizer's state of a parameter, by key."""
+        return {key: self.shapes[f"optimizer/{name}/{key}"] for key in self.optimizer_keys(name)}
+
     def fill(self, targets: dict[str, Tensor]) -> None:
         """Copy stored tensors into targets. All ranks must call this with their shards.
 
@@ -142,6 +146,11 @@ def names_of(optimizer: torch.optim.Optimizer, module: nn.Module) -> list[list[s
     """Names of an optimizer's parameters, by group."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def step_device(group: Mapping[str, Any], weight: Tensor) -> torch.device:
+    """Where PyTorch keeps the number of steps of a weight: with it if the optimizer is fused, else on the CPU."""
+    return weight.device if group.get("fused") else torch.device("cpu")
 
 
 def carried_names(module: nn.Module) -> set[str]:

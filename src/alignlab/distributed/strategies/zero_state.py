@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from alignlab.distributed.strategies.state import Stored, carried_names
+from alignlab.distributed.strategies.state import Stored, carried_names, step_device
 
 
 class EngineState:
@@ -98,12 +98,13 @@ class EngineState:
         """Create the entries of every flat partition that the optimizer would create in its first step."""
         name = next(iter(self.trained))
         shape = tuple(getattr(self.trained[name], "ds_shape", self.trained[name].shape))
+        optimizer = self.engine.optimizer.optimizer
         for buffer in self._buffers():
-            state = self.engine.optimizer.optimizer.state[buffer]
-            for key in stored.optimizer_keys(name):
-                full = f"optimizer/{name}/{key}"
-                per_weight = stored.shapes[full] == shape
-                state[key] = torch.zeros_like(buffer) if per_weight else stored.tensor(full).clone()
+            state, device = optimizer.state[buffer], step_device(optimizer.param_groups[0], buffer)
+            for key, stored_shape in stored.optimizer_shapes(name).items():
+                per_weight = stored_shape == shape
+                whole = torch.zeros_like(buffer) if per_weight else stored.tensor(f"optimizer/{name}/{key}").clone()
+                state[key] = whole if per_weight else whole.to(device)
         self._link()
 
     def _link(self) -> None:
