@@ -11,11 +11,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
@@ -91,11 +93,18 @@ def main() -> None:
     """Print a line per layout, format and implementation."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="shorter sequences, on any device")
+    parser.add_argument("--lock", default="", help="file to lock while the device is used")
     asked = parser.parse_args()
+    with FileLock(asked.lock) if asked.lock else nullcontext():
+        print(json.dumps(table(asked.dry_run)))
+
+
+def table(dry_run: bool) -> list[dict[str, Any]]:
+    """Measure every layout in every format with every implementation."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for title, groups in LAYOUTS.items():
-        groups = [[-(-n // 16) for n in group] for group in groups] if asked.dry_run else groups
+        groups = [[-(-n // 16) for n in group] for group in groups] if dry_run else groups
         layout = packed_layout(groups).to(device)
         given = drawn(sum(map(sum, groups)), device)
         exact = outputs("eager", given, layout, torch.float64)
@@ -109,7 +118,7 @@ def main() -> None:
                     row["failed"] = str(failed).splitlines()[0][:200]
                 print(row, flush=True)
                 rows.append(row)
-    print(json.dumps(rows))
+    return rows
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -84,16 +84,22 @@ LOSS_BOUND = {"32-true": 1e-3, "bf16-mixed": 0.05, "quantised": 0.05}
 GRADIENT_BOUND = {"32-true": 1e-3, "bf16-mixed": 0.1, "quantised": 0.2}
 """Largest relative difference of the first step's gradient norm."""
 
+COMPILED, SHARDED = (
+    ["model.compile=true"],
+    ["strategy=fsdp", "strategy.param_dtype=bfloat16", "trainer.precision=32-true"],
+)
 SPEED = [
+    ("sft", "1.5B", COMPILED),
+    ("sft_ragged", "1.5B", COMPILED),
+    ("dpo", "1.5B", COMPILED),
+    ("grpo", "0.5B", ["rollout.dtype=bfloat16"]),
+    ("sft", "1.5B", [*COMPILED, *SHARDED]),
     ("sft", "1.5B", []),
     ("sft_ragged", "1.5B", []),
-    ("dpo", "1.5B", []),
-    ("grpo", "0.5B", ["rollout.batch_size=64"]),
-    ("sft", "1.5B", ["model.attn_implementation=sdpa"]),
     ("sft_ragged", "1.5B", ["model.attn_implementation=sdpa"]),
-    ("group_dpo", "0.5B", []),
-    ("sft", "0.5B", []),
-    ("sft_lora", "1.5B", []),
+    ("group_dpo", "0.5B", COMPILED),
+    ("sft_lora", "1.5B", COMPILED),
+    ("sft", "0.5B", COMPILED),
 ]
 """Case, size and further words for ``gpu_speed.py``."""
 
@@ -217,13 +223,12 @@ def check_run(report: Report, scratch: Path, name: str, words: list[str]) -> Non
     report.add("checks", cells(name, "", "", failed or ("trains" if finite else "**losses are not finite**")))
 
 
-def check_resume(report: Report, scratch: Path, method: str, words: list[str]) -> None:
+def check_resume(report: Report, scratch: Path, name: str, words: list[str]) -> None:
     """Train, resume from the middle, and compare the steps after it and the final weights."""
     from safetensors.torch import load_file
 
-    name = f"{method}, resumed{', deterministic' if 'trainer.deterministic=true' in words else ''}"
     whole, half = folder_of(scratch, name), folder_of(scratch, f"{name}, half")
-    words = [*METHODS[method], *words, f"checkpoint.every_n_steps={NUM_STEPS // 2}"]
+    words = [*words, f"checkpoint.every_n_steps={NUM_STEPS // 2}"]
     middle = f"resume={whole}/checkpoints/step-{NUM_STEPS // 2:08d}"
     failed = train(whole, words, min(180, report.seconds_left))
     failed = failed or train(half, [*words, middle], min(180, report.seconds_left))
@@ -238,24 +243,30 @@ def check_resume(report: Report, scratch: Path, method: str, words: list[str]) -
     report.add("checks", cells(name, f"{loss:.1e}", "", verdict))
 
 
-def numbers(report: Report, scratch: Path) -> Iterable[Callable[[], None]]:
-    """Checks of numbers, the most telling first."""
+def numbers(report: Report, scratch: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Names and calls of the checks of numbers, the most telling first."""
+
+    def same(name: str, words: list[str], stored: str, kind: str) -> tuple[str, Callable[[], None]]:
+        return name, partial(check_curve, report, scratch, name, words, stored, kind)
+
     for strategy in STRATEGIES:
         for method, words in METHODS.items():
-            typed = [*words, f"strategy={strategy}"]
-            yield lambda m=method, s=strategy, t=typed: check_curve(report, scratch, f"{m}, {s}", t, m, "32-true")
+            yield same(f"{method}, {strategy}", [*words, f"strategy={strategy}"], method, "32-true")
+    for method in ("sft", "dpo"):
+        yield same(f"{method}, compiled", [*METHODS[method], "model.compile=true"], method, "32-true")
     for method in ("sft", "dpo", "group_dpo"):
-        typed = [*METHODS[method], "trainer.precision=bf16-mixed"]
-        yield lambda m=method, t=typed: check_curve(report, scratch, f"{m}, bf16-mixed", t, m, "bf16-mixed")
+        words = [*METHODS[method], "trainer.precision=bf16-mixed"]
+        yield same(f"{method}, bf16-mixed", words, method, "bf16-mixed")
     for name, words in QUANTISED.items():
-        yield lambda n=name, w=words: check_curve(report, scratch, n, w, n, "quantised")
-    yield lambda: check_resume(report, scratch, "sft", ["trainer.deterministic=true"])
+        yield same(name, words, name, "quantised")
     for method in ("sft", "dpo", "grpo"):
-        yield lambda m=method: check_resume(report, scratch, m, [])
+        name = f"{method}, resumed"
+        yield name, partial(check_resume, report, scratch, name, METHODS[method])
+    name, words = "sft, resumed, deterministic", [*METHODS["sft"], "trainer.deterministic=true"]
+    yield name, partial(check_resume, report, scratch, name, words)
     for name, words in OTHERS.items():
-        if "trainer.precision=16-mixed" in words and not torch.cuda.is_available():
-            continue  # refused on a CPU
-        yield lambda n=name, w=words: check_run(report, scratch, n, w)
+        if "trainer.precision=16-mixed" not in words or torch.cuda.is_available():  # refused on a CPU
+            yield name, partial(check_run, report, scratch, name, words)
 
 
 def store() -> None:
@@ -278,7 +289,11 @@ def store() -> None:
 def attention(report: Report, scratch: Path, dry_run: bool) -> None:
     """Run ``gpu_attention.py`` and add its table."""
     log = scratch / "attention.log"
-    failed = process([HERE / "gpu_attention.py", *["--dry-run"] * dry_run], log, min(120, report.seconds_left))
+    failed = process(
+        [HERE / "gpu_attention.py", "--lock", scratch / "device.lock", *["--dry-run"] * dry_run],
+        log,
+        min(120, report.seconds_left),
+    )
     if failed:
         return report.add("attention", cells("", "", "", "", failed))
     for row in json.loads(log.read_text().splitlines()[-1]):
@@ -319,7 +334,7 @@ def speed(report: Report, scratch: Path, rate: float | None, case: str, size: st
     """Run a case of ``gpu_speed.py``, which waits for the device."""
     if report.seconds_left < 25:
         return report.add("speed", cells(named(case, size, words), "", "", "", "", "no time left"))
-    log = scratch / f"speed-{case}-{size}-{len(words)}.log"
+    log = scratch / f"{folder_of(Path(), named(case, size, words))}.log"
     command = [HERE / "gpu_speed.py", case, scratch / "speed", "--size", size, "--lock", scratch / "device.lock"]
     failed = process([*command, "--words", *words], log, report.seconds_left, OMP_NUM_THREADS="4")
     if failed:
@@ -347,6 +362,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)), help="checks at a time")
     parser.add_argument("--only", nargs="+", choices=("numbers", "attention", "speed"), default=())
+    parser.add_argument("--match", default="", help="regular expression of the names of the checks to run")
     parser.add_argument("--logs", type=Path, help="folder for the output of every process")
     asked = parser.parse_args()
     if asked.store:
@@ -366,17 +382,19 @@ def main() -> None:
             prepare = [HERE / "gpu_speed.py", "prepare", scratch / "speed", "--size", *sizes]
             ready = pool.submit(process, prepare, scratch / "prepare.log", 240)
         if "numbers" in wanted:
-            jobs = [pool.submit(guarded, check) for check in numbers(report, scratch)]
+            chosen = [check for name, check in numbers(report, scratch) if re.search(asked.match, name)]
+            jobs = [pool.submit(guarded, check) for check in chosen]
         for job in jobs:
             job.result()
-        if "attention" in wanted:
-            guarded(lambda: attention(report, scratch, asked.dry_run))
-        if "speed" in wanted:
-            print("models and data:", ready.result() or "ready", flush=True)
-            with ThreadPoolExecutor(2) as pair:
+        with ThreadPoolExecutor(3) as few:  # they wait for each other before they use the device
+            if "attention" in wanted:
+                few.submit(guarded, partial(attention, report, scratch, asked.dry_run))
+            if "speed" in wanted:
+                print("models and data:", ready.result() or "ready", flush=True)
                 for case, size, words in SPEED:
                     size = "tiny" if asked.dry_run else size
-                    pair.submit(guarded, lambda c=case, s=size, w=words: speed(report, scratch, rate, c, s, w))
+                    if re.search(asked.match, named(case, size, words)):
+                        few.submit(guarded, partial(speed, report, scratch, rate, case, size, words))
     report.add("machine", f"{asked.minutes * 60 - report.seconds_left:.0f} s in all")
 
 

@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,11 @@ class Measure(lightning.Callback):
 
     Args:
         on_gpu: Whether there is a CUDA device to synchronise and to profile.
+        lock: Held from the first step on, so that others do not use the device.
     """
 
-    def __init__(self, on_gpu: bool):
-        self.on_gpu = on_gpu
+    def __init__(self, on_gpu: bool, lock: AbstractContextManager):
+        self.on_gpu, self.lock = on_gpu, lock
         self.ends: list[float] = []
         self.tokens: list[int] = []
         self.logged: list[dict[str, float]] = []
@@ -90,11 +91,13 @@ class Measure(lightning.Callback):
         self.profiler: Any = nullcontext()
 
     def on_train_batch_start(self, trainer: lightning.Trainer, method: lightning.LightningModule, *_: Any) -> None:
-        """Start the profiler before the last step, and forget the peak of the warm-up."""
+        """Take the device before the first step; forget the peak of the warm-up; profile the last step."""
+        if trainer.global_step == 0:
+            self.lock.__enter__()
         if trainer.global_step == NUM_WARM_UP and self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         if trainer.global_step == NUM_WARM_UP + NUM_MEASURED and self.on_gpu:
-            self.profiler = profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA])
+            self.profiler = profile(activities=[ProfilerActivity.CUDA])
             self.profiler.__enter__()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, *_: Any) -> None:
@@ -119,7 +122,7 @@ class Measure(lightning.Callback):
         return {
             "seconds": statistics.median(seconds),
             "tokens_per_step": statistics.median(tokens),
-            "tokens_per_second": sum(tokens) / sum(seconds),
+            "tokens_per_second": statistics.median(n / took for n, took in zip(tokens, seconds, strict=True)),
             "peak_bytes": self.peak,
             "parts": self.parts,
             "rollout_seconds": statistics.median(rollout) if None not in rollout else None,
@@ -172,11 +175,11 @@ def measure(case: str, folder: Path, size: str, words: list[str], lock: str) -> 
     model, data = open_model_and_data(config)
     method = make_method(config, model, data)
     trainer, _ = make_trainer(config, run_folder, data)
-    measured = Measure(torch.cuda.is_available() and size != "tiny")
+    held = FileLock(lock) if lock else nullcontext()
+    measured = Measure(torch.cuda.is_available() and size != "tiny", held)
     trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, Checkpoint)] + [measured]
-    with FileLock(lock) if lock else nullcontext():
-        trainer.fit(method, datamodule=data)
-        report = measured.report()
+    trainer.fit(method, datamodule=data)
+    report = measured.report()
     parameters = num_parameters(method.policy)
     flops = 2 * FORWARDS.get(case, 3) * parameters * report["tokens_per_second"]
     return {"case": case, "size": size, "words": words, "parameters": parameters, "flops": flops, **report}

@@ -95,7 +95,7 @@ def make_model_source(config: Config) -> Any:
 
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
-INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "trust_remote_code")
+INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "compile", "trust_remote_code")
 
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:

@@ -201,7 +201,7 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
     if method.trainer.is_global_zero:
         save(method.policy, tokenizer, folder.model, weights)
         try:
-            difference = verify(folder.model, method.policy, example, weights, expected)
+            difference = verify(folder.model, method.policy, example, weights, expected, method.sharding.compute_dtype)
         except ExportError as error:
             instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
             raise RunError(f"the model in {folder.model}", str(error), instead) from error

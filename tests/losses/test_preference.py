@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignlab.losses import divergence, preference
-from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
+from alignlab.losses.logps import desensitised_sums, pair_index, segment_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
 from alignlab.methods.pairs import pair_term
 from tests.losses.golden import cases, flatten, inputs
@@ -169,7 +169,7 @@ def test_desensitised_sums_by_a_slow_loop():
             expected = sum(v if place < shared else 0.3 * v for place, v in enumerate(values))
             assert found.item() == pytest.approx(expected.item(), rel=1e-12)
     whole = desensitised_sums(logps, sequence_ids, 4, index, 1.0)[0]
-    assert torch.allclose(whole, sequence_sums(logps, sequence_ids, 4)[index.chosen], rtol=1e-12)
+    assert torch.allclose(whole, segment_sums(logps, sequence_ids, 4)[index.chosen], rtol=1e-12)
     assert torch.autograd.gradcheck(lambda x: desensitised_sums(x, sequence_ids, 4, index, 0.3), (logps,))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab.losses import preference
-from alignlab.losses.logps import pair_index, sequence_sums, token_counts
+from alignlab.losses.logps import pair_index, segment_sums, token_counts
 from alignlab.losses.odds_ratio import log_odds, odds_ratio
 from alignlab.losses.preference import Pairs
 from alignlab.losses.simpo import simpo
@@ -25,7 +25,7 @@ def recorded(case):
     labels, mask = given["labels"][order][:, 1:], given["completion_mask"][order][:, 1:]
     logps = logits[order][:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
     flat, sequence_ids = flatten(logps, mask)
-    sums, tokens = sequence_sums(flat, sequence_ids, len(order)), token_counts(sequence_ids, len(order), flat.dtype)
+    sums, tokens = segment_sums(flat, sequence_ids, len(order)), token_counts(sequence_ids, len(order), flat.dtype)
     index = pair_index(torch.arange(len(order)) // 2)
     zeros = torch.zeros_like(sums[index.chosen])
     counts = tokens[index.chosen], tokens[index.rejected]

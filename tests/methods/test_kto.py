@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from alignlab.data.batching.collate import collate
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.logps import segment_sums
 from alignlab.models.scoring import token_scores
 from tests.methods.slow import make_other
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
@@ -23,7 +23,7 @@ def slow_ratios(rows):
     policy, reference, found = make_policy(), make_other(), []
     for row in rows:
         batch = collate([row], packing=False)
-        logps = [sequence_sums(token_scores(m, batch).logps, batch.sequence_ids, 1) for m in (policy, reference)]
+        logps = [segment_sums(token_scores(m, batch).logps, batch.sequence_ids, 1) for m in (policy, reference)]
         found.append(logps[0] - logps[1])
     return torch.cat(found)
 

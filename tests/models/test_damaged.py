@@ -34,14 +34,14 @@ IGNORED = {"generation_config.json": ("unknown kinds", "kinds that are lists"), 
 
 
 def opened(path):
-    options = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False}
+    options = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False, "compile": False}
     source = Pretrained(path=str(path), trust_remote_code=False, revision=None, **options)
     return source.load_model(source.load_tokenizer())
 
 
 def scratch(config, tokenizer):
     options = {"tokenizer": "train", "vocabulary_size": 300, "chat_template": None, "seed": 1, "dtype": "float32"}
-    source = Scratch(config=config, **options, attn_implementation="auto", gradient_checkpointing=False)
+    source = Scratch(config=config, **options, attn_implementation="auto", gradient_checkpointing=False, compile=False)
     return source.load_model(tokenizer)
 
 

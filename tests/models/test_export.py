@@ -56,6 +56,7 @@ def scratch(model_type, **keys):
         dtype="float32",
         attn_implementation="auto",
         gradient_checkpointing=False,
+        compile=False,
     )
 
 
@@ -65,6 +66,7 @@ def pretrained(path, dtype="auto"):
         dtype=dtype,
         attn_implementation="auto",
         gradient_checkpointing=False,
+        compile=False,
         trust_remote_code=False,
         revision=None,
     )

@@ -43,13 +43,14 @@ def saved(tmp_path, tokenizer):
         dtype="float32",
         attn_implementation="auto",
         gradient_checkpointing=False,
+        compile=False,
     )
     export.save(weights.load_model(tokenizer), tokenizer, tmp_path / "run" / "model")
     return tmp_path / "run"
 
 
 def pretrained(path, **changes):
-    options = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False}
+    options = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False, "compile": False}
     return Pretrained(**{"path": str(path), "trust_remote_code": False, "revision": None, **options, **changes})
 
 

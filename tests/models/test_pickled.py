@@ -40,7 +40,7 @@ def folder(tmp_path):
 
 
 def pretrained(path):
-    settings = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False}
+    settings = {"dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False, "compile": False}
     return Pretrained(path=str(path), trust_remote_code=False, revision=None, **settings)
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.logps import segment_sums
 from alignlab.models import adapters
 from alignlab.models.reference import make_reference
 from alignlab.models.scoring import token_scores
@@ -92,7 +92,7 @@ def batch_of(kind):
 
 
 def fast(model, batch):
-    return sequence_sums(token_scores(model, batch).logps, batch.sequence_ids, batch.num_sequences)
+    return segment_sums(token_scores(model, batch).logps, batch.sequence_ids, batch.num_sequences)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 
 def scratch(config=LLAMA, **changes):
     options = {"tokenizer": "train", "vocabulary_size": 300, "chat_template": None, "seed": 1, "dtype": "float32"}
-    attention = {"attn_implementation": "auto", "gradient_checkpointing": False}
+    attention = {"attn_implementation": "auto", "gradient_checkpointing": False, "compile": False}
     return Scratch(config=config, **{**options, **attention, **changes})
 
 

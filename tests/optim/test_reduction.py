@@ -8,7 +8,7 @@ import torch
 
 from alignlab.data.batching.collate import collate, totals
 from alignlab.errors import InputError
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.logps import segment_sums
 from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.methods.base import Method
 from alignlab.methods.pairs import reference_free_pairs
@@ -36,7 +36,7 @@ class Toy(Method):
 def weighted_nll(policy, batch):
     """Of each sequence, in nats. Shape ``[S]``."""
     logps = token_scores(policy, batch).logps
-    return -sequence_sums(logps, batch.sequence_ids, batch.num_sequences) * batch.columns["weight"]
+    return -segment_sums(logps, batch.sequence_ids, batch.num_sequences) * batch.columns["weight"]
 
 
 def make(*units):

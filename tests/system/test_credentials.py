@@ -268,7 +268,13 @@ def test_files_of_a_run_have_the_users_umask(mask, tmp_path):
     from alignlab.models.load import Pretrained
 
     source = Pretrained(
-        **{"path": "pocket", "dtype": "float32", "attn_implementation": "auto", "gradient_checkpointing": False},
+        **{
+            "path": "pocket",
+            "dtype": "float32",
+            "attn_implementation": "auto",
+            "gradient_checkpointing": False,
+            "compile": False,
+        },
         trust_remote_code=False,
         revision=None,
     )

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from alignlab.errors import InputError
+from alignlab.losses.logps import segment_sums
 from alignlab.losses.pass_at_k import pass_at_k
 from alignlab.types.loss import Ratio
 
@@ -49,7 +50,7 @@ def advantages(
     Args:
         rewards: One column per reward, NaN where it is missing. Shape ``[S, R]``.
         weights: Weight of each reward. Shape ``[R]``.
-        group_ids: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion, ascending. Shape ``[S]``.
         aggregation: ``sum_then_normalize`` estimates from the weighted sum; ``normalize_then_sum`` estimates from each
             reward separately and whitens the weighted sum of the estimates (GDPO, arXiv 2601.05242).
         estimator: Which baseline is subtracted from a reward.
@@ -100,7 +101,7 @@ def estimate(
 
     Args:
         rewards: NaN where it is missing. Shape ``[S]``.
-        group_ids: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion, ascending. Shape ``[S]``.
         estimator: Which baseline is subtracted from a reward.
         scale: ``group`` and ``batch`` divide by the standard deviation of the rewards of the group or of all
             completions, ``whiten`` brings all advantages to mean 0 and deviation 1, ``none`` leaves them unscaled.
@@ -143,7 +144,7 @@ def group_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
     Args:
         rewards: None missing. Shape ``[S]``.
-        group_ids: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion, ascending. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``.
@@ -156,7 +157,7 @@ def group_std(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
     Args:
         rewards: None missing. Shape ``[S]``.
-        group_ids: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion, ascending. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``.
@@ -170,7 +171,7 @@ def others_mean(rewards: Tensor, group_ids: Tensor) -> Tensor:
 
     Args:
         rewards: None missing. Shape ``[S]``.
-        group_ids: Group of each completion. Shape ``[S]``.
+        group_ids: Group of each completion, ascending. Shape ``[S]``.
 
     Returns:
         Shape ``[S]``.
@@ -256,7 +257,7 @@ def _std(values: Tensor) -> Tensor:
 
 
 def _sums(values: Tensor, group_ids: Tensor) -> Tensor:
-    return values.new_zeros(int(group_ids.max()) + 1).index_add(0, group_ids, values)
+    return segment_sums(values, group_ids, int(group_ids.max()) + 1)
 
 
 def _sizes(group_ids: Tensor, like: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from alignlab.losses.logps import firsts
+from alignlab.losses.logps import firsts, segment_sums
 from alignlab.types.loss import Ratio
 
 
@@ -102,7 +102,7 @@ def all_pairs(groups: Groups, *, margin: Annotated[float, Field(ge=0)]) -> Tenso
     """Mean over the rejected of -log σ(r(y_c) - r(y) - α). Shape ``[B]``."""
     rewards, group_ids = groups.rejected
     losses = softplus(rewards - groups.chosen[group_ids] + margin)
-    return _sums(losses, group_ids, groups.num_groups) / torch.bincount(group_ids, minlength=groups.num_groups)
+    return segment_sums(losses, group_ids, groups.num_groups) / torch.bincount(group_ids, minlength=groups.num_groups)
 
 
 def plackett_luce(groups: Groups) -> Tensor:
@@ -119,7 +119,7 @@ def plackett_luce(groups: Groups) -> Tensor:
     padded = rewards.new_full((groups.num_groups, int(sizes.max())), -torch.inf)
     padded = padded.index_put((groups.group_ids, position), rewards)
     normaliser = padded.flip(1).logcumsumexp(1).flip(1)[groups.group_ids, position]
-    return _sums(normaliser - rewards, groups.group_ids, groups.num_groups)
+    return segment_sums(normaliser - rewards, groups.group_ids, groups.num_groups)
 
 
 def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
@@ -129,7 +129,7 @@ def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
         return groups.rewards[~firsts(groups.group_ids)][hardest_index(groups, flat=True)]
     weights = inverse_temperature * rewards
     weights = (weights - _logsumexp(weights, group_ids, groups.num_groups)[group_ids]).exp()
-    return _sums(weights * rewards, group_ids, groups.num_groups)
+    return segment_sums(weights * rewards, group_ids, groups.num_groups)
 
 
 def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
@@ -161,7 +161,7 @@ def group_metrics(groups: Groups, losses: Tensor) -> dict[str, Ratio]:
     rewards, group_ids = (value.detach() for value in groups.rejected)
     chosen, largest = groups.chosen.detach(), hardest(groups).detach()
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
-    mean = _sums(rewards, group_ids, groups.num_groups) / sizes
+    mean = segment_sums(rewards, group_ids, groups.num_groups) / sizes
     index = hardest_index(groups).to(chosen.dtype)
     values = {
         "rewards/chosen": chosen,
@@ -185,10 +185,6 @@ def _ranking(groups: Groups) -> Tensor:
     return best_first[groups.group_ids[best_first].sort(stable=True).indices]
 
 
-def _sums(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:
-    return values.new_zeros(num_groups).index_add(0, group_ids, values)
-
-
 def _logsumexp(values: Tensor, group_ids: Tensor, num_groups: int) -> Tensor:
     peak = values.detach().new_full((num_groups,), -torch.inf).scatter_reduce(0, group_ids, values.detach(), "amax")
-    return peak + _sums((values - peak[group_ids]).exp(), group_ids, num_groups).log()
+    return peak + segment_sums((values - peak[group_ids]).exp(), group_ids, num_groups).log()

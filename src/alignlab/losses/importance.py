@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from alignlab.losses.logps import sequence_sums, token_counts
+from alignlab.losses.logps import segment_sums, token_counts
 
 RatioLevel = Literal["token", "sequence", "sequence_sum"]
 """Ratio of each token (PPO, arXiv 1707.06347), geometric mean of the ratios of a completion (GSPO, arXiv 2507.18071,
@@ -37,7 +37,7 @@ def log_ratios(
     """
     ratios = token_logps - (token_logps.detach() if old_token_logps is None else old_token_logps)
     if level != "token":
-        ratios = sequence_sums(ratios, sequence_ids, num_sequences)[sequence_ids]
+        ratios = segment_sums(ratios, sequence_ids, num_sequences)[sequence_ids]
     if level == "sequence":
         ratios = ratios / token_counts(sequence_ids, num_sequences, ratios.dtype)[sequence_ids]
     return ratios.clamp(max=MAX_LOG_RATIO)
@@ -97,5 +97,5 @@ def off_policy_mask(
         that leaves their normaliser as it is. Shape ``[N]``, bool.
     """
     drift = torch.where(sampled_token_logps.isnan(), 0.0, sampled_token_logps - token_logps).detach()
-    drift = sequence_sums(drift, sequence_ids, num_sequences) / token_counts(sequence_ids, num_sequences, drift.dtype)
+    drift = segment_sums(drift, sequence_ids, num_sequences) / token_counts(sequence_ids, num_sequences, drift.dtype)
     return (advantages >= 0) | (drift[sequence_ids] <= threshold)

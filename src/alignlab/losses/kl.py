@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from alignlab.losses.importance import MAX_LOG_RATIO
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.logps import segment_sums
 
 KLEstimator = Literal["k1", "k2", "k3"]
 KLGradient = Literal["plain", "on_policy", "importance"]
@@ -95,7 +95,7 @@ def penalise_rewards(rewards: Tensor, token_kl: Tensor, sequence_ids: Tensor, *,
     Returns:
         Shape ``[S]``.
     """
-    return rewards - kl_coef * sequence_sums(token_kl, sequence_ids, len(rewards))
+    return rewards - kl_coef * segment_sums(token_kl, sequence_ids, len(rewards))
 
 
 def next_kl_coef(kl_coef: float, kl: float, *, target: float, gain: float) -> float:

@@ -18,25 +18,28 @@ class PairIndex(NamedTuple):
     rejected: Tensor
 
 
-def sequence_sums(values: Tensor, sequence_ids: Tensor, num_sequences: int) -> Tensor:
-    """Sum values of tokens by sequence; carries the gradient.
+def segment_sums(values: Tensor, ids: Tensor, num_segments: int) -> Tensor:
+    """Sum values by segment, such as those of tokens by sequence; carries the gradient.
+
+    The order of the sum is fixed, so that a sum is the same to the last bit each time: on a GPU ``index_add`` adds in
+    any order, and with a reference that equals the policy, log-ratios would be noise instead of zero.
 
     Args:
-        values: Value of each token. Shape ``[N]``.
-        sequence_ids: Sequence of each token. Shape ``[N]``.
-        num_sequences: S.
+        values: Shape ``[N]``.
+        ids: Segment of each value, ascending. Shape ``[N]``.
+        num_segments: S.
 
     Returns:
-        Shape ``[S]``.
+        Shape ``[S]``; 0 for a segment without values.
     """
-    return values.new_zeros(num_sequences).index_add(0, sequence_ids, values)
+    return torch.segment_reduce(values, "sum", lengths=torch.bincount(ids, minlength=num_segments), unsafe=True)
 
 
 def token_counts(sequence_ids: Tensor, num_sequences: int, dtype: torch.dtype) -> Tensor:
     """Number of supervised tokens of each sequence, at least 1.
 
     Args:
-        sequence_ids: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token, ascending. Shape ``[N]``.
         num_sequences: S.
         dtype: Of the counts.
 

@@ -9,6 +9,8 @@ All sets of k completions of a group are taken into account in closed form, as i
 import torch
 from torch import Tensor
 
+from alignlab.losses.logps import segment_sums
+
 
 def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Mean reward of the sets of k that include a completion, minus the mean of all sets of its group.
@@ -46,7 +48,7 @@ def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tenso
 
 
 def _sums(values: Tensor, group: Tensor) -> Tensor:
-    return values.new_zeros(int(group.max()) + 1).index_add(0, group, values)
+    return segment_sums(values, group, int(group.max()) + 1)
 
 
 def _choose(n: Tensor, k: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignlab.losses.importance import RatioLevel, log_ratios
 from alignlab.losses.kl import kl_values
-from alignlab.losses.logps import sequence_sums, token_counts
+from alignlab.losses.logps import segment_sums, token_counts
 from alignlab.types.loss import Ratio
 
 ClipLow = Annotated[float, Field(ge=0, le=1)]
@@ -134,7 +134,7 @@ def gmpo(tokens: PolicyTokens, *, clip_low: Clip, clip_high: Clip) -> PolicyLoss
     ratios, good = tokens.log_ratios("token"), tokens.advantages > 0
     bounded = torch.where(good, ratios.clamp(max=clip_high), ratios.clamp(min=-clip_low))
     counts = token_counts(tokens.sequence_ids, tokens.num_sequences, ratios.dtype)
-    means = sequence_sums(bounded, tokens.sequence_ids, tokens.num_sequences) / counts
+    means = segment_sums(bounded, tokens.sequence_ids, tokens.num_sequences) / counts
     losses = -means.exp()[tokens.sequence_ids] * tokens.advantages
     return PolicyLoss(losses, (ratios < -clip_low) & (tokens.advantages < 0), (ratios > clip_high) & good)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
 from alignlab.losses.divergence import reverse_kl
+from alignlab.losses.logps import segment_sums
 from alignlab.types.loss import LossTerm
 
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
@@ -167,7 +168,7 @@ def wpo_weights(token_logps: Tensor, log_collisions: Tensor, sequence_ids: Tenso
     Args:
         token_logps: Log-probabilities under the policy. Shape ``[N]``.
         log_collisions: Log of the sum of squared probabilities of the vocabulary at each token. Shape ``[N]``.
-        sequence_ids: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token, ascending. Shape ``[N]``.
         num_sequences: S.
 
     Returns:
@@ -176,7 +177,7 @@ def wpo_weights(token_logps: Tensor, log_collisions: Tensor, sequence_ids: Tenso
     """
     excess = (token_logps - log_collisions).detach()
     tokens = torch.bincount(sequence_ids, minlength=num_sequences).clamp(min=1)
-    return excess.new_zeros(num_sequences).index_add(0, sequence_ids, excess) / tokens
+    return segment_sums(excess, sequence_ids, num_sequences) / tokens
 
 
 def _logistic(logits: Tensor, smoothing: float) -> Tensor:

@@ -15,7 +15,7 @@ class SupervisedTokens(NamedTuple):
 
     Args:
         logps: Log-probabilities under the policy, carry the gradient. Shape ``[N]``.
-        sequence_ids: Sequence of each token. Shape ``[N]``.
+        sequence_ids: Sequence of each token, ascending. Shape ``[N]``.
         num_sequences: S.
     """
 

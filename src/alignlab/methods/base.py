@@ -278,7 +278,7 @@ class Method(lightning.LightningModule):
     def is_low_precision(self) -> bool:
         """Whether anything is computed in 16 bits or less, so that log-probs depend on the rest of the batch."""
         narrow = any(p.dtype in NARROW for p in self.policy.parameters())
-        return narrow or "16" in str(self.trainer.precision) or self.sharding.is_low_precision
+        return narrow or "16" in str(self.trainer.precision) or self.sharding.compute_dtype in NARROW
 
     @property
     def trained_modules(self) -> tuple[nn.Module, ...]:

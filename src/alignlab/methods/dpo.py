@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.errors import InputError
-from alignlab.losses.logps import desensitised_sums, pair_index, sequence_sums, token_counts
+from alignlab.losses.logps import desensitised_sums, pair_index, segment_sums, token_counts
 from alignlab.losses.preference import Pairs, wpo_weights
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, pair_term
@@ -85,7 +85,7 @@ class DPO(Method):
         index, num_sequences = pair_index(batch.group_ids), batch.num_sequences
         tokens = token_counts(batch.sequence_ids, num_sequences, token_logps.dtype)
         if self.length_desensitisation == 1.0:
-            logps = sequence_sums(token_logps, batch.sequence_ids, num_sequences)
+            logps = segment_sums(token_logps, batch.sequence_ids, num_sequences)
             sums = (*self._split(logps, index), *self._split(self.reference.logps(batch), index))
         else:
             options = (batch.sequence_ids, num_sequences, index, self.length_desensitisation)

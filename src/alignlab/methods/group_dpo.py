@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.losses.group import Groups, group_metrics, group_rewards, hardest_index
-from alignlab.losses.logps import firsts, sequence_sums, token_counts
+from alignlab.losses.logps import firsts, segment_sums, token_counts
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
@@ -53,7 +53,7 @@ class GroupDPO(Method):
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """The losses of all groups."""
-        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
+        logps = segment_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
         tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
         reference = self.reference.logps(batch)
         rewards = group_rewards(logps, reference, tokens, beta=self.beta, length_normalised=self.length_normalised)

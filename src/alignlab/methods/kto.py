@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.losses.kto import LogRatios, reference_point
-from alignlab.losses.logps import sequence_sums
+from alignlab.losses.logps import segment_sums
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
@@ -78,7 +78,7 @@ class KTO(Method):
         return LossOutput([LossTerm(weighted, "sequences")], self._metrics(ratios.detach(), desirable))
 
     def _log_ratios(self, batch: MicroBatch) -> Tensor:
-        logps = sequence_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
+        logps = segment_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)
         return logps - self.reference.logps(batch)
 
     def _metrics(self, ratios: Tensor, desirable: Tensor) -> dict[str, Ratio]:

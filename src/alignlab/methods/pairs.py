@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from alignlab.losses.logps import pair_index, sequence_sums, token_counts
+from alignlab.losses.logps import pair_index, segment_sums, token_counts
 from alignlab.losses.preference import Pairs
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossTerm, Ratio
@@ -16,7 +16,7 @@ def reference_free_pairs(token_logps: Tensor, batch: MicroBatch) -> Pairs:
         batch: Groups of 1 + K completions, the chosen first.
     """
     index = pair_index(batch.group_ids)
-    logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
+    logps = segment_sums(token_logps, batch.sequence_ids, batch.num_sequences)
     tokens = token_counts(batch.sequence_ids, batch.num_sequences, token_logps.dtype)
     chosen, rejected = logps[index.chosen], logps[index.rejected]
     zeros = chosen.new_zeros(len(chosen))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignlab.distributed.strategies import Sharding
 from alignlab.errors import InputError
-from alignlab.losses.logps import sequence_sums, token_counts
+from alignlab.losses.logps import segment_sums, token_counts
 from alignlab.models.component import Component
 from alignlab.models.reference import ADAPTER, MOVING, OWN, Reference, make_reference
 from alignlab.models.scoring import token_scores
@@ -112,7 +112,7 @@ class ReferencePolicy(Component):
         """Log-probs of the completions; zeros without a reference. Shape ``[S]``."""
         if COLUMN in batch.columns:
             return batch.columns[COLUMN]
-        return sequence_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
+        return segment_sums(self.token_logps(batch), batch.sequence_ids, batch.num_sequences)
 
     def before_fit(self, trainer: Any) -> None:
         """Store whether training is in low precision, which decides how much policy and reference may differ."""
@@ -155,6 +155,6 @@ class ReferencePolicy(Component):
         policy.eval()
         token_logps = token_scores(policy, batch, temperature=self.temperature).logps
         policy.train()
-        logps = sequence_sums(token_logps, batch.sequence_ids, batch.num_sequences)
+        logps = segment_sums(token_logps, batch.sequence_ids, batch.num_sequences)
         tokens = token_counts(batch.sequence_ids, batch.num_sequences, logps.dtype)
         return ((logps - self.logps(batch)) / tokens).abs().mean()

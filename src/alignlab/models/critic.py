@@ -1,11 +1,10 @@
 """The critic (value model) of PPO: predicts the return from each token on."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from alignlab.distributed.strategies import Sharding
+from alignlab.models.compiled import copied
 from alignlab.models.component import Component
 from alignlab.models.scoring import last_hidden_state
 from alignlab.types.adapted import base_model
@@ -30,7 +29,7 @@ class Critic(Component):
 
     def build(self, policy: nn.Module) -> None:
         """Build the head, which is 0 at first, and the trunk from the initial policy."""
-        self.trunk = copy.deepcopy(policy) if self.separate else None
+        self.trunk = copied(policy) if self.separate else None
         self.head = nn.Linear(base_model(policy).config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

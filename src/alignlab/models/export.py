@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
+from alignlab.models.compiled import uncompiled
 from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
 from alignlab.models.locations import Location, locate
@@ -101,6 +102,7 @@ def verify(
     example_inputs: Mapping[str, Any] | None,
     state_dict: Mapping[str, Tensor] | None = None,
     expected: Tensor | None = None,
+    computed_in: torch.dtype | None = None,
 ) -> float:
     """Open a saved folder again and compare it with the live model.
 
@@ -111,6 +113,7 @@ def verify(
         state_dict: The one given to ``save``.
         expected: Logits or scores of the live model, needed if one rank cannot compute them alone. Shape ``[B, T, V]``
             or ``[B, 1]``.
+        computed_in: Dtype in which ``expected`` was computed; ``None`` for that of the weights.
 
     Returns:
         Largest difference of a logit.
@@ -135,7 +138,7 @@ def verify(
     if example_inputs is None:
         return 0.0
     expected = logits(model, example_inputs) if expected is None else expected
-    limit = _limit(base_model(model).dtype, expected)
+    limit = _limit(computed_in or base_model(model).dtype, expected)
     return _checked(f"{folder} opened again", logits(reopened, example_inputs), expected, limit)
 
 
@@ -197,7 +200,8 @@ def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
     model.eval()
     try:
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-        return model(**moved).logits.float().cpu()
+        with uncompiled(model):
+            return model(**moved).logits.float().cpu()
     finally:
         model.train(was_training)
 

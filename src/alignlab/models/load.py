@@ -42,6 +42,7 @@ class Pretrained:
         dtype: Dtype of the (base) weights; ``auto`` is that of the files.
         attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        compile: Compile the decoder blocks (``torch.compile``).
         trust_remote_code: Run the code that comes with the weights.
         revision: Branch, tag or commit on the hub.
     """
@@ -53,12 +54,13 @@ class Pretrained:
         dtype: Dtype,
         attn_implementation: str,
         gradient_checkpointing: bool,
+        compile: bool,
         trust_remote_code: bool,
         revision: str | None,
     ):
         self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
         self.dtype, self.attn_implementation = dtype, attn_implementation
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the weights, with a pad token that has a row in the embedding.
@@ -92,7 +94,7 @@ class Pretrained:
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(location, self.dtype, attention, **options)
-        prepare(model, tokenizer, self.gradient_checkpointing)
+        prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return adapters.reattach(model, location.adapter) if location.adapter else model
 
 

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from alignlab.errors import InputError
 from alignlab.models.adapters import GATED_BY
+from alignlab.models.compiled import copied
 from alignlab.types.adapted import is_adapted
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Reference(nn.Module):
     def _pairs(self, policy: nn.Module) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         if self.model is not None:
             return zip(self.model.parameters(), policy.parameters(), strict=True)
-        return ((copied, trained) for copied, trained in _copied_tensors(policy))
+        return ((own, trained) for own, trained in _copied_tensors(policy))
 
 
 def make_reference(policy: nn.Module, kind: str, load: Callable[[str], nn.Module]) -> Reference:
@@ -108,7 +109,7 @@ def make_reference(policy: nn.Module, kind: str, load: Callable[[str], nn.Module
         frozen = {name: tensor for name, tensor in policy.named_parameters() if not tensor.requires_grad}
         return Reference(None, None, fingerprint(frozen))
     if not adapted or policy.active_peft_config.is_adaption_prompt:  # a model cannot have two adaption prompts
-        return Reference(copy.deepcopy(policy), None, fingerprint(policy.state_dict()))
+        return Reference(copied(policy), None, fingerprint(policy.state_dict()))
     _copy_adapter(policy)
     return Reference(None, ADAPTER, fingerprint(policy.state_dict()))
 
@@ -146,8 +147,8 @@ def _copy_adapter(policy: "PeftModel") -> None:
     """Add a frozen copy of the policy's adapter to the policy."""
     active = policy.active_adapter
     policy.add_adapter(ADAPTER, copy.deepcopy(policy.peft_config[active]))
-    for copied, trained in _copied_tensors(policy):
-        copied.requires_grad_(False).copy_(trained)
+    for own, trained in _copied_tensors(policy):
+        own.requires_grad_(False).copy_(trained)
 
 
 def _copied_tensors(policy: "PeftModel") -> list[tuple[nn.Parameter, nn.Parameter]]:

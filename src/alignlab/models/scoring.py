@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from alignlab.errors import InputError
+from alignlab.models.compiled import uncompiled
 from alignlab.models.heads import head_of
 from alignlab.models.label_scores import Wanted, label_scores
 from alignlab.models.packed_attention import NO_MASK
@@ -22,9 +23,9 @@ from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
 from alignlab.types.layout import packed_layout, positions
 
-# Logits stored at once, in elements of four bytes. For more, chunks are recomputed in the backward pass. On a GPU every
-# chunk also converts the matrix of the vocabulary and adds up its gradient, so that fewer are faster.
-MAX_LOGITS = {"cpu": 2**26, "cuda": 2**28}
+# Logits stored at once on a CPU, in elements of four bytes; on a GPU, share of its memory. For more, chunks are recomputed
+# in the backward pass. Each chunk also converts the matrix of the vocabulary and adds to its gradient.
+MAX_LOGITS, SHARE_OF_GPU = 2**26, 1 / 64
 
 # Config keys by which an architecture limits how far back a token attends.
 WINDOWS = ("sliding_window", "attention_chunk_size")
@@ -70,13 +71,19 @@ def token_scores(
     """
     hidden = last_hidden_state(model, batch.inputs).flatten(0, 1)[batch.source_positions]
     score = partial(_score, vocabulary_head(model), temperature, frozenset(want))
-    max_logits = max_logits or MAX_LOGITS.get(hidden.device.type, MAX_LOGITS["cpu"])
+    max_logits = max_logits or _max_logits(hidden.device)
     rows = max(1, max_logits // base_model(model).config.get_text_config().vocab_size)
     if len(hidden) <= rows:
         return TokenScores(*score(hidden, batch.labels), hidden)
     chunks = zip(hidden.split(rows), batch.labels.split(rows), strict=True)
     scored = [checkpoint(score, states, labels, use_reentrant=False) for states, labels in chunks]
     return TokenScores(*(torch.cat(part) for part in zip(*scored, strict=True)), hidden)
+
+
+def _max_logits(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MAX_LOGITS
+    return int(SHARE_OF_GPU * torch.cuda.get_device_properties(device).total_memory) // 4
 
 
 def _score(
@@ -178,8 +185,9 @@ def verify(model: nn.Module, packing: bool) -> float:
     model.eval()
     try:
         probe = _probe(tokens, groups, packing)
-        ours = score(model, probe)
-        theirs = torch.cat([plain(model, path, skip) for path, skip in _paths(tokens[0], groups)])
+        with uncompiled(model):
+            ours = score(model, probe)
+            theirs = torch.cat([plain(model, path, skip) for path, skip in _paths(tokens[0], groups)])
         difference = (ours - theirs).abs().max().item()
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise _unfit(model, packing, f"it does not run there ({error})") from error

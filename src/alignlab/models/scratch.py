@@ -28,6 +28,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
+from alignlab.models.compiled import compile_blocks
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, set_pad_token, with_head
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
@@ -61,6 +62,7 @@ class Scratch:
         dtype: Dtype of the weights.
         attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        compile: Compile the decoder blocks (``torch.compile``).
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class Scratch:
         dtype: Literal["float32", "bfloat16", "float16"],
         attn_implementation: str,
         gradient_checkpointing: bool,
+        compile: bool,
     ):
         self.config, self.tokenizer, self.vocabulary_size = dict(config), tokenizer, vocabulary_size
         self.chat_template, self.seed, self.dtype = chat_template, seed, dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
+        self.compile = compile
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the named tokenizer, or train one.
@@ -126,7 +130,7 @@ class Scratch:
             model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
             if head == "reward":
                 draw_head(model)
-        prepare(model, tokenizer, self.gradient_checkpointing)
+        prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return model
 
 
@@ -230,12 +234,16 @@ def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient_checkpointing: bool) -> None:
+def prepare(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, gradient_checkpointing: bool, compile: bool
+) -> None:
     """Prepare a model in place: for training, and for generation or scoring with its tokenizer."""
     # Embedding(padding_idx) would never train that row, and the pad token may be the end of sequence too.
     model.get_input_embeddings().padding_idx = None
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    if compile:
+        compile_blocks(model)
     if not model.can_generate():
         return set_pad_token(model, tokenizer, ())
     generation = model.generation_config

@@ -30,7 +30,7 @@ class MicroBatch:
         source_positions: Position, in the flattened ``input_ids``, of the hidden state that predicts the label. Shape
             ``[N]``.
         labels: Supervised token ids. Shape ``[N]``.
-        sequence_ids: Sequence of each supervised token, in 0…S-1. Shape ``[N]``.
+        sequence_ids: Sequence of each supervised token, in 0…S-1, ascending. Shape ``[N]``.
         group_ids: Group of each sequence, ascending; the first sequence of a group is the chosen. Shape ``[S]``.
         columns: Numeric columns per sequence, each of shape ``[S]``.
         token_columns: Numeric columns per supervised token, each of shape ``[N]``.

@@ -125,7 +125,7 @@ class Segments:
         return Segments(self.causal.to(**options), self.shared and self.shared.to(**options))
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedLayout:
     """Attention of a flat sequence.
 

@@ -25,9 +25,9 @@ class Sharding:
         self.strategy = strategy
 
     @property
-    def is_low_precision(self) -> bool:
-        """Whether weights are cast to 16 bits for the computation."""
-        return False
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype that weights are cast to for the computation; ``None`` for their own."""
+        return None
 
     def shard(self, policy: nn.Module) -> nn.Module:
         """Shard a newly built policy in place, such that this rank keeps its shard only."""

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor
 
 from alignlab.distributed.strategies.base import Result, Sharding, tensors_of
 from alignlab.distributed.strategies.state import NamedState, Stored, carried_names, flat, names_of, step_device
-from alignlab.types.adapted import base_model
+from alignlab.types.adapted import base_model, decoder_blocks
 
 Dtype = Literal["bfloat16", "float16", "float32"] | None
 
@@ -38,8 +38,8 @@ class Sharded(Sharding):
     strategy: "FSDP"
 
     @property
-    def is_low_precision(self) -> bool:
-        return self.strategy.mixed_precision.param_dtype in (torch.bfloat16, torch.float16)
+    def compute_dtype(self) -> torch.dtype | None:
+        return self.strategy.mixed_precision.param_dtype
 
     def shard(self, policy: nn.Module) -> nn.Module:
         self.strategy.root = self._shard(policy)
@@ -54,8 +54,7 @@ class Sharded(Sharding):
 
     def _shard(self, model: nn.Module, **options: Any) -> nn.Module:
         root = base_model(model)
-        names = set(getattr(root, "_no_split_modules", None) or ())
-        blocks = [module for module in root.modules() if type(module).__name__ in names]
+        blocks = decoder_blocks(model)
         for block in blocks:
             fully_shard(block, **self.strategy.options())
         fully_shard(root, **self.strategy.options(), **options)

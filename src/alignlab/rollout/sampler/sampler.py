@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
+from alignlab.models.compiled import uncompiled
 from alignlab.rollout.completions import Completions
 from alignlab.rollout.sampler.base import Sampler
 from alignlab.rollout.sampler.completion_buffer import CompletionBuffer
@@ -129,7 +130,7 @@ def sample(
         settings, tokenizer, vocab_size=model.config.get_text_config().vocab_size, device=device_of(model)
     )
     buffer = CompletionBuffer(prompts, limits, num_completions, settings, stopping, generator)
-    with _in_eval_mode(model):
+    with _in_eval_mode(model), uncompiled(model):
         decoder = decoder_for(model)(model, prompts, pad_token_id)
         _fill(buffer, decoder, batch_size)
     return buffer.completions()
