@@ -79,27 +79,22 @@ OTHERS = {
 }
 """Must train to the end with finite losses."""
 
-LOSS_BOUND = {"32-true": 1e-3, "bf16-mixed": 0.05, "quantised": 0.05}
+LOSS_BOUND = {"32-true": 1e-3, "bf16-mixed": 0.2, "quantised": 0.05}
 """Largest difference of a step's loss from that on the CPU."""
 GRADIENT_BOUND = {"32-true": 1e-3, "bf16-mixed": 0.1, "quantised": 0.2}
 """Largest relative difference of the first step's gradient norm."""
 
-COMPILED, SHARDED = (
-    ["model.compile=true"],
-    ["strategy=fsdp", "strategy.param_dtype=bfloat16", "trainer.precision=32-true"],
-)
+COMPILED = ["model.compile=true"]
 SPEED = [
-    ("sft", "1.5B", COMPILED),
     ("sft_ragged", "1.5B", COMPILED),
-    ("dpo", "1.5B", COMPILED),
     ("grpo", "0.5B", ["rollout.dtype=bfloat16"]),
-    ("sft", "1.5B", [*COMPILED, *SHARDED]),
-    ("sft", "1.5B", []),
-    ("sft_ragged", "1.5B", []),
+    ("sft", "1.5B", COMPILED),
+    ("dpo", "1.5B", COMPILED),
     ("sft_ragged", "1.5B", ["model.attn_implementation=sdpa"]),
-    ("group_dpo", "0.5B", COMPILED),
-    ("sft_lora", "1.5B", COMPILED),
-    ("sft", "0.5B", COMPILED),
+    ("sft_ragged", "1.5B", []),
+    ("sft", "1.5B", []),
+    ("group_dpo", "0.5B", []),
+    ("sft_lora", "1.5B", []),
 ]
 """Case, size and further words for ``gpu_speed.py``."""
 
@@ -330,6 +325,15 @@ def seconds(call: Callable[[], Any]) -> float:
     return (time.perf_counter() - started) / 10
 
 
+def prepared(scratch: Path, sizes: list[str]) -> str | None:
+    """Write models and data, and compile once for all cases. Returns ``None``, or why it failed."""
+    command = [HERE / "gpu_speed.py", "prepare", scratch / "speed", "--size", *sizes]
+    failed = process(command, scratch / "prepare.log", 240)
+    small = ["data.global_batch_size=1", "data.max_tokens_per_micro_batch=256"]
+    compiled = [HERE / "gpu_speed.py", "dpo", scratch / "speed", "--size", sizes[-1], "--steps", "1"]
+    return failed or process([*compiled, "--words", *small, *COMPILED], scratch / "compile.log", 240)
+
+
 def speed(report: Report, scratch: Path, rate: float | None, case: str, size: str, words: list[str]) -> None:
     """Run a case of ``gpu_speed.py``, which waits for the device."""
     if report.seconds_left < 25:
@@ -360,7 +364,9 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="store the curves of this CPU")
     parser.add_argument("--out", type=Path, default=HERE / "GPU.md", help="the table")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--jobs", type=int, default=max(1, min(8, (os.cpu_count() or 2) // 2)), help="checks at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=max(1, min(12, (os.cpu_count() or 2) * 3 // 4)), help="checks at a time"
+    )
     parser.add_argument("--only", nargs="+", choices=("numbers", "attention", "speed"), default=())
     parser.add_argument("--match", default="", help="regular expression of the names of the checks to run")
     parser.add_argument("--logs", type=Path, help="folder for the output of every process")
@@ -379,14 +385,13 @@ def main() -> None:
         sizes = ["tiny"] if asked.dry_run else sorted({size for _, size, _ in SPEED})
         jobs = []
         if "speed" in wanted:
-            prepare = [HERE / "gpu_speed.py", "prepare", scratch / "speed", "--size", *sizes]
-            ready = pool.submit(process, prepare, scratch / "prepare.log", 240)
+            ready = pool.submit(prepared, scratch, sizes)
         if "numbers" in wanted:
             chosen = [check for name, check in numbers(report, scratch) if re.search(asked.match, name)]
             jobs = [pool.submit(guarded, check) for check in chosen]
         for job in jobs:
             job.result()
-        with ThreadPoolExecutor(3) as few:  # they wait for each other before they use the device
+        with ThreadPoolExecutor(2) as few:  # they wait for each other before they use the device
             if "attention" in wanted:
                 few.submit(guarded, partial(attention, report, scratch, asked.dry_run))
             if "speed" in wanted:

@@ -23,6 +23,7 @@ from filelock import FileLock
 from torch.profiler import ProfilerActivity, profile
 
 NUM_WARM_UP, NUM_MEASURED = 3, 5
+NUM_STEPS = NUM_WARM_UP + NUM_MEASURED + 1
 
 SIZES: dict[str, dict[str, int]] = {
     "0.5B": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
@@ -51,7 +52,8 @@ CASES: dict[str, list[str]] = {
     "group_dpo": ["method=group_dpo", "data.path={folder}/groups.jsonl", "data.global_batch_size=8"],
     "grpo": [
         "method=grpo",
-        "method/reward=[length]",
+        "method/reward=[python]",
+        "method.reward.python.path={folder}/reward.py:reward",
         "method.num_completions=8",
         "rollout.max_completion_tokens={completion}",
         "data.path={folder}/prompts.jsonl",
@@ -109,7 +111,7 @@ class Measure(lightning.Callback):
         self.logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
         if trainer.global_step == NUM_WARM_UP + NUM_MEASURED:
             self.peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
-        if trainer.global_step == NUM_WARM_UP + NUM_MEASURED + 1 and self.on_gpu:
+        if trainer.global_step == NUM_STEPS and self.on_gpu:
             self.profiler.__exit__(None, None, None)
             self.parts = shares(self.profiler, self.ends[-1] - self.ends[-2])
 
@@ -146,8 +148,8 @@ def shares(profiler: profile, seconds: float) -> dict[str, float]:
     return {**found, "idle": max(0.0, 1 - sum(found.values()))}
 
 
-def measure(case: str, folder: Path, size: str, words: list[str], lock: str) -> dict[str, Any]:
-    """Train for a few steps, and return what was measured.
+def measure(case: str, folder: Path, size: str, words: list[str], lock: str, num_steps: int) -> dict[str, Any]:
+    """Train for a few steps, and return what was measured, if there were steps enough.
 
     Args:
         case: A name in ``CASES``.
@@ -155,6 +157,7 @@ def measure(case: str, folder: Path, size: str, words: list[str], lock: str) -> 
         size: A name in ``SIZES``.
         words: Further words of the command line.
         lock: File that is locked while the device is used.
+        num_steps: ``NUM_STEPS``, or fewer to fill the compiler's cache.
     """
     from alignlab import run
     from alignlab.assemble import make_method, make_trainer, open_model_and_data
@@ -166,7 +169,7 @@ def measure(case: str, folder: Path, size: str, words: list[str], lock: str) -> 
     length = 128 if size == "tiny" else 2048
     typed = [word.format(folder=folder, completion=16 if size == "tiny" else 256) for word in CASES[case]]
     typed += [f"model.path={folder / size}", f"data.max_tokens_per_sequence={length}", f"data.cache_dir={folder}/cache"]
-    typed += [f"trainer.max_steps={NUM_WARM_UP + NUM_MEASURED + 1}", "data.batch_size_per_device=512"]
+    typed += [f"trainer.max_steps={num_steps}", "data.batch_size_per_device=512"]
     typed += [f"data.max_tokens_per_micro_batch={8 * length}", f"run_dir={folder}/runs/{time.time_ns()}"]
     config = schema.check(compose([*COMMON, *typed, *words]))
     compat.check(config)
@@ -175,10 +178,12 @@ def measure(case: str, folder: Path, size: str, words: list[str], lock: str) -> 
     model, data = open_model_and_data(config)
     method = make_method(config, model, data)
     trainer, _ = make_trainer(config, run_folder, data)
-    held = FileLock(lock) if lock else nullcontext()
+    held = FileLock(lock, poll_interval=0.02) if lock else nullcontext()
     measured = Measure(torch.cuda.is_available() and size != "tiny", held)
     trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, Checkpoint)] + [measured]
     trainer.fit(method, datamodule=data)
+    if num_steps < NUM_STEPS:
+        return {}
     report = measured.report()
     parameters = num_parameters(method.policy)
     flops = 2 * FORWARDS.get(case, 3) * parameters * report["tokens_per_second"]
@@ -223,6 +228,7 @@ def prepare(folder: Path, sizes: list[str]) -> None:
             for _ in range(rows // 4)
         ),
     )
+    (folder / "reward.py").write_text(REWARD, encoding="utf-8")
     write(folder / "prompts.jsonl", ({"prompt": text(drawn, half)} for _ in range(rows // 4)))
 
 
@@ -243,6 +249,15 @@ def write_model(folder: Path, size: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
+REWARD = """
+import zlib
+
+def reward(completions, **_):
+    return [zlib.crc32(str(completion).encode()) % 8 / 7 for completion in completions]
+"""
+"""A reward that differs between completions, so that every step trains."""
+
+
 def text(drawn: random.Random, num_tokens: int) -> str:
     """Text of about a number of tokens of the embedded model's tokenizer, which has a token for each digit."""
     return "".join(drawn.choices("0123456789", k=num_tokens))
@@ -260,11 +275,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of models and data")
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["1.5B"])
     parser.add_argument("--lock", default="", help="file to lock while the device is used")
+    parser.add_argument("--steps", type=int, default=NUM_STEPS, help="fewer fill the compiler's cache")
     parser.add_argument("--words", nargs="*", default=[], help="further words for train.py")
     asked = parser.parse_args()
     if asked.case == "prepare":
         return prepare(asked.folder, asked.size)
-    print(json.dumps(measure(asked.case, asked.folder.resolve(), asked.size[0], asked.words, asked.lock)))
+    print(json.dumps(measure(asked.case, asked.folder.resolve(), asked.size[0], asked.words, asked.lock, asked.steps)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
 from alignlab.types.layout import packed_layout, positions
 
-# Logits stored at once on a CPU, in elements of four bytes; on a GPU, share of its memory. For more, chunks are recomputed
+# Logits stored at once: elements of four bytes on a CPU, share of the memory of a GPU. For more, chunks are recomputed
 # in the backward pass. Each chunk also converts the matrix of the vocabulary and adds to its gradient.
 MAX_LOGITS, SHARE_OF_GPU = 2**26, 1 / 64
 
