@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-slow test-vllm vllm faults lint format clean
+.PHONY: train test test-slow test-vllm vllm faults lint format gpu-check clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -29,6 +29,9 @@ lint: $(READY)             ## check style and formatting
 format: $(READY)           ## put style and formatting right
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gpu-check: $(READY)        ## on a GPU: compare numbers with those of a CPU, measure speed, and write benchmarks/GPU.md
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 clean:                     ## remove the environment
 	rm -rf .venv

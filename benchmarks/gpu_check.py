@@ -106,10 +106,12 @@ class Report:
     Args:
         file: Markdown file.
         ends: When the rehearsal must be over, by ``time.monotonic``.
+        order: Names of the checks, in the order of the table.
     """
 
     file: Path
     ends: float
+    order: list[str] = field(default_factory=list)
     machine: list[str] = field(default_factory=list)
     checks: list[str] = field(default_factory=list)
     speed: list[str] = field(default_factory=list)
@@ -128,6 +130,10 @@ class Report:
             getattr(self, part).append(line)
             self.file.write_text(self.text(), encoding="utf-8")
 
+    def place(self, line: str) -> int:
+        """Place of a line in the table, by its first cell."""
+        return self.order.index(line.split(" | ")[0].removeprefix("| "))
+
     def text(self) -> str:
         """The file's text."""
         parts = [
@@ -135,15 +141,15 @@ class Report:
             *(f"- {line}" for line in self.machine),
             "\n## Numbers\n\nCurves of 8 steps of the embedded model against those of a CPU in float32.\n",
             "| check | loss, largest difference | gradient norm of step 1, relative | verdict |\n|---|--:|--:|---|",
-            *self.checks,
+            *sorted(self.checks, key=self.place),
             "\n## Attention\n\nRelative error against float64, and forward + backward, of 12 heads of 128.\n",
             "| layout | format | implementation | error | ms |\n|---|---|---|--:|--:|",
             *self.attention,
             "\n## Speed\n\nQwen2-type models of random float32 weights and a vocabulary of 151,936, with AdamW,"
             " computed in bf16. MFU: 6 FLOPs (with a live reference 8) per parameter and token, attention not counted,"
-            " over the measured rate of matrix products.\n",
+            " over the measured rate of matrix products. Shares are those of a profiled step without its data.\n",
             "| work | tokens/s | s/step | MFU | peak GB | share of the time |\n|---|--:|--:|--:|--:|---|",
-            *self.speed,
+            *sorted(self.speed, key=self.place),
         ]
         return "\n".join(parts) + "\n"
 
@@ -346,7 +352,7 @@ def speed(report: Report, scratch: Path, rate: float | None, case: str, size: st
     found = json.loads(log.read_text().splitlines()[-1])
     parts = ", ".join(f"{part} {share:.0%}" for part, share in found["parts"].items() if share >= 0.005)
     if found["rollout_seconds"] is not None:
-        parts = f"sampling {found['rollout_seconds']:.2f} s; of the profiled step: {parts}"
+        parts = f"sampling {found['rollout_seconds']:.2f} s; of the rest: {parts}"
     mfu = f"{found['flops'] / rate:.1%}" if rate else ""
     tokens, took, peak = f"{found['tokens_per_second']:,.0f}", f"{found['seconds']:.3f}", found["peak_bytes"] / 1e9
     report.add("speed", cells(named(case, size, words), tokens, took, mfu, f"{peak:.1f}", parts))
@@ -373,21 +379,24 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.store:
         return store()
-    report = Report(asked.out, time.monotonic() + 60 * asked.minutes)
     wanted = asked.only or ("numbers", "attention", "speed")
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.jobs) as pool:
         scratch = asked.logs or Path(folder)
         scratch.mkdir(parents=True, exist_ok=True)
+        sizes = ["tiny"] if asked.dry_run else sorted({size for _, size, _ in SPEED})
+        speeds = [(case, "tiny" if asked.dry_run else size, words) for case, size, words in SPEED]
+        report = Report(asked.out, time.monotonic() + 60 * asked.minutes)
+        checks = list(numbers(report, scratch))
+        report.order = [*(name for name, _ in checks), *(named(*one) for one in speeds)]
         packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "lightning", "deepspeed"))
         rate, found = measured_rate()
         report.add("machine", f"{date.today()}, {found}")
         report.add("machine", f"Python {platform.python_version()}, {packages}")
-        sizes = ["tiny"] if asked.dry_run else sorted({size for _, size, _ in SPEED})
         jobs = []
         if "speed" in wanted:
             ready = pool.submit(prepared, scratch, sizes)
         if "numbers" in wanted:
-            chosen = [check for name, check in numbers(report, scratch) if re.search(asked.match, name)]
+            chosen = [check for name, check in checks if re.search(asked.match, name)]
             jobs = [pool.submit(guarded, check) for check in chosen]
         for job in jobs:
             job.result()
@@ -396,11 +405,10 @@ def main() -> None:
                 few.submit(guarded, partial(attention, report, scratch, asked.dry_run))
             if "speed" in wanted:
                 print("models and data:", ready.result() or "ready", flush=True)
-                for case, size, words in SPEED:
-                    size = "tiny" if asked.dry_run else size
+                for case, size, words in speeds:
                     if re.search(asked.match, named(case, size, words)):
                         few.submit(guarded, partial(speed, report, scratch, rate, case, size, words))
-    report.add("machine", f"{asked.minutes * 60 - report.seconds_left:.0f} s in all")
+        report.add("machine", f"{asked.minutes * 60 - report.seconds_left:.0f} s in all")
 
 
 def guarded(check: Callable[[], None]) -> None:

@@ -101,6 +101,7 @@ class Measure(lightning.Callback):
         if trainer.global_step == NUM_WARM_UP + NUM_MEASURED and self.on_gpu:
             self.profiler = profile(activities=[ProfilerActivity.CUDA])
             self.profiler.__enter__()
+            self.started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: lightning.Trainer, method: Any, *_: Any) -> None:
         """Note the end of a step."""
@@ -113,7 +114,7 @@ class Measure(lightning.Callback):
             self.peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
         if trainer.global_step == NUM_STEPS and self.on_gpu:
             self.profiler.__exit__(None, None, None)
-            self.parts = shares(self.profiler, self.ends[-1] - self.ends[-2])
+            self.parts = shares(self.profiler, self.ends[-1] - self.started)
 
     def report(self) -> dict[str, Any]:
         """Medians over the measured steps: seconds, tokens per second, and what the method logged of its time."""
@@ -133,7 +134,7 @@ class Measure(lightning.Callback):
 
 
 def shares(profiler: profile, seconds: float) -> dict[str, float]:
-    """Share of a step's time by part of ``PARTS``, and that in which the device had nothing to do."""
+    """Share of a training step's time, without that of its data or sampling, by part of ``PARTS``, and that in which the device had nothing to do."""
     spent: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
     for event in profiler.key_averages():

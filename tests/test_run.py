@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 
 from alignlab import run
 from alignlab.cli.composition.compose import compose
@@ -10,7 +11,7 @@ from alignlab.config import schema
 from alignlab.errors import InputError
 from alignlab.models.locations import POCKET
 from alignlab.system import disk
-from tests.commands import QUIET, alignlab
+from tests.commands import QUIET, alignlab, start, summary
 
 ABSENT = {
     "rows": ["data=jsonl", "data.path=absent.jsonl"],
@@ -58,3 +59,34 @@ def test_processes_that_end_without_a_result_fail_the_run(monkeypatch, capsys):
     monkeypatch.setattr(run.launch, "launch", lambda *_, **__: None)
     assert alignlab("train", *QUIET, *TWO, "run_dir=run") == 1
     assert "something in them called exit" in capsys.readouterr().err
+
+
+FEW = [
+    *QUIET,
+    "trainer.max_steps=6",
+    "trainer.limit_val_batches=0",
+    "trainer.num_sanity_val_steps=0",
+    "data.source.num_train=48",
+    "data.source.num_validation=4",
+    "data.global_batch_size=8",
+    "data.batch_size_per_device=8",
+]
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+
+
+def test_several_threads_give_the_same_weights_each_time(folder):
+    """PyTorch may add gradients of one position in any order; a prompt that completions share has several."""
+    runs = [start(*FEW, "method=dpo", f"run_dir={name}", OMP_NUM_THREADS="2") for name in ("one", "other")]
+    for process in runs:
+        finished(process)
+    ours, theirs = (load_file(folder / name / "model" / "model.safetensors") for name in ("one", "other"))
+    assert all(tensor.equal(theirs[name]) for name, tensor in ours.items())
+
+
+def test_a_model_computed_in_sixteen_bits_ends_like_any_other(folder):
+    finished(start(*FEW, "method=dpo", "strategy=fsdp", "strategy.param_dtype=bfloat16", "run_dir=run"))
+    assert summary(folder / "run")["status"] == "done"

@@ -27,6 +27,7 @@ from alignlab.data.sources.mixture import set_row_kind
 from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
+from alignlab.distributed import launch
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS, is_known
@@ -250,6 +251,8 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
         chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
+    if node["deterministic"] is None:
+        node["deterministic"] = not launch.uses_cuda(node["accelerator"])
     trainer = build(
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},

@@ -4,6 +4,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from alignlab.types.rows import TokenRow
+
 ARCHITECTURES = {
     "llama": {},
     "qwen2": {},
@@ -16,6 +18,23 @@ ARCHITECTURES = {
     "gpt_neox": {},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2},
 }
+
+
+TREES = [[[3, 5]], [[0, 7], [0, 40], [0, 2]], [[4, 2, 9, 30]], [[30, 5]], [[2, 3, 4, 5]], [[1, 1]]]
+"""Groups of each row: ``(prompt, completion, …)`` in tokens."""
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows of every kind of group, with random tokens of which some are supervised."""
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for groups in TREES:
+        size = sum(map(sum, groups))
+        tokens = torch.randint(1, 101, (size,), generator=draw).tolist()
+        supervised = (torch.rand(size, generator=draw) > 0.4).tolist()
+        made.append(TokenRow(tokens=tokens, supervised=supervised, groups=groups, origin="", columns={}))
+    return made
 
 
 @pytest.fixture(scope="session")

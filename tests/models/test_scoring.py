@@ -12,20 +12,6 @@ from alignlab.models.packed_attention import fitting, implementation
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
 
-TREES = [[[3, 5]], [[0, 7], [0, 40], [0, 2]], [[4, 2, 9, 30]], [[30, 5]], [[2, 3, 4, 5]], [[1, 1]]]
-
-
-@pytest.fixture(scope="module")
-def rows():
-    draw = torch.Generator().manual_seed(0)
-    made = []
-    for groups in TREES:
-        size = sum(map(sum, groups))
-        tokens = torch.randint(1, 101, (size,), generator=draw).tolist()
-        supervised = (torch.rand(size, generator=draw) > 0.4).tolist()
-        made.append(TokenRow(tokens=tokens, supervised=supervised, groups=groups, origin="", columns={}))
-    return made
-
 
 def gradients(model, batch, **options):
     model.zero_grad()

@@ -39,6 +39,15 @@ STOPPED = {128 + signal.SIGTERM, 128 + signal.SIGINT}
 """Exit codes of a rank that stopped because of a signal."""
 
 
+def uses_cuda(accelerator: str) -> bool:
+    """Whether training runs on CUDA devices.
+
+    Args:
+        accelerator: ``auto``, ``cpu``, ``cuda`` or ``gpu``.
+    """
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
 def num_local_processes(devices: int | str | list[int], accelerator: str) -> int:
     """Number of processes that this machine needs for the requested devices.
 
@@ -49,7 +58,7 @@ def num_local_processes(devices: int | str | list[int], accelerator: str) -> int
     Raises:
         InputError: ``devices`` is none of these.
     """
-    cuda = torch.cuda.device_count() if accelerator != "cpu" else 0
+    cuda = torch.cuda.device_count() if uses_cuda(accelerator) else 0
     if isinstance(devices, list):
         return len(devices)
     if devices in ("auto", -1, "-1"):
