@@ -134,11 +134,16 @@ class Measure(lightning.Callback):
 
 
 def shares(profiler: profile, seconds: float) -> dict[str, float]:
-    """Share of a training step's time, without that of its data or sampling, by part of ``PARTS``, and that in which the device had nothing to do."""
+    """Share of a training step's time by part of ``PARTS``, and that in which the device had nothing to do.
+
+    Args:
+        profiler: Has profiled the step without its data and sampling.
+        seconds: Duration of the step.
+    """
     spent: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
     for event in profiler.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch.autograd.DeviceType.CUDA and "#" not in event.key:  # not the label of a part
             name = event.key.lower()
             part = next((part for part, words in PARTS if any(word in name for word in words)), "element-wise")
             spent[part] += event.self_device_time_total / 1e6
