@@ -29,7 +29,7 @@ from alignlab.distributed.comm import all_gather, num_ranks, rank
 from alignlab.losses import logps
 from alignlab.methods.base import Method
 from alignlab.methods.reference import COLUMN, ReferencePolicy
-from alignlab.models import flash_attention, packed_attention, scoring
+from alignlab.models import flash_attention, label_scores, packed_attention, scoring
 from alignlab.system.disk import write_text
 from alignlab.types import layout
 from alignlab.types.batch import MicroBatch, move
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10
 
-CODE = (scoring, packed_attention, flash_attention, layout, logps, mismatch)
+CODE = (scoring, label_scores, packed_attention, flash_attention, layout, logps, mismatch)
 """Modules whose source code is part of the cache key."""
 
 Score = Callable[[MicroBatch], Tensor]
