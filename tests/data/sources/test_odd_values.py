@@ -96,6 +96,46 @@ def test_a_bad_cell_spoils_only_its_row(tmp_path):
     assert [made.origin for made in source.rows("train")] == ["t.parquet[1]"]
 
 
+def test_nulls_that_a_table_fills_into_tools_and_calls_are_not_in_the_row(tmp_path):
+    """One column has one type: each call gets the arguments of all calls, and each schema the keys of all schemas."""
+
+    def record(name, argument, value, **schema):
+        properties = {argument: {"type": "string", **schema}}
+        call = {
+            "type": "function",
+            "function": {"name": name, "arguments": {argument: value, "nested": [{argument: 1}]}},
+        }
+        tool = {"name": name, "parameters": {"type": "object", "properties": properties}}
+        return {
+            "tools": [{"type": "function", "function": tool}],
+            "messages": [
+                TALK[0],
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "content": "r"},
+                TALK[1],
+            ],
+            "info": {argument: None},
+        }
+
+    records = [record("clock", "zone", "Oslo"), record("weather", "city", "Rome", enum=["Rome", None])]
+    pa.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "t.parquet")
+    made = [to_row(one, "auto", {}) for one in read(tmp_path / "t.parquet")]
+    wanted = [row(copy.deepcopy(one)) for one in records]
+    assert [(one.tools, one.messages) for one in made] == [(one.tools, one.messages) for one in wanted]
+    assert [one.columns["info"] for one in made] == [{"zone": None, "city": None}] * 2  # other columns stay as they are
+
+
+def test_nulls_that_somebody_wrote_stay(tmp_path):
+    call = {"name": "clock", "arguments": {"zone": None}}
+    messages = [TALK[0], {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert row({"messages": messages}).messages[1]["tool_calls"][0]["function"] == call
+    written = {"messages": json.dumps(messages), "tools": json.dumps([{"name": "clock", "strict": None}])}
+    pa.parquet.write_table(pa.Table.from_pylist([written]), tmp_path / "t.parquet")
+    made = to_row(next(read(tmp_path / "t.parquet")), "auto", {})
+    assert made.messages[1]["tool_calls"][0]["function"] == call
+    assert made.tools[0]["function"] == {"name": "clock", "strict": None}
+
+
 @pytest.mark.parametrize("cut", [0, 3, 10, 0.3, 0.9, -1])
 def test_a_cut_parquet_file_is_refused(tmp_path, cut):
     whole = parquet(tmp_path / "t.parquet").read_bytes()

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from alignlab.data.formats.demonstrations import completion, dialogue, prompt, text
-from alignlab.data.formats.fields import BadRow, type_name
+from alignlab.data.formats.fields import BadRow, type_name, without_filled_nulls
 from alignlab.data.formats.preferences import preference, ranked, unpaired
 from alignlab.data.sources.files.record import MEND, Record, is_dialogue
 from alignlab.errors import InputError, nearest
@@ -124,6 +124,7 @@ def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str
     theirs = set(columns.values())
     fields = {key: item for key, item in value.items() if key not in theirs}
     fields |= {ours: value[name] for ours, name in columns.items() if name in value}
+    fields = without_filled_nulls(fields) if record.from_table else fields
     if media := [name for name in MEDIA if fields.get(name)]:
         raise BadRow(f"field {media[0]!r} is filled, and only text can be trained on")
     return fields

@@ -9,6 +9,9 @@ from alignlab.data.sources.files.strict_json import UNREADABLE, complaint, decod
 
 JSON_TYPES = {bool: "a boolean", int: "a number", float: "a number", str: "a text", list: "a list", dict: "an object"}
 
+TOOL_FIELDS = ("tools", "tool_calls", "function_call")
+"""Fields of a record or of a message that hold tool schemas and tool calls."""
+
 
 class BadRow(Exception):
     """A record that cannot be converted to a row.
@@ -93,6 +96,27 @@ def from_json_text(value: Any, field: str) -> Any:
     if found.problem:
         raise BadRow(f"field {field!r} is not valid JSON ({found.problem})")
     return found.value
+
+
+def without_filled_nulls(value: Any, inside: bool = False) -> Any:
+    """Remove the nulls that a table fills into tool schemas and tool calls; all other values stay.
+
+    A column of a table has one type, so the arguments of a call get a null for each argument of every other call. JSON
+    texts are not changed: a null in them was written by somebody.
+
+    Args:
+        value: Fields of a record that comes from a table, or a part of them.
+        inside: Whether the value is inside a schema or a call.
+    """
+    if isinstance(value, list):
+        return [without_filled_nulls(item, inside) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: without_filled_nulls(item, inside or key in TOOL_FIELDS)
+        for key, item in value.items()
+        if not (inside and item is None)
+    }
 
 
 def pop_tools(record: dict[str, Any]) -> tuple[Any, ...] | None:

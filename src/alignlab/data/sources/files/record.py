@@ -19,12 +19,15 @@ class Record(NamedTuple):
         value: The JSON value (an object, if it comes from a table or a text file); None if ``fault`` is set.
         fault: Why the value cannot be read, if the rest of the file can.
         repeated: Keys that appear more than once in one object; the value holds their last occurrence.
+        from_table: Whether the value comes from a table, which gives each object the keys of all objects in its column:
+            a null may then stand for a key that the object never had.
     """
 
     origin: str
     value: Any
     fault: InputError | None = None
     repeated: tuple[str, ...] = ()
+    from_table: bool = False
 
 
 def faulty(origin: str, why: str, instead: str = MEND) -> Record:

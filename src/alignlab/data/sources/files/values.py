@@ -49,7 +49,7 @@ def table_record(origin: str, row: Any) -> Record:
         row: Values by name, as Arrow or ``datasets`` gives them.
     """
     try:
-        return Record(origin, _json_value(row, "", 0))
+        return Record(origin, _json_value(row, "", 0), from_table=True)
     except NotJson as error:
         return faulty(origin, str(error), MEND)
 
