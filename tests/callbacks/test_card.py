@@ -16,6 +16,7 @@ MODEL = card.ModelFacts(
     attention="sdpa",
     adapter="lora",
     device="cpu, 32-true",
+    optimizer="AdamW, learning rate 0.0002, cosine schedule, warm-up 0.03 of the run",
 )
 BATCH = card.BatchFacts(
     global_batch_size=64,

@@ -31,6 +31,7 @@ class ModelFacts:
         attention: Attention implementation.
         adapter: Kind of adapter; None for full fine-tuning.
         device: Device and precision.
+        optimizer: Optimizer, peak learning rate and schedule.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelFacts:
     attention: str
     adapter: str | None
     device: str
+    optimizer: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ def model_table(model: ModelFacts) -> Table:
             "name": f"{model.name} ({model.architecture})",
             "trains": f"{size}, {model.adapter or 'full fine-tuning'}",
             "runs on": f"{model.device}, weights {model.dtype}, attention {model.attention}",
+            "optimizer": model.optimizer,
         },
     )
 

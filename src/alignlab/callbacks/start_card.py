@@ -30,17 +30,18 @@ class StartCard(lightning.Callback):
         model: Name of the model.
         folder: The run's folder.
         lr: Peak learning rate; ``None`` if the optimizer has none.
+        optimizer: Optimizer, learning rate and schedule in words.
     """
 
-    def __init__(self, *, title: str, model: str, folder: RunFolder, lr: float | None):
-        self.title, self.model, self.folder, self.lr = title, model, folder, lr
+    def __init__(self, *, title: str, model: str, folder: RunFolder, lr: float | None, optimizer: str):
+        self.title, self.model, self.folder, self.lr, self.optimizer = title, model, folder, lr, optimizer
 
     def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
         """Print the card."""
         if not trainer.is_global_zero:
             return
         data: DataModule = trainer.datamodule
-        model = model_facts(self.model, method.policy, trainer)
+        model = model_facts(self.model, method.policy, trainer, self.optimizer)
         card = start_card(
             self.title,
             model=model,
@@ -54,7 +55,7 @@ class StartCard(lightning.Callback):
             log.warning("optimizer.lr=%g suits small models; full fine-tuning of this one needs about 1e-5", self.lr)
 
 
-def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> ModelFacts:
+def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer, optimizer: str) -> ModelFacts:
     """Collect the facts about the model to train."""
     trained = next(parameter for parameter in policy.parameters() if parameter.requires_grad)
     base = base_model(policy)
@@ -67,6 +68,7 @@ def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer) -> Mod
         attention=base.config._attn_implementation,
         adapter=policy.active_peft_config.peft_type.value.lower() if is_adapted(policy) else None,
         device=f"{trainer.strategy.root_device}, precision {trainer.precision}",
+        optimizer=optimizer,
     )
 
 

@@ -10,6 +10,7 @@ from alignlab.losses.preference import Pairs, sft
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, pair_term, reference_free_pairs
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Preference
@@ -26,6 +27,7 @@ class CPO(Method):
     """
 
     row_kind = Preference
+    learning_rates = FROM_COMPARISONS
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, pair_term
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Preference
@@ -45,6 +46,7 @@ class DPO(Method):
     """
 
     row_kind = Preference
+    learning_rates = FROM_COMPARISONS
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from alignlab.losses.logps import firsts, segment_sums, token_counts
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm, Ratio
 from alignlab.types.rows import Preference
@@ -36,6 +37,7 @@ class GroupDPO(Method):
     """
 
     row_kind = Preference
+    learning_rates = FROM_COMPARISONS
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from alignlab.methods.base import Factories, Method
 from alignlab.methods.policy_gradient import policy_tokens, score_tokens
 from alignlab.methods.reference import MovingReferenceSettings, ReferencePolicy
 from alignlab.models.scoring import TokenScores, token_scores
+from alignlab.optim.rates import FROM_REWARDS
 from alignlab.rollout.data import RolloutData
 from alignlab.rollout.rollout import Rollout
 from alignlab.rollout.sampler.base import Sampler
@@ -108,6 +109,7 @@ class GRPO(Method):
     """
 
     row_kind = Prompt
+    learning_rates = FROM_REWARDS
 
     def __init__(
         self,

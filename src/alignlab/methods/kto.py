@@ -21,6 +21,7 @@ from alignlab.losses.logps import segment_sums
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch, StepBatch
 from alignlab.types.loss import LossOutput, LossTerm, Ratio
 from alignlab.types.rows import Unpaired
@@ -40,6 +41,7 @@ class KTO(Method):
     """
 
     row_kind = Unpaired
+    learning_rates = FROM_COMPARISONS
     needs_mismatched = True
 
     def __init__(

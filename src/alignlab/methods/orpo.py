@@ -12,6 +12,7 @@ from alignlab.losses.preference import sft
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, reference_free_pairs
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Preference
@@ -26,6 +27,7 @@ class ORPO(Method):
     """
 
     row_kind = Preference
+    learning_rates = FROM_COMPARISONS
 
     def __init__(self, *, beta: Annotated[float, Field(ge=0)], factories: Factories):
         super().__init__(factories=factories)

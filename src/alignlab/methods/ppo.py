@@ -24,6 +24,7 @@ from alignlab.methods.policy_gradient import policy_tokens, score_tokens
 from alignlab.methods.reference import MovingReferenceSettings, ReferencePolicy
 from alignlab.models.critic import Critic
 from alignlab.models.scoring import TokenScores, token_scores
+from alignlab.optim.rates import FROM_REWARDS
 from alignlab.rollout.data import RolloutData
 from alignlab.rollout.rollout import Rollout
 from alignlab.rollout.sampler.base import Sampler
@@ -84,6 +85,7 @@ class PPO(Method):
     """
 
     row_kind = Prompt
+    learning_rates = FROM_REWARDS
 
     def __init__(
         self,

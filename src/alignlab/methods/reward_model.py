@@ -7,6 +7,7 @@ from pydantic import Field
 from alignlab.losses.bradley_terry import bradley_terry
 from alignlab.methods.base import Factories, Method
 from alignlab.models.scoring import sequence_scores
+from alignlab.optim.rates import REWARD_MODEL
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput
 from alignlab.types.rows import Preference
@@ -23,6 +24,7 @@ class RewardModel(Method):
     """
 
     row_kind = Preference
+    learning_rates = REWARD_MODEL
     head = "reward"
     number_columns = ("margin_column", "weight_column")
 

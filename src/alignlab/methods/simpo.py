@@ -9,6 +9,7 @@ from alignlab.losses.simpo import simpo
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, reference_free_pairs
 from alignlab.models.scoring import token_scores
+from alignlab.optim.rates import FROM_COMPARISONS
 from alignlab.types.batch import MicroBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from alignlab.types.rows import Preference
@@ -27,6 +28,7 @@ class SimPO(Method):
     """
 
     row_kind = Preference
+    learning_rates = FROM_COMPARISONS
 
     def __init__(
         self,

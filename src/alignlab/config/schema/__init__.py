@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from alignlab.config.learning_rate import with_learning_rate
 from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.config.schema.targets import check_nodes
@@ -38,7 +39,8 @@ def check(
     """
     findings = Findings()
     plain, missing = _plain(cfg)
-    plain = hide_all("", change(plain) if change else plain)  # some become secrets only by interpolation
+    plain = with_learning_rate(change(plain) if change else plain)
+    plain = hide_all("", plain)  # some become secrets only by interpolation
     for key in filter(partial(_is_not_given, plain), missing):
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
     for path, hints in sections.items():
