@@ -87,8 +87,13 @@ def check_monitors(config: Config) -> None:
 
 
 def make_model_source(config: Config) -> Any:
-    """Build the source of weights and tokenizer: ``init_from`` if given, else ``model.path`` or scratch."""
-    node = config["model"]
+    """Build the source of weights and tokenizer: ``init_from`` if given, else ``model.path`` or scratch.
+
+    The model's own dropout is turned off for a method that compares scores, unless its rate is set.
+    """
+    node, method = config["model"], locate(config["method"]["_target_"])
+    if node.get("dropout", 0) is None and not method.keeps_dropout:
+        node = {**node, "dropout": 0.0}
     if config["init_from"] is not None:
         known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
         node = {**PRETRAINED, **known, "path": config["init_from"]}
@@ -96,7 +101,7 @@ def make_model_source(config: Config) -> Any:
 
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
-INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "compile", "trust_remote_code")
+INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "compile", "trust_remote_code", "dropout")
 
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:

@@ -111,6 +111,10 @@ class Method(lightning.LightningModule):
     """Source of the training rows, for a method that samples them."""
 
     needs_greedy: bool = False
+    keeps_dropout: ClassVar[bool] = False
+    """Whether the model's own dropout stays on in training unless ``model.dropout`` is set. It is off where scores are
+    compared with those of a reference, of the sampler or of another completion."""
+
     """For methods with a rollout: whether each prompt also gets a greedy completion, for a baseline."""
 
     score_names: tuple[str, ...] = ()

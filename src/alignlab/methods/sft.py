@@ -25,6 +25,7 @@ class SFT(Method):
     """
 
     row_kind = Demonstration
+    keeps_dropout = True
 
     def __init__(
         self,

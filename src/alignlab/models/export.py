@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.compiled import uncompiled
+from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
 from alignlab.models.locations import Location, locate
@@ -83,7 +84,8 @@ def save(
     if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
     # A copy, since Transformers 5.17 removes the further names of shared weights from it.
-    model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
+    with rates_of_files(base_model(model)):
+        model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
     tokenizer.save_pretrained(str(partial))
     if base_model(model).can_generate():
         base_model(model).generation_config.save_pretrained(str(partial))

@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
+from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.locations import Location, locate
 from alignlab.models.opening import opening, refuse_values
@@ -45,6 +47,7 @@ class Pretrained:
         compile: Compile the decoder blocks (``torch.compile``).
         trust_remote_code: Run the code that comes with the weights.
         revision: Branch, tag or commit on the hub.
+        dropout: Rate of the model's own dropout in training; ``None`` for the rates of its config.
     """
 
     def __init__(
@@ -57,10 +60,11 @@ class Pretrained:
         compile: bool,
         trust_remote_code: bool,
         revision: str | None,
+        dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ):
         self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
         self.dtype, self.attn_implementation = dtype, attn_implementation
-        self.gradient_checkpointing, self.compile = gradient_checkpointing, compile
+        self.gradient_checkpointing, self.compile, self.dropout = gradient_checkpointing, compile, dropout
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the weights, with a pad token that has a row in the embedding.
@@ -94,6 +98,7 @@ class Pretrained:
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(location, self.dtype, attention, **options)
+        set_dropout(model, self.dropout)  # before there is an adapter, which keeps its own
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return adapters.reattach(model, location.adapter) if location.adapter else model
 

@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.compiled import compile_blocks
+from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, set_pad_token, with_head
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
@@ -63,6 +64,7 @@ class Scratch:
         attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
         compile: Compile the decoder blocks (``torch.compile``).
+        dropout: Rate of the model's own dropout in training; ``None`` for the rates of its config.
     """
 
     def __init__(
@@ -77,11 +79,12 @@ class Scratch:
         attn_implementation: str,
         gradient_checkpointing: bool,
         compile: bool,
+        dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
     ):
         self.config, self.tokenizer, self.vocabulary_size = dict(config), tokenizer, vocabulary_size
         self.chat_template, self.seed, self.dtype = chat_template, seed, dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
-        self.compile = compile
+        self.compile, self.dropout = compile, dropout
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the named tokenizer, or train one.
@@ -130,6 +133,7 @@ class Scratch:
             model = AUTO_CLASSES[head].from_config(config, dtype=dtype, attn_implementation=attention)
             if head == "reward":
                 draw_head(model)
+        set_dropout(model, self.dropout)
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return model
 
