@@ -121,6 +121,16 @@ def test_null_columns_as_tables_give_them_are_absent(value):
     assert list(row(value).messages) == TALK
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_under_every_name(name):
+    answer = {"role": "assistant", "content": "a"}
+    assert row({"messages": [TALK[0], {**answer, name: "r"}]}).messages[1] == {**answer, "reasoning_content": "r"}
+    for value, why in ((["r"], f"'messages\\[1\\].{name}' is a list"), ("other", "two different texts of reasoning")):
+        content = [{"type": "text", "text": "a"}, {"type": "thinking", "thinking": "r"}]
+        with pytest.raises(InputError, match=why):
+            row({"messages": [TALK[0], {"role": "assistant", "content": content, name: value}]})
+
+
 def test_completions_that_look_like_json_stay_text():
     made = row({"prompt": "q", "chosen": '{"a": 1}', "rejected": '["b"]'})
     assert made.chosen[0]["content"] == '{"a": 1}' and made.rejected[0][0]["content"] == '["b"]'

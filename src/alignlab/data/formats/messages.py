@@ -6,7 +6,7 @@
 | roles human, gpt, developer, observation, …, in upper or lower case | system, user, assistant, tool |
 | ``{"human": …, "assistant": …}`` as one list entry | a user and an assistant message |
 | content parts of type text | their texts joined |
-| parts of type reasoning, or ``reasoning_content`` | ``reasoning_content`` |
+| parts of type reasoning; ``reasoning_content``, ``reasoning`` or ``thinking`` | ``reasoning_content`` |
 | function_call messages or keys, tool_call parts, ``tool_calls`` | ``tool_calls``, their arguments as objects |
 | ``loss_weight``, ``weight``, ``loss``: 0 or false on an assistant message | ``supervised: False`` |
 | further keys | kept; keys that are null are left out |
@@ -106,6 +106,7 @@ def _message(raw: Any, field: str) -> dict[str, Any]:
     supervised = _supervised(message, role, field)
     if not (text.strip() or calls or role in ("system", "tool")):
         raise BadRow(f"field '{field}.content' is empty")
+    reasoning = _reasoning(message, reasoning, field)
     normal = {"role": role, "content": text} | message
     normal |= {"reasoning_content": reasoning} if reasoning else {}
     normal |= {"tool_calls": [_call(call, f"{field}.tool_calls") for call in calls]} if calls else {}
@@ -146,6 +147,24 @@ def _parts(content: Any, field: str) -> tuple[str, str, list[Any]]:
         texts[kind].append(value)
     calls = [call for text in texts["tool_call"] for call in _as_list(_parsed(text, field))]
     return "".join(texts["text"]), "".join(texts["reasoning"]), calls
+
+
+def _reasoning(message: dict[str, Any], from_parts: str, field: str) -> str:
+    """Pop the reasoning of a message, under any of its names.
+
+    Raises:
+        BadRow: It is not a text, or two names hold different texts.
+    """
+    names = ("reasoning_content", *REASONING)
+    # A truth value is no reasoning, but a switch such as ``thinking: true``, which is kept for the template.
+    given = {name: message.pop(name) for name in names if not isinstance(message.get(name, True), bool)}
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise BadRow(f"field '{field}.{name}' is {type_name(value)} where a text is needed")
+    texts = {text for text in (from_parts, *given.values()) if text}
+    if len(texts) > 1:
+        raise BadRow(f"field {field!r} holds two different texts of reasoning")
+    return next(iter(texts), "")
 
 
 def _parsed(text: str, field: str) -> Any:

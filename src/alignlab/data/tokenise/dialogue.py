@@ -6,12 +6,17 @@ from typing import Any
 
 from alignlab.data.tokenise.context import Context
 from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.kept import find_lost
 from alignlab.data.tokenise.templates import render
 from alignlab.errors import InputError
 from alignlab.types.rows import Message, Row
 
 ANOTHER_TEMPLATE = "data.chat_template=chatml, plain or the path of a jinja file"
 LEAVE_OUT = "data.bad_rows=drop to leave such rows out, counted"
+
+
+class TemplateLoss(InputError):
+    """A template leaves out a part of a row; ``rows`` finds the templates that do not."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,12 @@ class Dialogue:
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         """Render the first messages."""
-        messages = self.messages[:num_messages]
-        return render(self.context.template, self.context.tokenizer, messages, self.tools, add_generation_prompt)
+        return self._render(self.messages[:num_messages], self.tools, add_generation_prompt)
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool = False
+    ) -> str:
+        return render(self.context.template, self.context.tokenizer, messages, tools, add_generation_prompt)
 
     def encode(self, text: str) -> list[int]:
         """Encode rendered text to token ids."""
@@ -51,14 +60,22 @@ class Dialogue:
         """Make an error for this row."""
         return refusal(self.row, self.context, why, *remedies)
 
+    def loss(self, what: str) -> InputError:
+        """Make an error for a part of this row that the template leaves out."""
+        return TemplateLoss(*_explain(self.row, self.context, f"the template leaves out {what}", LEAVE_OUT))
+
     def check_contents(self) -> None:
-        """Check that the template renders the content of every system and user message; blanks are ignored."""
+        """Check that the template renders the content of every system and user message, tools, calls, and reasoning.
+
+        Blanks are ignored. The contents of assistant turns are checked where they are supervised.
+        """
         squeezed = squeeze(self.text)
         for message in self.messages:
             given = message["role"] not in ("assistant", "tool")
             if given and squeeze(message.get("content") or "") not in squeezed:
-                why = f"the template leaves out the content of a message of role '{message['role']}'"
-                raise self.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT)
+                raise self.loss(f"the content of a message of role '{message['role']}'")
+        if lost := find_lost(self.messages, self.tools, self._render):
+            raise self.loss(lost)
 
 
 def render_dialogue(
@@ -98,9 +115,13 @@ def refusal(row: Row, context: Context, why: str, *remedies: str) -> InputError:
         why: What is wrong.
         remedies: What to type instead.
     """
+    return InputError(*_explain(row, context, why, *remedies))
+
+
+def _explain(row: Row, context: Context, why: str, *remedies: str) -> tuple[str, str, str]:
     name = context.tokenizer.name_or_path or type(context.tokenizer).__name__
     asked = f"{row.origin} with data.chat_template={context.template.name} of the tokenizer '{name}'"
-    return InputError(asked, why, "Type " + "; or ".join(remedies))
+    return asked, why, "Type " + "; or ".join(remedies)
 
 
 def squeeze(text: str) -> str:

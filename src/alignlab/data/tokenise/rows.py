@@ -1,6 +1,7 @@
 """Tokenise rows to token rows, with one function per kind of row."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -11,10 +12,10 @@ from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.sources.files.record import MEND
 from alignlab.data.table.counts import Counts, Dropped, count
 from alignlab.data.tokenise.context import Context, TokenSettings, derive_context
-from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, refusal, render_dialogue
+from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, TemplateLoss, refusal, render_dialogue
 from alignlab.data.tokenise.encode import encode, find_guard, protect
 from alignlab.data.tokenise.spans import check_doubled, supervise
-from alignlab.data.tokenise.templates import TemplateLimit
+from alignlab.data.tokenise.templates import TemplateLimit, template_names
 from alignlab.data.tokenise.truncate import truncate
 from alignlab.errors import InputError, nearest
 from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, TokenRow, Unpaired
@@ -68,11 +69,31 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     check_numbers(row, context.settings.number_columns)
     try:
         return _TOKENIZERS[type(row)](row, context)
+    except TemplateLoss as error:
+        raise _with_remedies(error, row, context) from error
     except TemplateError as error:
         why = f"the template refuses the dialogue: {error}"
         raise refusal(row, context, why, ANOTHER_TEMPLATE, LEAVE_OUT) from error
     except UnicodeEncodeError as error:
         raise refusal(row, context, f"its text is not valid Unicode: {error.reason}", LEAVE_OUT) from error
+
+
+def _with_remedies(error: TemplateLoss, row: Row, context: Context) -> InputError:
+    """Name the templates that render the whole row, which are tried one by one."""
+    names = [name for name in template_names(context.tokenizer) if _renders(row, context, name)]
+    written = [f"data.chat_template={' or '.join(names)}"] if names else []
+    first = "; or ".join([*written, "data.chat_template=FILE, a jinja file that writes it"])
+    return InputError(error.asked, error.why, error.instead.replace("Type ", f"Type {first}; or ", 1))
+
+
+def _renders(row: Row, context: Context, chat_template: str) -> bool:
+    """Whether a row can be tokenised with another template."""
+    try:
+        settings = replace(context.settings, chat_template=chat_template)
+        _TOKENIZERS[type(row)](row, derive_context(context.tokenizer, settings, str(context.tokenizer.chat_template)))
+    except (InputError, TemplateError):
+        return False
+    return True
 
 
 # --- one function per kind --------------------------------------------------------------------------------------------

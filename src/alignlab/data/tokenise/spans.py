@@ -85,8 +85,7 @@ def _span(dialogue: Dialogue, turn: int) -> Span:
     answer = squeeze(text[start : len(through)])
     for part in _required_texts(dialogue.messages[turn]):
         if squeeze(part) not in answer:
-            why = f"the template leaves out a part of an answer: {part[:40]!r}"
-            raise dialogue.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT)
+            raise dialogue.loss(f"a part of an answer: {part[:40]!r}")
     return start, len(through)
 
 

@@ -4,6 +4,8 @@ The chosen template is set on the tokenizer, so it is saved with the model and u
 """
 
 import contextlib
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +78,15 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
 
 
+def template_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Names that ``data.chat_template`` accepts and whose templates write all parts of a dialogue, or may do so.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    return [name for name in NAMED if name != "none"]
+
+
 def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
     """Choose the template that ``data.chat_template`` names.
 
@@ -142,7 +153,8 @@ def render(
         jinja2.TemplateError: The template refuses the dialogue, or fails.
         TemplateLimit: The template takes too much time or memory.
     """
-    plain = [{k: v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
+    renamed = {"reasoning_content": _reasoning_field(template.text)}
+    plain = [{renamed.get(k, k): v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
     try:
         texts, _ = render_jinja_template(
             conversations=[[{"content": "", **message} for message in plain]],
@@ -156,6 +168,13 @@ def render(
         instead = "Type data.chat_template=chatml or plain, or correct the template"
         raise TemplateLimit(f"data.chat_template={template.name}", why, instead) from error
     return texts[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _reasoning_field(template: str) -> str:
+    """Name by which a template reads the reasoning of a message: ``thinking`` in GPT-OSS, for example."""
+    fields = ("reasoning_content", "reasoning", "thinking")
+    return next((field for field in fields if re.search(rf"[.'\"]{field}\b", template)), fields[0])
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> frozenset[int]:
