@@ -10,6 +10,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 
+import alignlab
 from alignlab import cli
 from alignlab.errors import InputError, RunError, nearest
 from alignlab.system.credentials import masked
@@ -33,8 +34,11 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    if words == ["--version"]:
+        print(f"alignlab {alignlab.__version__}")
+        return 0
     with leaving_on_signals(while_importing=True):
-        import alignlab.run  # noqa: F401  (the slow imports, for every verb)
+        from alignlab import run  # noqa: F401  (the slow imports, for every verb)
         from alignlab.cli.composition.command import refuse
 
     try:

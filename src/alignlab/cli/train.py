@@ -62,23 +62,13 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
     If a launcher has started the ranks, the numbers of devices and nodes become the launcher's. A sweep records a
     refused job.
     """
-    from alignlab.cli.composition.deepspeed_file import take_over_file
-    from alignlab.cli.composition.hidden import hide_config
     from alignlab.cli.composition.options import with_losses
-    from alignlab.config import compat, schema
-    from alignlab.distributed.ranks import settle
     from alignlab.run_folder.location import refuse_for_sweep
 
     if is_sweep() and cfg.run_dir is not None:
         refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")
     try:
-        hide_config(cfg)
-        words = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
-        config = schema.check(cfg, change=partial(take_over_file, words=words))
-        devices, num_nodes = settle(config["trainer"]["devices"], config["trainer"]["num_nodes"])
-        config |= {"trainer": config["trainer"] | {"devices": devices, "num_nodes": num_nodes}}
-        compat.check(config)
-        return config
+        return checked(cfg, HydraConfig.get().overrides.task if HydraConfig.initialized() else ())
     except InputError as error:
         if is_sweep():
             sweep.refused(cfg.run_dir)
@@ -86,6 +76,26 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
         if explained is error:
             raise
         raise explained from error
+
+
+def checked(cfg: DictConfig, words: Sequence[str]) -> dict[str, Any]:
+    """Check a composed config, and return it resolved.
+
+    Args:
+        cfg: Composed config; secrets in it are replaced by references.
+        words: Overrides as typed; a DeepSpeed file must not contradict them.
+    """
+    from alignlab.cli.composition.deepspeed_file import take_over_file
+    from alignlab.cli.composition.hidden import hide_config
+    from alignlab.config import compat, schema
+    from alignlab.distributed.ranks import settle
+
+    hide_config(cfg)
+    config = schema.check(cfg, change=partial(take_over_file, words=words))
+    devices, num_nodes = settle(config["trainer"]["devices"], config["trainer"]["num_nodes"])
+    config |= {"trainer": config["trainer"] | {"devices": devices, "num_nodes": num_nodes}}
+    compat.check(config)
+    return config
 
 
 def train(sweep: Sweep, config: dict[str, Any]) -> Any:

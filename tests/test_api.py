@@ -1,0 +1,69 @@
+"""The same from Python."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import alignlab
+from alignlab.errors import InputError
+from tests.commands import QUIET
+from tests.commands import alignlab as command
+
+FEW = [
+    *QUIET,
+    "trainer.max_steps=2",
+    "data.source.num_train=16",
+    "data.source.num_validation=4",
+    "data.global_batch_size=8",
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return alignlab.train([*FEW, "peft=lora", f"run_dir={tmp_path_factory.mktemp('api') / 'run'}"])
+
+
+def test_a_run_gives_its_metrics_config_and_model(trained):
+    assert [row["progress/step"] for row in trained.metrics] == [1, 2]
+    assert trained.summary["status"] == "done" and trained.config["method"]["_target_"].endswith("SFT")
+    model, tokenizer = trained.model(), trained.tokenizer()
+    words = tokenizer.apply_chat_template([{"role": "user", "content": "1 + 1?"}], return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=words["input_ids"]).logits
+    assert not model.training and model.peft_config and logits.isfinite().all()
+
+
+def test_an_earlier_run_is_opened_by_its_folder(trained):
+    assert alignlab.Run(str(trained.path)).metrics == trained.metrics
+    with pytest.raises(InputError, match=r"there is no config\.yaml in it"):
+        alignlab.Run(trained.path / "model")
+
+
+def test_compose_checks_as_the_command_line_does():
+    assert alignlab.compose(["method=dpo", "model.path=somewhere"])["optimizer"]["lr"] == 1e-6
+    with pytest.raises(InputError, match=r"Did you mean 'optimizer\.lr'"):
+        alignlab.compose(["optimizer.lrr=1"])
+    with pytest.raises(InputError, match="a single process trains on a single device"):
+        alignlab.compose(["strategy=single", "trainer.devices=2"])
+
+
+def test_mistakes_are_exceptions(tmp_path):
+    with pytest.raises(InputError, match="absent"):
+        alignlab.train([*FEW, "model.path=./absent/model", f"run_dir={tmp_path / 'run'}"])
+
+
+def test_the_version(capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"alignlab {alignlab.__version__}\n"
+
+
+def test_importing_the_package_imports_nothing_slow():
+    code = "import sys, alignlab; alignlab.__version__; print({'torch', 'hydra', 'transformers'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="trian"):
+        alignlab.trian  # noqa: B018
