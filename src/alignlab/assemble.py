@@ -52,7 +52,7 @@ def open_model_and_data(config: Config) -> tuple[Any, DataModule]:
     set_row_kind(source, locate(config["method"]["_target_"]).row_kind)
     model = make_model_source(config)
     tokenizer = model.load_tokenizer(lambda: row_texts(source.rows("train")))
-    template = set_template(tokenizer, config["data"]["chat_template"])
+    template = set_template(tokenizer, config["data"]["chat_template"], config["data"]["chat_template_kwargs"])
     if template.announcement:
         log.info(template.announcement)
     return model, make_data(config, source, tokenizer)

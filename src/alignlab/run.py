@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import lightning
-import torch
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
@@ -25,13 +24,14 @@ from alignlab.assemble import (
     open_model_and_data,
 )
 from alignlab.callbacks.card import result_card
+from alignlab.callbacks.export_trial import write_and_compare
 from alignlab.callbacks.summary import Summary
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
 from alignlab.distributed import launch
 from alignlab.distributed.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
-from alignlab.models.export import ExportError, logits, save, verify
+from alignlab.models.export import ExportError
 from alignlab.run_folder import console
 from alignlab.run_folder.changes import refuse_changes, shown
 from alignlab.run_folder.choice import make_run_folder
@@ -195,17 +195,12 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
 
     All ranks must call this to gather the weights; rank 0 writes.
     """
-    example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
-    expected = method.sharding.forward(logits, method.policy, example)
-    weights = method.sharding.full_state_dict(method.policy)
-    if method.trainer.is_global_zero:
-        save(method.policy, tokenizer, folder.model, weights)
-        try:
-            difference = verify(folder.model, method.policy, example, weights, expected, method.sharding.compute_dtype)
-        except ExportError as error:
-            instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
-            raise RunError(f"the model in {folder.model}", str(error), instead) from error
-        log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
+    try:
+        difference = write_and_compare(method, tokenizer, folder.model)
+    except ExportError as error:
+        instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
+        raise RunError(f"the model in {folder.model}", str(error), instead) from error
+    log.debug("%s reopened: logits differ by %.2g at most", folder.model, difference)
     method.trainer.strategy.barrier()
     summary.status = "done"
 

@@ -54,6 +54,7 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
     tokenizer = source.load_tokenizer()
     settings = TokenSettings(
         chat_template="auto",
+        chat_template_kwargs={},
         loss_on="assistant",
         max_tokens_per_sequence=512,
         truncation="error",

@@ -118,7 +118,9 @@ class DataModule(lightning.LightningDataModule):
     @property
     def stop_tokens(self) -> list[int]:
         """Token ids that end a completion."""
-        return sorted(stop_tokens(self.tokenizer, choose_template(self.tokenizer, self.tokens.chat_template)))
+        tokens = self.tokens
+        template = choose_template(self.tokenizer, tokens.chat_template, tokens.chat_template_kwargs)
+        return sorted(stop_tokens(self.tokenizer, template))
 
     def window(self, number: int, num_steps: int) -> tuple[Sequence[TokenRow], float]:
         """The training rows of several optimizer steps, in the order of the plan.

@@ -9,7 +9,7 @@ This applies to all templates of the process, including those that ``apply_chat_
 import functools
 from pathlib import Path
 
-from jinja2 import Template, TemplateError, pass_context
+from jinja2 import Template, TemplateError, meta, pass_context
 from transformers.utils import chat_template_utils
 
 from alignlab.errors import InputError
@@ -50,6 +50,20 @@ def _compiled(text: str) -> Template:
 _original = chat_template_utils._compile_jinja_template
 chat_template_utils._compile_jinja_template = _compiled
 render_jinja_template = chat_template_utils.render_jinja_template
+
+
+@functools.lru_cache
+def template_variables(text: str) -> frozenset[str]:
+    """Names of the variables that a template reads and does not set itself; none if it is not valid.
+
+    Args:
+        text: The Jinja text.
+    """
+    environment = _original("").environment
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(text))) - environment.globals.keys()
+    except FAULTS:
+        return frozenset()
 
 
 def read_template(path: Path, asked: str) -> str:

@@ -68,6 +68,7 @@ class LearnedReward:
         self.batch_size, self.device, self.encode = batch_size, device, ENCODERS[read_at]
         self.settings = TokenSettings(
             chat_template=chat_template,
+            chat_template_kwargs={},
             loss_on="assistant",
             max_tokens_per_sequence=context_of(self.model) or sys.maxsize,
             truncation="drop",

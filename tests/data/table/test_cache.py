@@ -101,6 +101,11 @@ def test_cache_key_sensitivity(tokenizer, monkeypatch):
         ),
         "own template": key(tokenizer=byte_tokenizer(template=CHATML + " ")),
         "named template": key(settings=token_settings(chat_template="plain")),
+        "variables of the template": key(tokenizer=byte_tokenizer(template=CHATML + "{{ lang }}")),
+        "value of a variable": key(
+            tokenizer=byte_tokenizer(template=CHATML + "{{ lang }}"),
+            settings=token_settings(chat_template_kwargs={"lang": "eo"}),
+        ),
         "limit": key(settings=token_settings(max_tokens_per_sequence=7)),
         "truncation": key(settings=token_settings(truncation="drop")),
         "loss": key(settings=token_settings(loss_on="last")),

@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
+from alignlab.data.tokenise.rows import tokenize
 from alignlab.data.tokenise.templates import choose_template, render, set_template, stop_tokens
 from alignlab.errors import InputError
-from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, user
+from alignlab.types.rows import Prompt
+from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
 DIALOGUE = (user("Hi"), assistant("Hello"))
 
@@ -86,6 +90,46 @@ def test_the_chosen_template_is_saved_with_the_tokenizer(tmp_path):
     template = set_template(tokenizer, "auto")
     tokenizer.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == template.text
+
+
+THINKING = CHATML.replace("assistant\\n'", "assistant\\n' ~ ('' if enable_thinking else '<no>') ~ (date or '')")
+
+
+@pytest.mark.parametrize("name", ["auto", "file"])
+def test_variables_reach_every_rendering(name, tmp_path):
+    (tmp_path / "file").write_text(THINKING)
+    name = str(tmp_path / "file") if name == "file" else name
+    tokenizer = byte_tokenizer(template=THINKING)
+    template = set_template(tokenizer, name, {"enable_thinking": True, "date": "5 May"})
+    prompt = render(template, tokenizer, DIALOGUE[:1], add_generation_prompt=True)
+    assert prompt.endswith("<|im_start|>assistant\n5 May")
+    settings = token_settings(chat_template=name, chat_template_kwargs={"enable_thinking": True, "date": "5 May"})
+    row = tokenize(Prompt(origin="p:1", prompt=DIALOGUE[:1]), tokenizer, settings)
+    assert tokenizer.decode(row.tokens) == prompt
+    other = replace(settings, chat_template_kwargs={"date": "6 May"})
+    assert tokenizer.decode(tokenize(Prompt(origin="p:1", prompt=DIALOGUE[:1]), tokenizer, other).tokens).endswith(
+        "assistant\n<no>6 May"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"enable_thinkng": False}, r"enable_thinkng: False.*reads no variable.*Did you mean 'enable_thinking'"),
+        ({"messages": []}, r"each rendering sets 'messages' itself.*data\.prepend"),
+        ({"tools": []}, r"each rendering sets 'tools' itself.*column 'tools'"),
+        ({"add_generation_prompt": True}, "each rendering sets 'add_generation_prompt' itself.*Leave it out"),
+        ({"eos_token": "</s>"}, "each rendering sets 'eos_token' itself"),
+    ],
+)
+def test_variables_that_cannot_be_set(variables, message):
+    with pytest.raises(InputError, match=message):
+        choose_template(byte_tokenizer(template=THINKING), "auto", variables)
+
+
+def test_a_template_without_variables_refuses_them():
+    with pytest.raises(InputError, match=r"chat_template=chatml reads no variable 'date'.*Leave it out"):
+        choose_template(byte_tokenizer(), "chatml", {"date": "5 May"})
 
 
 def test_stop_tokens_are_eos_and_the_end_of_a_turn():

@@ -35,6 +35,7 @@ def token_settings(**changes) -> TokenSettings:
     """Settings for tests: the most careful ones, with changes."""
     settings = {
         "chat_template": "auto",
+        "chat_template_kwargs": {},
         "loss_on": "assistant",
         "max_tokens_per_sequence": 4096,
         "truncation": "error",

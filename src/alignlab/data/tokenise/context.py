@@ -1,9 +1,9 @@
 """Settings of tokenisation, and the context that is derived from them once per tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from re import Pattern
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,7 @@ class TokenSettings:
 
     Args:
         chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
+        chat_template_kwargs: Values of the template's own variables, by name. Compared, but not hashed.
         loss_on: Supervise every assistant turn, the last one, or everything. In rows with a separate prompt
             (preferences, unpaired) only turns of the completion are supervised.
         max_tokens_per_sequence: Maximum tokens of a prompt with one completion; length of a block of text.
@@ -31,6 +32,7 @@ class TokenSettings:
     """
 
     chat_template: str
+    chat_template_kwargs: dict[str, Any] = field(hash=False)
     loss_on: Literal["assistant", "last", "all"]
     max_tokens_per_sequence: Annotated[int, Field(ge=2)]
     truncation: Truncation
@@ -71,7 +73,7 @@ def derive_context(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, 
         settings: How rows become tokens.
         own_template: Text of the tokenizer's template; part of the cache key, because it may change on the same object.
     """
-    template = choose_template(tokenizer, settings.chat_template)
+    template = choose_template(tokenizer, settings.chat_template, settings.chat_template_kwargs)
     stop = stop_tokens(tokenizer, template)
     bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
     return Context(tokenizer, settings, template, stop, control_pattern(tokenizer, stop), bos)

@@ -81,15 +81,16 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
 def _with_remedies(error: TemplateLoss, row: Row, context: Context) -> InputError:
     """Name the templates that render the whole row, which are tried one by one."""
     names = [name for name in template_names(context.tokenizer) if _renders(row, context, name)]
-    written = [f"data.chat_template={' or '.join(names)}"] if names else []
+    without = " and data.chat_template_kwargs={}" if context.settings.chat_template_kwargs else ""
+    written = [f"data.chat_template={' or '.join(names)}{without}"] if names else []
     first = "; or ".join([*written, "data.chat_template=FILE, a jinja file that writes it"])
     return InputError(error.asked, error.why, error.instead.replace("Type ", f"Type {first}; or ", 1))
 
 
 def _renders(row: Row, context: Context, chat_template: str) -> bool:
-    """Whether a row can be tokenised with another template."""
+    """Whether a row can be tokenised with another template, without variables made for this one."""
     try:
-        settings = replace(context.settings, chat_template=chat_template)
+        settings = replace(context.settings, chat_template=chat_template, chat_template_kwargs={})
         _TOKENIZERS[type(row)](row, derive_context(context.tokenizer, settings, str(context.tokenizer.chat_template)))
     except (InputError, TemplateError):
         return False

@@ -6,8 +6,8 @@ The chosen template is set on the tokenizer, so it is saved with the model and u
 import contextlib
 import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.errors import InputError, nearest
-from alignlab.rendering import TooMuch, read_template, render_jinja_template
+from alignlab.rendering import TooMuch, read_template, render_jinja_template, template_variables
 from alignlab.types.rows import Message
 
 _BODY = (
@@ -51,6 +51,19 @@ NAMED = {"chatml": _CHATML, "plain": _PLAIN, "none": _NONE}
 PROBE = ({"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"})
 """A dialogue that every template accepts."""
 
+SET_HERE = (
+    *("messages", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"),
+    *("continue_final_message", "return_assistant_tokens_mask"),
+)
+"""Variables of templates that every rendering sets, besides the special tokens; ``documents`` it sets to nothing."""
+
+INSTEAD = {
+    "messages": "Type data.prepend=[...] for messages before every dialogue, or leave it out",
+    "tools": "Put tools into a column 'tools' of the data, or leave it out",
+    "chat_template": "Type data.chat_template=FILE",
+}
+"""What to type for a variable that cannot be set; the others can only be left out."""
+
 _CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
 
 
@@ -62,11 +75,13 @@ class Template:
         name: The name that the user types: ``auto`` (the tokenizer's own), a name of ``NAMED``, or a path.
         text: The Jinja text.
         announcement: One line to print if the choice is a fallback; otherwise empty.
+        variables: Values of the template's own variables, by name.
     """
 
     name: str
     text: str
     announcement: str = ""
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TemplateLimit(InputError):
@@ -87,17 +102,27 @@ def template_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [name for name in NAMED if name != "none"]
 
 
-def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
-    """Choose the template that ``data.chat_template`` names.
+def choose_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, variables: Mapping[str, Any] | None = None
+) -> Template:
+    """Choose the template that ``data.chat_template`` names, with the variables of ``data.chat_template_kwargs``.
 
     Args:
         tokenizer: The tokenizer. ``auto`` chooses its own template; if it has none, ``chatml`` if the markers of ChatML
             are single tokens of its vocabulary, otherwise ``plain``.
         chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
+        variables: Values of the template's own variables (``enable_thinking``), by name.
 
     Raises:
-        InputError: The name is unknown, the file is missing, or the tokenizer lacks what the template needs.
+        InputError: The name is unknown, the file is missing, the tokenizer lacks what the template needs, or a variable
+            is not one of the template, or one that each rendering sets.
     """
+    template = _choose(tokenizer, chat_template)
+    _check_variables(template, variables or {}, tokenizer)
+    return replace(template, variables=dict(variables or {}))
+
+
+def _choose(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
     if chat_template == "auto" and tokenizer.chat_template:
         return Template("auto", _own(tokenizer))
     if chat_template == "auto":
@@ -115,17 +140,32 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> T
     )
 
 
-def set_template(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
+def _check_variables(template: Template, variables: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that each variable is one that the template reads, and that only the user sets."""
+    for name, value in variables.items():
+        asked, key = f"data.chat_template_kwargs={{{name}: {value}}}", f"data.chat_template={template.name}"
+        if name in (*SET_HERE, *tokenizer.special_tokens_map):
+            raise InputError(asked, f"each rendering sets {name!r} itself", INSTEAD.get(name, "Leave it out"))
+        if name not in (known := template_variables(template.text)):
+            free = known - {*SET_HERE, *tokenizer.special_tokens_map}
+            close = nearest(name, sorted(free)) if free else "Leave it out"
+            raise InputError(asked, f"the template of {key} reads no variable {name!r}", close)
+
+
+def set_template(
+    tokenizer: PreTrainedTokenizerBase, chat_template: str, variables: Mapping[str, Any] | None = None
+) -> Template:
     """Choose a template and set its text on the tokenizer, with which it is saved.
 
     Args:
         tokenizer: The tokenizer, changed in place.
         chat_template: As in ``choose_template``.
+        variables: As in ``choose_template``; they are not saved with the tokenizer.
 
     Raises:
         InputError: As in ``choose_template`` and ``render``.
     """
-    template = choose_template(tokenizer, chat_template)
+    template = choose_template(tokenizer, chat_template, variables)
     # A template that takes too much is refused here, before any row is read.
     with contextlib.suppress(TemplateError):
         render(template, tokenizer, PROBE)
@@ -162,6 +202,7 @@ def render(
             chat_template=template.text,
             add_generation_prompt=add_generation_prompt,
             **tokenizer.special_tokens_map,
+            **template.variables,
         )
     except TooMuch as error:
         why = f"rendering a dialogue of {len(plain)} messages with it takes too much: {error}"
@@ -174,7 +215,7 @@ def render(
 def _reasoning_field(template: str) -> str:
     """Name by which a template reads the reasoning of a message: ``thinking`` in GPT-OSS, for example."""
     fields = ("reasoning_content", "reasoning", "thinking")
-    return next((field for field in fields if re.search(rf"[.'\"]{field}\b", template)), fields[0])
+    return next((name for name in fields if re.search(rf"[.'\"]{name}\b", template)), fields[0])
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> frozenset[int]:
