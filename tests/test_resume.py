@@ -144,7 +144,7 @@ def test_a_model_that_differs_from_what_was_trained_fails_the_run(tmp_path, monk
     def differ(*_, **__):
         raise ExportError("it differs")
 
-    monkeypatch.setattr(run, "verify", differ)
+    monkeypatch.setattr(run, "write_and_compare", differ)
     assert alignlab("train", *COMMON, *CASES["sft"], f"run_dir={tmp_path}", "trainer.max_steps=1") == 1
     assert "it differs" in capsys.readouterr().err
     assert summary(tmp_path)["status"] == "failed"

@@ -148,7 +148,7 @@ def test_saving_replaces_a_folder_and_leaves_nothing_beside_it(opened, tokenizer
 def test_saving_that_fails_leaves_the_old_folder(opened, tokenizer, tmp_path, monkeypatch):
     model = opened()
     export.save(model, tokenizer, tmp_path / "model")
-    monkeypatch.setattr(model.generation_config, "save_pretrained", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "write_generation", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.save(model, tokenizer, tmp_path / "model")
     assert (tmp_path / "model" / "model.safetensors").is_file()

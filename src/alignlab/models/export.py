@@ -7,7 +7,8 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
@@ -80,15 +82,15 @@ def save(
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
-    extra = {}
+    base, extra = base_model(model), {}
     if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
     # A copy, since Transformers 5.17 removes the further names of shared weights from it.
-    with rates_of_files(base_model(model)):
+    with rates_of_files(base), _blank_generation(base):
         model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
     tokenizer.save_pretrained(str(partial))
-    if base_model(model).can_generate():
-        base_model(model).generation_config.save_pretrained(str(partial))
+    if base.can_generate():
+        write_generation(base.generation_config, partial)
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
     write_manifest(partial)
@@ -96,6 +98,54 @@ def save(
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _blank_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model an empty generation config within the context, since Transformers refuses to save some."""
+    if not model.can_generate():
+        yield
+        return
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def write_generation(generation: GenerationConfig, folder: Path) -> None:
+    """Write ``generation_config.json`` with the values as they are.
+
+    Transformers refuses to save values that have no effect together (``do_sample: false`` with a temperature), which
+    published models have, unless nothing at all was changed; here the stop tokens are.
+
+    Args:
+        generation: Of the model.
+        folder: Exists.
+    """
+    generation.to_json_file(folder / GENERATION_CONFIG_NAME, use_diff=True, keys_to_pop=["compile_config"])
+
+
+def verify_files(model: "PreTrainedModel | PeftModel", tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write everything but the weights, and open it again: for a model that is too large to be saved as a trial.
+
+    Args:
+        model: The live model, also a sharded one.
+        tokenizer: Its tokenizer.
+        folder: Exists, and is empty.
+    """
+    base = base_model(model)
+    base.config.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    if base.can_generate():
+        write_generation(base.generation_config, folder)
+        GenerationConfig.from_pretrained(str(folder))
+    remote = type(base).__module__.startswith("transformers_modules")
+    if not remote:  # its code is copied with the weights
+        AutoConfig.from_pretrained(str(folder))
+        AutoTokenizer.from_pretrained(str(folder))
+    if is_adapted(model):
+        model.active_peft_config.save_pretrained(str(folder))
 
 
 def verify(

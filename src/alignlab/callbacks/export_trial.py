@@ -1,0 +1,93 @@
+"""The export of the model, and the callback that tries it before training: what cannot be saved is refused then."""
+
+import shutil
+from pathlib import Path
+
+import lightning
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from alignlab.distributed.strategies import num_parameters
+from alignlab.errors import InputError
+from alignlab.methods.base import Method
+from alignlab.models.export import ExportError, logits, save, verify, verify_files
+from alignlab.models.opening import READ_ERRORS
+from alignlab.system.disk import disk_fault
+from alignlab.system.paths import reason
+from alignlab.types.adapted import base_model, is_adapted
+
+LARGEST = 20_000_000
+"""Parameters up to which the weights are written as a trial too; of larger models only the other files."""
+
+
+class ExportTrial(lightning.Callback):
+    """Saves the model before training and opens it again, so that a failure does not come after it.
+
+    Args:
+        folder: Made for the trial, and removed.
+        tokenizer: The tokenizer that is saved with the model.
+    """
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase):
+        self.folder, self.tokenizer = folder, tokenizer
+
+    def on_fit_start(self, trainer: lightning.Trainer, method: Method) -> None:
+        """Try the export, and restore the random states.
+
+        Raises:
+            InputError: The model cannot be saved, or is another one when it is opened again.
+        """
+        cuda = [method.device] if method.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=cuda):  # opening a model draws numbers
+                self._try(method)
+        except (*READ_ERRORS, ExportError) as error:
+            if isinstance(error, (InputError, torch.OutOfMemoryError)) or disk_fault(error, self.folder.parent):
+                raise
+            raise InputError(f"saving {_name(method)}", f"tried before training: {reason(error)}", INSTEAD) from error
+        finally:
+            if trainer.is_global_zero:
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _try(self, method: Method) -> None:
+        if num_parameters(method.policy) <= LARGEST:
+            write_and_compare(method, self.tokenizer, self.folder / "model")
+        elif method.trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            verify_files(method.policy, self.tokenizer, self.folder)
+
+
+INSTEAD = (
+    "Correct the value named in config.json, generation_config.json, the tokenizer's files or peft, "
+    "or choose another model or peft=lora"
+)
+
+
+def _name(method: Method) -> str:
+    kind = method.policy.active_peft_config.peft_type.value.lower() if is_adapted(method.policy) else None
+    return type(base_model(method.policy)).__name__ + (f" with an adapter of kind {kind}" if kind else "")
+
+
+def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+    """Write the model and its tokenizer, open them again, and compare with the model in memory.
+
+    All ranks must call this to gather the weights; rank 0 writes and compares.
+
+    Args:
+        method: With its policy, sharded or not.
+        tokenizer: Its tokenizer.
+        folder: Replaced as a whole if it exists.
+
+    Returns:
+        Largest difference of a logit; 0 on the other ranks.
+
+    Raises:
+        ExportError: The files differ from the model.
+    """
+    example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
+    expected = method.sharding.forward(logits, method.policy, example)
+    weights = method.sharding.full_state_dict(method.policy)
+    if not method.trainer.is_global_zero:
+        return 0.0
+    save(method.policy, tokenizer, folder, weights)
+    return verify(folder, method.policy, example, weights, expected, method.sharding.compute_dtype)
