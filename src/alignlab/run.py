@@ -213,5 +213,5 @@ def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> N
     if summary.status == "done":
         files = [folder.model, folder.metrics, folder.summary, *plots[:1]]
         console.show(result_card(results, folder=folder.path, files=files))
-    artifacts = [folder.config, folder.model, *plots]
+    artifacts = {"config": [folder.config, *plots], "model": [folder.model]}
     close_loggers(trainer.loggers, summary=results, artifacts=artifacts, succeeded=summary.status == "done")

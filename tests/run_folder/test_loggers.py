@@ -15,7 +15,10 @@ from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.metrics_file import read_metrics
 from alignlab.run_folder.storage import SavedState
 
-OPTIONS = {"project": "toy", "entity": None, "group": "g", "name": None, "tags": ["a"], "mode": "auto"}
+OPTIONS = {
+    **{"project": "toy", "entity": None, "group": "g", "name": None, "tags": ["a"], "mode": "auto"},
+    "artifacts": "config",
+}
 
 
 @pytest.fixture
@@ -47,13 +50,44 @@ def test_tracker_one_run_per_job_and_resume(tmp_path, nobody, monkeypatch):
         assert run.config["seed"] == 1
         (folder.path / "config.yaml").write_text("seed: 1")
         loggers.close_loggers(
-            [logger], summary={"status": "done"}, artifacts=[folder.config, folder.model], succeeded=True
+            [logger], summary={"status": "done"}, artifacts={"config": [folder.config]}, succeeded=True
         )
         assert library.run is None
     assert identities[0] == identities[2] != identities[1]
     assert (tmp_path / "first" / "wandb" / "run_id.txt").read_text() == identities[0]
     assert len(list((tmp_path / "first" / "wandb").glob("offline-run-*"))) >= 1
     assert len(list((tmp_path / "second" / "wandb").glob("offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "uploaded"), [("none", []), ("config", ["config.yaml"]), ("model", ["config.yaml", "model"])]
+)
+def test_weights_are_uploaded_only_if_asked(tmp_path, nobody, monkeypatch, setting, uploaded):
+    seen = []
+    monkeypatch.setattr(loggers, "_log_artifact", lambda run, path: seen.append(path.name))
+    folder = RunFolder(tmp_path / "run")
+    folder.model.mkdir(parents=True)
+    folder.config.write_text("seed: 1")
+    files = {"config": [folder.config, folder.path / "absent.png"], "model": [folder.model]}
+    logger = loggers.wandb(**OPTIONS | {"artifacts": setting}, run_folder=folder)
+    loggers.close_loggers([logger], summary={}, artifacts=files, succeeded=True)
+    assert seen == uploaded
+
+
+def test_where_the_config_is_silent_the_environment_is_heard(tmp_path, nobody, monkeypatch):
+    silent = OPTIONS | {"project": None, "group": None, "tags": []}
+    names = {"WANDB_PROJECT": "p", "WANDB_RUN_GROUP": "of", "WANDB_NAME": "n", "WANDB_TAGS": "x,y", "WANDB_ENTITY": "e"}
+    for environment in ({}, names):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        library.teardown()  # it reads the environment once per process
+        folder = RunFolder(tmp_path / f"run{len(environment)}")
+        folder.path.mkdir()
+        logger = loggers.wandb(**silent, run_folder=folder)
+        run = logger.experiment
+        found = (run.project, run.group or None, run.name, tuple(run.tags or ()), run.settings.entity)
+        loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
+        assert found == (("p", "of", "n", ("x", "y"), "e") if environment else ("alignlab", None, "run0", (), None))
 
 
 def test_who_is_logged_in_is_online(nobody, monkeypatch):
@@ -75,7 +109,7 @@ def test_other_ranks_do_not_touch_the_tracker(tmp_path, monkeypatch):
     logger = loggers.wandb(**OPTIONS, run_folder=RunFolder(tmp_path))
     logger.log_metrics({"train/loss": 1.0}, step=0)
     assert logger.experiment.anything() is None
-    loggers.close_loggers([logger], summary={}, artifacts=[], succeeded=True)
+    loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +159,7 @@ def test_a_tracker_that_cannot_be_reached_is_offline_and_said(tmp_path, nobody, 
     logger = loggers.wandb(**OPTIONS, run_folder=folder)
     logger.log_metrics({"train/loss": 2.0}, step=0)
     assert logger.experiment.settings.mode == "offline"
-    loggers.close_loggers([logger], summary={}, artifacts=[], succeeded=True)
+    loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
     assert "cannot be reached within 1 s" in caplog.text and "wandb sync" in caplog.text
     assert list(folder.path.glob("wandb/offline-run-*"))
 

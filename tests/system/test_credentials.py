@@ -244,9 +244,10 @@ def test_logs_and_messages_hold_no_secret(tmp_path, capsys):
 def test_trackers_are_told_references_only(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = RunFolder(tmp_path)
-    logger = loggers.wandb(project="toy", entity=None, group=None, name=None, tags=[], mode="auto", run_folder=folder)
+    unset = dict.fromkeys(("entity", "group", "name"))
+    logger = loggers.wandb(**unset, project="toy", tags=[], mode="auto", artifacts="config", run_folder=folder)
     logger.log_hyperparams(config_of(*HTTP, URL))
-    loggers.close_loggers([logger], summary={}, artifacts=[], succeeded=True)
+    loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
     assert library.run is None and files_with_secrets(tmp_path) == []
 
 

@@ -19,6 +19,9 @@ from alignlab.system.disk import write_text
 
 WANDB_HOST = "https://api.wandb.ai"
 
+UPLOADS = {"none": (), "config": ("config",), "model": ("config", "model")}
+"""Kinds of files that each setting of ``logger.wandb.artifacts`` uploads at the end of a run."""
+
 
 def csv(*, run_folder: RunFolder) -> MetricsFile:
     """Log to the run's metrics.csv; rows after the checkpoint that the run resumes from are removed."""
@@ -55,7 +58,15 @@ class Wandb(WandbLogger):
 
     W&B's own step only increases and would drop what a resumed run logs again, so it is not used, and every curve is
     drawn over ``progress/step``.
+
+    Args:
+        uploads: Kinds of files to upload at the end.
+        **options: Those of Lightning's logger.
     """
+
+    def __init__(self, *, uploads: Iterable[str] = (), **options: Any):
+        super().__init__(**options)
+        self.uploads = tuple(uploads)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -65,31 +76,35 @@ class Wandb(WandbLogger):
 
 def wandb(
     *,
-    project: str,
+    project: str | None,
     entity: str | None,
     group: str | None,
     name: str | None,
     tags: Iterable[str],
     mode: Literal["auto", "online", "offline", "disabled"],
+    artifacts: Literal["none", "config", "model"],
     run_folder: RunFolder,
 ) -> Wandb:
     """Log to W&B, on rank 0 only: one W&B run per job, which a resumed job continues.
 
+    What is None here is read from W&B's own environment variables, such as ``WANDB_PROJECT``.
+
     Args:
-        project: W&B project.
+        project: W&B project; None for ``alignlab`` if the environment names none.
         entity: User or team; None for the default one.
         group: Name of the group of runs that W&B shows together.
         name: Name that W&B shows; None for the name of the run folder.
         tags: Labels.
         mode: ``auto`` is online if a user is logged in, otherwise offline without a prompt; ``wandb sync`` uploads an
             offline run later.
+        artifacts: What is uploaded at the end: nothing, the config and the plots, or also the trained model.
         run_folder: Folder to which W&B writes, and in which the id of the W&B run is stored.
 
     Raises:
         InputError: ``online`` is asked for and no user is logged in, or W&B refuses the key or a name.
     """
     if rank_zero_only.rank != 0:
-        return Wandb(project=project)
+        return Wandb()
     import wandb as library
 
     if library.run is not None:  # left by an earlier job in this process that did not finish
@@ -100,18 +115,18 @@ def wandb(
         raise InputError("logger=wandb with mode=online", "nobody is logged in at W&B here", instead)
     run = begin(
         mode,
-        project=project,
+        project=project or os.environ.get("WANDB_PROJECT") or "alignlab",
         entity=entity,
         group=group,
-        name=name or run_folder.path.name,
-        tags=list(tags),
+        name=name or os.environ.get("WANDB_NAME") or run_folder.path.name,
+        tags=list(tags) or None,
         dir=run_folder.path,
         id=_run_id(run_folder),
         resume="allow",
     )
     run.define_metric(AXIS)
     run.define_metric("*", step_metric=AXIS)
-    return Wandb(project=project, save_dir=str(run_folder.path), experiment=run)
+    return Wandb(uploads=UPLOADS[artifacts], save_dir=str(run_folder.path), experiment=run)
 
 
 def wandb_mode(mode: str) -> str:
@@ -131,21 +146,22 @@ def is_logged_in() -> bool:
 
 
 def close_loggers(
-    loggers: Iterable[Logger], *, summary: Mapping[str, Any], artifacts: Iterable[Path], succeeded: bool
+    loggers: Iterable[Logger], *, summary: Mapping[str, Any], artifacts: Mapping[str, Iterable[Path]], succeeded: bool
 ) -> None:
     """Log the results to the trackers and end their runs, so that the next job of a sweep gets a new one.
 
     Args:
         loggers: All loggers of the run; only W&B's needs to be closed.
         summary: Final values by name, nested or not.
-        artifacts: Files and folders to upload with the run; paths that do not exist are skipped.
+        artifacts: Files and folders by their kind in ``UPLOADS``; paths that do not exist are skipped.
         succeeded: Whether the run is shown as finished or as crashed.
     """
     for logger in loggers:
         if isinstance(logger, Wandb) and rank_zero_only.rank == 0:
             run = logger.experiment
             run.summary.update(dict(summary))
-            for path in filter(Path.exists, map(Path, artifacts)):
+            chosen = [Path(path) for kind in logger.uploads for path in artifacts.get(kind, ())]
+            for path in filter(Path.exists, chosen):
                 _log_artifact(run, path)
             run.finish(exit_code=0 if succeeded else 1)
         logger.save()
