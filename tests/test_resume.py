@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from alignlab import run
+from alignlab.callbacks import export_trial
 from alignlab.models.export import ExportError
 from alignlab.system.processes import Stopped
 from tests.commands import QUIET, alignlab, metrics, start, summary
@@ -125,12 +126,16 @@ def test_resume_bitwise(tmp_path, whole, case, how):
 def test_an_export_that_was_cut_is_resumed(tmp_path, whole, monkeypatch, name):
     """The run is not done before its model is there and compared, and trains no step again."""
 
-    def stop(*_, **__):
+    work = getattr(export_trial, name)
+
+    def stop(*args):
+        if tmp_path / "model" not in args:  # the trial before training
+            return work(*args)
         raise Stopped(signal.SIGTERM)
 
     words = ["train", *COMMON, *CASES["sft"], "checkpoint.every_n_steps=5", f"run_dir={tmp_path}"]
     with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
-        patch.setattr(run, name, stop)
+        patch.setattr(export_trial, name, stop)
         alignlab(*words)
     assert stopped.value.code == 143
     assert summary(tmp_path)["status"] == "exporting"

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.callbacks.export_trial import ExportTrial
 from alignlab.callbacks.precompute_reference import PrecomputeReference
 from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
@@ -250,6 +251,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     lr = config["optimizer"].get("lr")
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
     summary = Summary(path=folder.summary, facts=facts)
+    trial = ExportTrial(folder.model.with_name(".model.partial"), data.tokenizer)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
     chosen = build_all("callbacks", config["callbacks"])
     if data.rollout is not None:
@@ -262,7 +264,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=build("strategy", config["strategy"]),
-        callbacks=[card, *chosen.values(), PrecomputeReference(), ValidateAtEnd(), summary, checkpoint],
+        callbacks=[card, trial, *chosen.values(), PrecomputeReference(), ValidateAtEnd(), summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
         use_distributed_sampler=False,
