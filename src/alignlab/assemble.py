@@ -249,7 +249,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "seed": config["seed"],
     }
     lr = config["optimizer"].get("lr")
-    card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr)
+    card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr, optimizer=in_words(config))
     summary = Summary(path=folder.summary, facts=facts)
     trial = ExportTrial(folder.model.with_name(".model.partial"), data.tokenizer)
     checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
@@ -270,6 +270,20 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         use_distributed_sampler=False,
     )
     return trainer, summary
+
+
+def in_words(config: Config) -> str:
+    """Optimizer, peak learning rate, schedule and warm-up, for the start card; with β if the method has one."""
+    optimizer, scheduler, beta = config["optimizer"], config["scheduler"], config["method"].get("beta")
+    warmup = scheduler.get("warmup_steps")
+    facts = {
+        "learning rate {:g}": optimizer.get("lr"),
+        f"{name_of(scheduler['_target_'])} schedule": True,
+        "warm-up {:g}" + (" of the run" if warmup and warmup < 1 else " steps"): warmup,
+        "β {:g}": beta,
+    }
+    known = [text.format(value) for text, value in facts.items() if isinstance(value, int | float)]
+    return ", ".join([optimizer["_target_"].rpartition(".")[2], *known])
 
 
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:

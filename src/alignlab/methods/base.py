@@ -33,6 +33,7 @@ from alignlab.models.adapters import zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
+from alignlab.optim.rates import SUPERVISED, LearningRates
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.skipped_steps import SkippedSteps, explain_overflow
 from alignlab.optim.throughput import mfu
@@ -104,17 +105,20 @@ class Method(lightning.LightningModule):
     head: ClassVar[Head] = "language_model"
     """The head of the policy."""
 
+    learning_rates: ClassVar[LearningRates] = SUPERVISED
+    """Peak rates of AdamW if the config leaves it open."""
+
     own_metrics: ClassVar[Mapping[str, Metric]] = {}
     """Metrics of this method that are not in ``alignlab.metrics``, by name, with unit and meaning."""
+
+    keeps_dropout: ClassVar[bool] = False
+    """Whether the model's own dropout stays on in training unless ``model.dropout`` is set. It is off where scores are
+    compared with those of a reference, of the sampler or of another completion."""
 
     rollout: "RolloutData | None" = None
     """Source of the training rows, for a method that samples them."""
 
     needs_greedy: bool = False
-    keeps_dropout: ClassVar[bool] = False
-    """Whether the model's own dropout stays on in training unless ``model.dropout`` is set. It is off where scores are
-    compared with those of a reference, of the sampler or of another completion."""
-
     """For methods with a rollout: whether each prompt also gets a greedy completion, for a baseline."""
 
     score_names: tuple[str, ...] = ()
