@@ -53,6 +53,25 @@ def test_a_scaler_lets_no_empty_step_through():
     assert torch.equal(weights, initial())
 
 
+def scaled(factor, num_steps):
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**30))
+    return *train(factor, num_steps=num_steps, plugins=[plugin])[:2], plugin.scaler
+
+
+def test_a_scale_that_is_too_large_at_first_may_settle(caplog):
+    caplog.set_level(logging.INFO)
+    weights, _, scaler = scaled(1.0, num_steps=30)
+    told = [record.message for record in caplog.records if "the scale is halved" in record.message]
+    assert len(told) > MAX_SKIPPED_STEPS and scaler.get_scale() == 2.0 ** (30 - len(told))
+    assert not torch.equal(weights, initial())
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run(monkeypatch):
+    monkeypatch.setattr(torch.amp.GradScaler, "get_scale", lambda scaler: 1.0)
+    with pytest.raises(RunError, match=f"last {MAX_SKIPPED_STEPS} steps"):
+        scaled(math.inf, num_steps=8)
+
+
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
 def test_completions_that_are_all_alike_good_move_nothing(name):
     """Every advantage is 0, and nothing else is asked for."""

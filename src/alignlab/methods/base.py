@@ -217,10 +217,10 @@ class Method(lightning.LightningModule):
         lr = optimizer.param_groups[0]["lr"]
         running.close_step(step.totals)
         means = running.means()
-        skipped = not math.isfinite(means.get("loss", 0.0))
+        loss_is_finite, scale = math.isfinite(means.get("loss", 0.0)), sharding.loss_scale
         with explain_overflow(lr):
-            norm = sharding.update(optimizer, self._trained(), self.factories.gradient_clip_val, skipped)
-        norms, skipped = self._norms(norm), skipped or not bool(norm.isfinite())
+            norm = sharding.update(optimizer, self._trained(), self.factories.gradient_clip_val, not loss_is_finite)
+        norms, norm_is_finite = self._norms(norm), bool(norm.isfinite())
         self.lr_schedulers().step()
         self.progress = self.progress.after(step.totals, step.epoch)
         for component in self.components:
@@ -230,7 +230,11 @@ class Method(lightning.LightningModule):
         timing = self._timing(step.totals, time.perf_counter() - started)
         self.trainer._results.reset(fx="training_step")  # otherwise metrics of an earlier step are logged again
         self._log({**_named(means, "train"), **norms, **timing, **step.metrics, "train/lr": lr})
-        self.skipped_steps.count(skipped, step, losses, self.progress.step)
+        if loss_is_finite and not norm_is_finite and scale > 1.0:
+            text = "step %d changed nothing: its gradient, times the loss scale of %g, overflowed; the scale is halved"
+            log.info(text, self.progress.step, scale)
+        else:
+            self.skipped_steps.count(not (loss_is_finite and norm_is_finite), step, losses, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
         """Add up sums and counts, for means over the whole validation set."""

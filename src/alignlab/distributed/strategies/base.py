@@ -79,6 +79,16 @@ class Sharding:
         """The value of a parameter in its full shape. All ranks must call this."""
         return parameter.detach()
 
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The scaler of gradients in float16; ``None`` in other precisions."""
+        return getattr(self.strategy.precision_plugin, "scaler", None)
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the loss in the backward pass: 1 without a scaler."""
+        return 1.0 if self.scaler is None else self.scaler.get_scale()
+
     def update(self, optimizer: Any, parameters: list[nn.Parameter], limit: float | None, skipped: bool) -> Tensor:
         """Clip the gradients, take an optimizer step, and reset the gradients.
 
@@ -94,7 +104,7 @@ class Sharding:
         Returns:
             Global norm before clipping, the same on all ranks. Shape ``[]``.
         """
-        scaler = getattr(self.strategy.precision_plugin, "scaler", None)
+        scaler = self.scaler
         if scaler is not None:
             scaler.unscale_(optimizer.optimizer)
         gradients = self.local([p.grad for p in parameters if p.grad is not None])
