@@ -117,10 +117,11 @@ def table_key(
         settings: The hash includes all settings, and also the code of the data package.
         kind: Kind of row.
     """
+    template = choose_template(tokenizer, settings.chat_template)
     parts = {
         "source": source_fingerprint,
         "tokenizer": tokenizer_text(tokenizer),
-        "template": choose_template(tokenizer, settings.chat_template).text,
+        "template": [template.text, template.tool_text],
         "settings": asdict(settings),
         "kind": kind.__name__,
         "code": code_text(),

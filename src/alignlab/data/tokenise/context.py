@@ -18,7 +18,8 @@ class TokenSettings:
     """Settings that decide how rows become tokens; part of the cache key.
 
     Args:
-        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
+        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, the name of one of the tokenizer's own templates, or
+            the path of a Jinja file.
         chat_template_kwargs: Values of the template's own variables, by name. Compared, but not hashed.
         loss_on: Supervise every assistant turn, the last one, or everything. In rows with a separate prompt
             (preferences, unpaired) only turns of the completion are supervised.

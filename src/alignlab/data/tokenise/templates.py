@@ -51,6 +51,16 @@ NAMED = {"chatml": _CHATML, "plain": _PLAIN, "none": _NONE}
 PROBE = ({"role": "user", "content": "0"}, {"role": "assistant", "content": "probe"})
 """A dialogue that every template accepts."""
 
+PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}},
+}
+PROBE_TOOLS = (None, (PROBE_TOOL,))
+"""Tools with which the dialogue is rendered: none, and one that every template for tools accepts."""
+
+TOOL_USE = "tool_use"
+"""Name under which tokenizers have a template of their own for dialogues with tools."""
+
 SET_HERE = (
     *("messages", "conversations", "tools", "documents", "chat_template", "add_generation_prompt"),
     *("continue_final_message", "return_assistant_tokens_mask"),
@@ -72,16 +82,23 @@ class Template:
     """A chosen chat template.
 
     Args:
-        name: The name that the user types: ``auto`` (the tokenizer's own), a name of ``NAMED``, or a path.
+        name: The name that the user types: ``auto`` (the tokenizer's own), a name of ``NAMED``, the name of one of the
+            tokenizer's own, or a path.
         text: The Jinja text.
         announcement: One line to print if the choice is a fallback; otherwise empty.
         variables: Values of the template's own variables, by name.
+        tool_text: The Jinja text for dialogues with tools, if it is another; otherwise empty.
     """
 
     name: str
     text: str
     announcement: str = ""
     variables: Mapping[str, Any] = field(default_factory=dict)
+    tool_text: str = ""
+
+    def text_for(self, tools: Sequence[Any] | None) -> str:
+        """The Jinja text that renders a dialogue with these tools."""
+        return self.tool_text if tools and self.tool_text else self.text
 
 
 class TemplateLimit(InputError):
@@ -99,7 +116,20 @@ def template_names(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     Args:
         tokenizer: The tokenizer.
     """
-    return [name for name in NAMED if name != "none"]
+    own = own_templates(tokenizer)
+    return [*(own if len(own) > 1 else ()), *(name for name in NAMED if name != "none")]
+
+
+def own_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """The tokenizer's own templates by name: ``default``, and perhaps ``tool_use``, ``rag`` and others.
+
+    Args:
+        tokenizer: The tokenizer.
+    """
+    own = tokenizer.chat_template or {}
+    if isinstance(own, str):
+        return {"default": own}
+    return dict(own) if isinstance(own, Mapping) else {one["name"]: one["template"] for one in own}
 
 
 def choose_template(
@@ -108,9 +138,11 @@ def choose_template(
     """Choose the template that ``data.chat_template`` names, with the variables of ``data.chat_template_kwargs``.
 
     Args:
-        tokenizer: The tokenizer. ``auto`` chooses its own template; if it has none, ``chatml`` if the markers of ChatML
-            are single tokens of its vocabulary, otherwise ``plain``.
-        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, or the path of a Jinja file.
+        tokenizer: The tokenizer. ``auto`` chooses its own template, and for dialogues with tools the one that it names
+            ``tool_use``; if it has none, ``chatml`` if the markers of ChatML are single tokens of its vocabulary,
+            otherwise ``plain``.
+        chat_template: ``auto``, ``chatml``, ``plain``, ``none``, the name of one of the tokenizer's own, or the path of
+            a Jinja file.
         variables: Values of the template's own variables (``enable_thinking``), by name.
 
     Raises:
@@ -123,20 +155,23 @@ def choose_template(
 
 
 def _choose(tokenizer: PreTrainedTokenizerBase, chat_template: str) -> Template:
-    if chat_template == "auto" and tokenizer.chat_template:
-        return Template("auto", _own(tokenizer))
+    own = own_templates(tokenizer)
+    if chat_template == "auto" and own:
+        return Template("auto", _default(own), tool_text=own.get(TOOL_USE, ""))
     if chat_template == "auto":
         name = "chatml" if _has_chatml_markers(tokenizer) else "plain"
         announcement = f"the tokenizer has no chat template: rendering with the fallback '{name}'"
         return Template(name, _named(tokenizer, name), announcement)
     if chat_template in NAMED:
         return Template(chat_template, _named(tokenizer, chat_template))
+    if chat_template in own:
+        return Template(chat_template, own[chat_template])
     if Path(chat_template).is_file():
         return Template(chat_template, read_template(Path(chat_template), f"data.chat_template={chat_template}"))
     raise InputError(
         f"data.chat_template={chat_template}",
         "it is neither a named template nor a file",
-        nearest(chat_template, ["auto", *NAMED]),
+        nearest(chat_template, ["auto", *NAMED, *own]),
     )
 
 
@@ -146,7 +181,7 @@ def _check_variables(template: Template, variables: Mapping[str, Any], tokenizer
         asked, key = f"data.chat_template_kwargs={{{name}: {value}}}", f"data.chat_template={template.name}"
         if name in (*SET_HERE, *tokenizer.special_tokens_map):
             raise InputError(asked, f"each rendering sets {name!r} itself", INSTEAD.get(name, "Leave it out"))
-        if name not in (known := template_variables(template.text)):
+        if name not in (known := template_variables(template.text) | template_variables(template.tool_text)):
             free = known - {*SET_HERE, *tokenizer.special_tokens_map}
             close = nearest(name, sorted(free)) if free else "Leave it out"
             raise InputError(asked, f"the template of {key} reads no variable {name!r}", close)
@@ -156,6 +191,8 @@ def set_template(
     tokenizer: PreTrainedTokenizerBase, chat_template: str, variables: Mapping[str, Any] | None = None
 ) -> Template:
     """Choose a template and set its text on the tokenizer, with which it is saved.
+
+    The tokenizer's own templates all stay as they are, also where one of them is chosen by its name.
 
     Args:
         tokenizer: The tokenizer, changed in place.
@@ -167,9 +204,12 @@ def set_template(
     """
     template = choose_template(tokenizer, chat_template, variables)
     # A template that takes too much is refused here, before any row is read.
-    with contextlib.suppress(TemplateError):
-        render(template, tokenizer, PROBE)
-    tokenizer.chat_template = template.text
+    for tools in PROBE_TOOLS:
+        with contextlib.suppress(TemplateError):
+            render(template, tokenizer, PROBE, tools)
+    own, named = own_templates(tokenizer), not isinstance(tokenizer.chat_template, str)
+    is_own = template.name in ("auto", *own) and template.text in own.values()
+    tokenizer.chat_template = own if named and is_own else template.text
     return template
 
 
@@ -193,13 +233,14 @@ def render(
         jinja2.TemplateError: The template refuses the dialogue, or fails.
         TemplateLimit: The template takes too much time or memory.
     """
-    renamed = {"reasoning_content": _reasoning_field(template.text)}
+    text = template.text_for(tools)
+    renamed = {"reasoning_content": _reasoning_field(text)}
     plain = [{renamed.get(k, k): v for k, v in m.items() if k != "supervised" and v is not None} for m in messages]
     try:
         texts, _ = render_jinja_template(
             conversations=[[{"content": "", **message} for message in plain]],
             tools=list(tools) if tools else None,
-            chat_template=template.text,
+            chat_template=text,
             add_generation_prompt=add_generation_prompt,
             **tokenizer.special_tokens_map,
             **template.variables,
@@ -225,21 +266,20 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> froze
         tokenizer: The tokenizer, for its EOS and its added tokens.
         template: The template; a short dialogue is rendered to find its end of a turn.
     """
-    eos = frozenset({tokenizer.eos_token_id} - {None})
-    try:
-        tail = render(template, tokenizer, PROBE).rpartition("probe")[2]
-    except TemplateError:
-        return eos
-    turn_end = tokenizer.encode(tail, add_special_tokens=False)[:1]
-    return eos | (set(turn_end) & set(tokenizer.added_tokens_decoder))
+    turn_ends: set[int] = set()
+    for tools in PROBE_TOOLS:
+        with contextlib.suppress(TemplateError):
+            tail = render(template, tokenizer, PROBE, tools).rpartition("probe")[2]
+            turn_ends |= {*tokenizer.encode(tail, add_special_tokens=False)[:1]}
+    return frozenset({tokenizer.eos_token_id} - {None}) | (turn_ends & set(tokenizer.added_tokens_decoder))
 
 
-def _own(tokenizer: PreTrainedTokenizerBase) -> str:
-    try:
-        return tokenizer.get_chat_template()
-    except ValueError as error:  # it has several, and none is the default
-        instead = "Type data.chat_template=chatml or plain, or the path of a jinja file"
-        raise InputError("data.chat_template=auto", " ".join(str(error).split()), instead) from error
+def _default(own: Mapping[str, str]) -> str:
+    if "default" in own:
+        return own["default"]
+    why = f"the tokenizer has the templates {', '.join(own)}, and none of them is named 'default'"
+    instead = f"Type data.chat_template={' or '.join(own)}; or chatml, plain or the path of a jinja file"
+    raise InputError("data.chat_template=auto", why, instead)
 
 
 def _has_chatml_markers(tokenizer: PreTrainedTokenizerBase) -> bool:
