@@ -1,5 +1,6 @@
 """Adapters: which kinds fit, what trains, what is refused, and the gradient census of the first step."""
 
+import peft
 import pytest
 import torch
 from peft import (
@@ -110,6 +111,20 @@ def test_census_names_what_got_no_gradient(base):
     silenced = next(name for name in adapters.trainable(model) if "q_proj.lora_B" in name)
     model.get_parameter(silenced).grad.zero_()
     assert adapters.zero_gradients(model) == [silenced]
+
+
+@pytest.mark.parametrize("kind", [peft.LoHaConfig, peft.LoKrConfig, peft.VeraConfig, peft.RandLoraConfig])
+def test_in_the_second_step_every_kind_has_gradients(base, kind):
+    model = adapters.attach(base(), kind(target_modules="all-linear"))
+    missing = adapters.zero_gradients(backward(model))
+    torch.optim.AdamW(model.parameters(), lr=1e-3).step()
+    model.zero_grad()
+    assert missing and adapters.zero_gradients(backward(model), among=missing) == []
+
+
+def test_an_adapter_that_needs_a_call_in_each_step_is_refused(base):
+    with pytest.raises(InputError, match="peft=lora"):
+        adapters.attach(base(), peft.AdaLoraConfig(target_modules="all-linear", total_step=10))
 
 
 def test_census_does_not_excuse_lora_a_once_b_is_trained(base):

@@ -249,3 +249,54 @@ def test_a_reference_stays_in_eval_mode(weights):
     reference = make_reference(open_base(weights), "initial", None)
     torch.nn.ModuleList([reference]).train()
     assert not any(module.training for module in reference.modules())
+
+
+BASE_CHANGING = ["pissa", "olora"]
+
+
+@pytest.mark.parametrize("init", BASE_CHANGING)
+def test_an_adapter_taken_out_of_the_base_is_taken_once(weights, init):
+    policy = adapters.attach(open_base(weights), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init))
+    batch = batch_of("lora")
+    before = fast(policy, batch)
+    reference = make_reference(policy, "initial", None)
+    torch.testing.assert_close(fast(policy, batch), before)
+    stir(policy, 3)
+    torch.testing.assert_close(score(reference, policy, batch), before)
+    assert policy.active_peft_config.init_lora_weights == init
+
+
+@pytest.mark.parametrize("init", BASE_CHANGING)
+def test_the_base_without_what_was_taken_out_of_it_is_no_reference(weights, init):
+    policy = adapters.attach(open_base(weights), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=init))
+    with pytest.raises(InputError, match=r"method\.reference=initial"):
+        make_reference(policy, "base", None)
+
+
+@pytest.fixture
+def with_biases():
+    """A policy that trains biases of the base with its adapter."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=64, num_key_value_heads=2, pad_token_id=0, attention_bias=True, **sizes)
+    model = LlamaForCausalLM._from_config(config, attn_implementation="packed").eval()
+    model.name_or_path = "somewhere"
+    return lambda bias: adapters.attach(model, LoraConfig(r=2, target_modules=["q_proj"], bias=bias))
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_biases_that_train_do_not_train_the_reference(with_biases, bias):
+    policy, batch = with_biases(bias), batch_of("lora")
+    reference, before = make_reference(policy, "initial", None), fast(policy, batch)
+    stir(policy, 3)
+    assert not torch.allclose(fast(policy, batch), before)
+    torch.testing.assert_close(score(reference, policy, batch), before)
+    reference = make_reference(policy, "ema", None)
+    stir(policy, 4)
+    reference.move_towards(policy, 1.0)
+    torch.testing.assert_close(score(reference, policy, batch), fast(policy, batch))
+
+
+def test_a_base_whose_biases_train_is_no_reference(with_biases):
+    with pytest.raises(InputError, match=r"method\.reference=initial"):
+        make_reference(with_biases("all"), "base", None)

@@ -29,7 +29,7 @@ from alignlab.distributed.comm import num_ranks
 from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
 from alignlab.metrics import METRICS, Metric, check_names
-from alignlab.models.adapters import zero_gradients
+from alignlab.models.adapters import SPARSE, zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
@@ -46,6 +46,9 @@ if TYPE_CHECKING:  # not imported for methods without a rollout
     from alignlab.rollout.rollout import Rollout
 
 log = logging.getLogger(__name__)
+
+NUM_CENSUSES = 5
+"""Steps in which a trainable tensor must have a gradient once."""
 
 NARROW = (torch.bfloat16, torch.float16, torch.int8)
 
@@ -139,6 +142,7 @@ class Method(lightning.LightningModule):
         self.validation = RunningMeans()
         self.skipped_steps = SkippedSteps()
         self.checks_gradients, self.is_verified = True, False
+        self._num_censuses, self._without_gradient = 0, None
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
         """Compute the loss of a micro-batch. Every method must implement this."""
@@ -213,7 +217,6 @@ class Method(lightning.LightningModule):
             running.add(output, batch.counted)
         if self.checks_gradients and step.has_signal:
             self._refuse_dead_parameters()
-            self.checks_gradients = False
         lr = optimizer.param_groups[0]["lr"]
         running.close_step(step.totals)
         means = running.means()
@@ -312,14 +315,23 @@ class Method(lightning.LightningModule):
         return {"train/grad_norm": norm, **clipped}
 
     def _refuse_dead_parameters(self) -> None:
-        """Check after the first backward pass that every trainable tensor has a gradient."""
-        dead = zero_gradients(self.policy, self.sharding.gradient, self.sharding.value)
+        """Check in the first steps that every trainable tensor has a gradient in one of them.
+
+        In the first step alone, what is multiplied by a zero has none; with a warm-up, that zero may stay for a step.
+        """
+        missing = zero_gradients(self.policy, self.sharding.gradient, self.sharding.value, self._without_gradient)
+        self._num_censuses, self._without_gradient = self._num_censuses + 1, missing
+        self.checks_gradients = bool(missing) and self._num_censuses < NUM_CENSUSES
+        if self.checks_gradients or not missing:
+            return
+        dead = [name for name in missing if not any(word in name for word in SPARSE)]
         if dead:
             raise InputError(
                 f"training {len(self._trained())} tensors",
-                f"after the first backward pass {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
+                f"in the first {NUM_CENSUSES} steps {len(dead)} of them have no gradient: {', '.join(dead[:5])}",
                 "Leave them out of peft.target_modules, or choose another model",
             )
+        log.warning("the first %d steps hold none of the tokens that %s trains", NUM_CENSUSES, missing[0])
 
     def _timing(self, totals: StepTotals, seconds: float) -> dict[str, float]:
         rate = totals.tokens / seconds

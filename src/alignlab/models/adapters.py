@@ -5,7 +5,7 @@ The base may be quantised. Trainable tensors are always float32, since 16 bits w
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 # adaption prompt start at zero, so that an adapter starts as the identity (arXiv 2106.09685, 2303.16199).
 GATED_BY = {"lora_A": "lora_B", "lora_embedding_A": "lora_embedding_B", "adaption_prompt": "adaption_gate"}
 
+# Rows of tokens that the first steps may not hold.
+SPARSE = ("trainable_tokens_delta",)
+
 
 def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     """Freeze the model and put a new trainable adapter on it.
@@ -39,6 +42,9 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     from peft import get_peft_model
 
     asked = f"peft={peft_config.peft_type.value.lower()}"
+    if peft_config.peft_type.value == "ADALORA":
+        why = "it moves ranks between layers in a call after every step, which is not made here: no rank would move"
+        raise InputError(asked, why, "Type peft=lora")
     if is_adapted(model):
         raise InputError(asked, "the model already carries an adapter", "Type peft=none to train that one further")
     if not model.name_or_path:
@@ -94,16 +100,19 @@ def zero_gradients(
     model: nn.Module,
     gradient: Callable[[nn.Parameter], Tensor | None] = attrgetter("grad"),
     value: Callable[[nn.Parameter], Tensor] = Tensor.detach,
+    among: Collection[str] | None = None,
 ) -> list[str]:
     """Names of trainable tensors without a gradient, or with one that is exactly zero.
 
-    Call it in the first step, after the backward pass and before the optimizer. A tensor whose gate is still zero (see
-    ``GATED_BY``) has a zero gradient by construction and is not named; its gate must have a gradient.
+    Call it after the backward pass and before the optimizer. A tensor whose gate is still zero (see ``GATED_BY``) has a
+    zero gradient by construction and is not named; its gate must have a gradient. Kinds of adapters with other gates
+    (LoHa, LoKr, VeRA) have zero gradients in the first step only, so ask again after the update.
 
     Args:
         model: With gradients.
         gradient: Gives the full gradient of a parameter, also of a sharded one; called on all ranks in the same order.
         value: Gives the full value of a parameter, likewise.
+        among: Names to look at: those that an earlier call gave; ``None`` for all trainable tensors.
     """
     tensors = dict(model.named_parameters())
 
@@ -111,7 +120,8 @@ def zero_gradients(
         found = gradient(tensor)  # one full gradient at a time: together they are as large as the model
         return found is None or not found.any()
 
-    names = [name for name, tensor in tensors.items() if tensor.requires_grad and is_zero(tensor)]
+    asked = [name for name, tensor in tensors.items() if tensor.requires_grad and (among is None or name in among)]
+    names = [name for name in asked if is_zero(tensors[name])]
     return [name for name in names if not _gate_is_zero(name, tensors, value)]
 
 

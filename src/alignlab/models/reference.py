@@ -39,6 +39,9 @@ MOVING = ("ema", "synchronised")
 GATED = ("LORA", "ADAPTION_PROMPT")
 """Adapters that have no effect while their gates are zero."""
 
+KEEPS_BASE = ("gaussian", "orthogonal", "eva")
+"""Words of ``init_lora_weights`` that leave the base as it is."""
+
 
 class Reference(nn.Module):
     """A policy that is not trained, always in eval mode.
@@ -105,6 +108,10 @@ def make_reference(policy: nn.Module, kind: str, load: Callable[[str], nn.Module
         _refuse_other_vocabulary(policy, model, kind)
         return Reference(model, None, fingerprint(model.state_dict()))
     adapted = is_adapted(policy)
+    if adapted and kind == "base":
+        _refuse_changed_base(policy)
+    if adapted and _trained_in_base(policy):  # they would train along in a reference that is the policy itself
+        return Reference(copied(policy), None, fingerprint(policy.state_dict()))
     if adapted and (kind == "base" or (kind == "initial" and _starts_as_identity(policy))):
         frozen = {name: tensor for name, tensor in policy.named_parameters() if not tensor.requires_grad}
         return Reference(None, None, fingerprint(frozen))
@@ -134,6 +141,26 @@ def _refuse_other_vocabulary(policy: nn.Module, model: nn.Module, path: str) -> 
         raise InputError(f"method.reference={path}", why, "Name weights with the policy's tokenizer")
 
 
+def _refuse_changed_base(policy: "PeftModel") -> None:
+    """Refuse ``base`` if disabling the adapter would give other weights than those that were opened."""
+    init = getattr(policy.active_peft_config, "init_lora_weights", None)
+    why = None
+    if isinstance(init, str) and init not in KEEPS_BASE:
+        why = f"peft.init_lora_weights={init} moves a part of the base into the adapter, and the base is another one"
+    elif trained := _trained_in_base(policy):
+        why = f"{trained[0]} of the base itself is trained (peft.bias={policy.active_peft_config.bias})"
+    if why:
+        raise InputError("method.reference=base", why, "Type method.reference=initial, or the path of the base")
+
+
+def _trained_in_base(policy: "PeftModel") -> list[str]:
+    """Names of trained tensors that belong to no adapter (``bias: all`` and ``lora_only`` train biases of the base)."""
+    if getattr(policy.active_peft_config, "bias", "none") == "none":
+        return []
+    active = policy.active_adapter
+    return [n for n, tensor in policy.named_parameters() if tensor.requires_grad and active not in n.split(".")]
+
+
 def _starts_as_identity(policy: "PeftModel") -> bool:
     """Whether the adapter has no effect yet: all its gates (LoRA's B) are zero, and it replaces no module."""
     if policy.peft_type not in GATED or getattr(policy.active_peft_config, "modules_to_save", None):
@@ -145,8 +172,11 @@ def _starts_as_identity(policy: "PeftModel") -> bool:
 @torch.no_grad()
 def _copy_adapter(policy: "PeftModel") -> None:
     """Add a frozen copy of the policy's adapter to the policy."""
-    active = policy.active_adapter
-    policy.add_adapter(ADAPTER, copy.deepcopy(policy.peft_config[active]))
+    config = copy.deepcopy(policy.active_peft_config)
+    # Some initialisations (PiSSA, OLoRA) take the adapter out of the base, which would happen a second time.
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True
+    policy.add_adapter(ADAPTER, config)
     for own, trained in _copied_tensors(policy):
         own.requires_grad_(False).copy_(trained)
 
