@@ -55,6 +55,7 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
     settings = TokenSettings(
         chat_template="auto",
         chat_template_kwargs={},
+        special_tokens=None,
         loss_on="assistant",
         max_tokens_per_sequence=512,
         truncation="error",

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from alignlab.data.batching.collate import collate
 from alignlab.data.table.counts import Dropped
 from alignlab.data.tokenise.context import TokenSettings, derive_context
-from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.encode import encode, guard_dialogue
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.data.tokenise.templates import render
 from alignlab.data.tokenise.truncate import truncate
@@ -69,6 +69,7 @@ class LearnedReward:
         self.settings = TokenSettings(
             chat_template=chat_template,
             chat_template_kwargs={},
+            special_tokens=None,
             loss_on="assistant",
             max_tokens_per_sequence=context_of(self.model) or sys.maxsize,
             truncation="drop",
@@ -141,8 +142,10 @@ def _whole_text(row: Unpaired, tokenizer: PreTrainedTokenizerBase, settings: Tok
     """Tokenise everything that the template writes, such that no content can act as a special token."""
     context = derive_context(tokenizer, settings, str(tokenizer.chat_template))
     messages: Any = [dict(message) for message in (*row.prompt, *row.completion)]
-    guard = None if context.template.name == "none" else find_guard(messages, context.control)
-    text = render(context.template, tokenizer, protect(messages, context.control, guard))
+    guard = None
+    if context.template.name != "none":
+        messages, _, guard = guard_dialogue(messages, None, context.control)
+    text = render(context.template, tokenizer, messages)
     whole = _plain_row(encode(text, tokenizer, guard), row.origin)
     return truncate(whole, settings.max_tokens_per_sequence, settings.truncation)
 

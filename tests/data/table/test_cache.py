@@ -106,6 +106,7 @@ def test_cache_key_sensitivity(tokenizer, monkeypatch):
             tokenizer=byte_tokenizer(template=CHATML + "{{ lang }}"),
             settings=token_settings(chat_template_kwargs={"lang": "eo"}),
         ),
+        "special tokens as text": key(settings=token_settings(special_tokens="text")),
         "limit": key(settings=token_settings(max_tokens_per_sequence=7)),
         "truncation": key(settings=token_settings(truncation="drop")),
         "loss": key(settings=token_settings(loss_on="last")),

@@ -127,8 +127,11 @@ def test_prompt_is_what_generation_sees(tokenizer):
 
 
 def test_contents_cannot_forge_turns(tokenizer):
-    """A special-token string in a content becomes text: the number of special tokens is that of a harmless dialogue."""
-    special = set(tokenizer.all_special_ids) | stop_tokens(tokenizer, choose_template(tokenizer, "auto"))
+    """A token of the template in a content becomes text: the number of such tokens is that of a harmless dialogue."""
+    named = (token for token in tokenizer.special_tokens_map.values() if isinstance(token, str))
+    special = {*tokenizer.convert_tokens_to_ids(list(named))}
+    special |= stop_tokens(tokenizer, choose_template(tokenizer, "auto"))
+    special |= {*tokenizer.all_special_ids} & {*generation_prefix(tokenizer, SINGLE)}
     everything = "".join(sorted(tokenizer.convert_ids_to_tokens(sorted(special))))
     forged = demonstration(user(f"Hi{everything}there"), assistant(f"{everything}Hello{everything}"))
     row = tokenize(forged, tokenizer, token_settings())

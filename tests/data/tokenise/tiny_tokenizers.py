@@ -36,6 +36,7 @@ def token_settings(**changes) -> TokenSettings:
     settings = {
         "chat_template": "auto",
         "chat_template_kwargs": {},
+        "special_tokens": None,
         "loss_on": "assistant",
         "max_tokens_per_sequence": 4096,
         "truncation": "error",

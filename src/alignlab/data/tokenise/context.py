@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass, field
 from functools import lru_cache
-from re import Pattern
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
-from alignlab.data.tokenise.encode import control_pattern
-from alignlab.data.tokenise.templates import Template, adds_bos, choose_template, stop_tokens
+from alignlab.data.tokenise.encode import Control, control_patterns
+from alignlab.data.tokenise.templates import Template, adds_bos, choose_template, probe, stop_tokens
 from alignlab.data.tokenise.truncate import Truncation
 
 
@@ -21,6 +20,10 @@ class TokenSettings:
         chat_template: ``auto``, ``chatml``, ``plain``, ``none``, the name of one of the tokenizer's own templates, or
             the path of a Jinja file.
         chat_template_kwargs: Values of the template's own variables, by name. Compared, but not hashed.
+        special_tokens: What a special-token string in a text row, or in a content with the template ``none``, becomes:
+            ``encode`` makes it the special token, ``text`` ordinary tokens; None means ``text`` for text rows and
+            ``encode`` with ``none``. In dialogues that a template renders, ``text`` extends to tokens that control
+            nothing, and ``encode`` is refused.
         loss_on: Supervise every assistant turn, the last one, or everything. In rows with a separate prompt
             (preferences, unpaired) only turns of the completion are supervised.
         max_tokens_per_sequence: Maximum tokens of a prompt with one completion; length of a block of text.
@@ -34,6 +37,7 @@ class TokenSettings:
 
     chat_template: str
     chat_template_kwargs: dict[str, Any] = field(hash=False)
+    special_tokens: Literal["encode", "text"] | None
     loss_on: Literal["assistant", "last", "all"]
     max_tokens_per_sequence: Annotated[int, Field(ge=2)]
     truncation: Truncation
@@ -53,7 +57,7 @@ class Context:
         settings: How rows become tokens.
         template: The chat template that renders dialogues.
         stop: Ids that generation stops on.
-        control: Matches the strings of special and stop tokens; None if there are none.
+        control: Patterns of token strings that contents must not write.
         bos: Id that the tokenizer puts before a text; None if it puts none.
     """
 
@@ -61,7 +65,7 @@ class Context:
     settings: TokenSettings
     template: Template
     stop: frozenset[int]
-    control: Pattern[str] | None
+    control: Control
     bos: int | None
 
 
@@ -77,4 +81,7 @@ def derive_context(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, 
     template = choose_template(tokenizer, settings.chat_template, settings.chat_template_kwargs)
     stop = stop_tokens(tokenizer, template)
     bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-    return Context(tokenizer, settings, template, stop, control_pattern(tokenizer, stop), bos)
+    control = control_patterns(tokenizer, stop, template.text + template.tool_text, probe(template, tokenizer))
+    if settings.special_tokens == "text":
+        control = Control(control.special, control.special, control.special)
+    return Context(tokenizer, settings, template, stop, control, bos)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignlab.data.tokenise.context import Context
-from alignlab.data.tokenise.encode import encode, find_guard, protect
+from alignlab.data.tokenise.encode import encode, guard_dialogue
 from alignlab.data.tokenise.kept import find_lost
 from alignlab.data.tokenise.templates import render
 from alignlab.errors import InputError
@@ -88,17 +88,22 @@ def render_dialogue(
         messages: The turns.
         tools: Tool descriptions.
         context: Tokenizer, template and settings. With the template ``none``, contents are rendered by the user, so
-            special tokens in them are kept.
+            special tokens in them are kept, unless ``special_tokens`` is ``text``.
         generate: End with the opening of an assistant turn.
 
     Raises:
         jinja2.TemplateError: The template refuses the dialogue.
         UnicodeEncodeError: The text holds half a surrogate pair.
     """
-    messages, tools = [dict(message) for message in messages], list(tools) if tools else None
-    raw = context.template.name == "none"
-    guard = None if raw else find_guard([messages, tools], context.control)
-    messages, tools = protect([messages, tools], context.control, guard)
+    messages, tools, guard = [dict(message) for message in messages], list(tools) if tools else None, None
+    chosen, raw = context.settings.special_tokens, context.template.name == "none"
+    if chosen == "encode" and not raw:
+        why = "data.special_tokens=encode would let the contents of a rendered dialogue begin and end turns"
+        raise refusal(
+            row, context, why, "data.special_tokens=null", "data.chat_template=none if they are rendered already"
+        )
+    if chosen == "text" or not raw:
+        messages, tools, guard = guard_dialogue(messages, tools, context.control)
     text = render(context.template, context.tokenizer, messages, tools, add_generation_prompt=generate)
     if not generate and messages and messages[-1]["role"] == "assistant":
         text = text.rstrip()

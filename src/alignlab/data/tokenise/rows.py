@@ -1,7 +1,9 @@
 """Tokenise rows to token rows, with one function per kind of row."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,6 +21,8 @@ from alignlab.data.tokenise.templates import TemplateLimit, template_names
 from alignlab.data.tokenise.truncate import truncate
 from alignlab.errors import InputError, nearest
 from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, TokenRow, Unpaired
+
+log = logging.getLogger(__name__)
 
 
 def tokenize(row: Row, tokenizer: PreTrainedTokenizerBase, settings: TokenSettings) -> TokenRow | Dropped:
@@ -105,12 +109,26 @@ def _text(row: Text, context: Context) -> TokenRow:
     tokenizer = context.tokenizer
     if tokenizer.eos_token_id is None:
         raise refusal(row, context, "the tokenizer has no eos_token to end a document", "a tokenizer that has one")
-    guard = find_guard(row.text, context.control)
-    text = protect(row.text, context.control, guard)
+    guard = find_guard(row.text, context.control.special)
+    if guard and context.settings.special_tokens is None:
+        _announce_ordinary(context.control.special.search(row.text)[0])
+    encodes = context.settings.special_tokens == "encode"
+    guard = None if encodes else guard
+    text = protect(row.text, context.control.special, guard)
     text.encode()
-    bos = [] if context.bos is None else [context.bos]
-    tokens = [*bos, *encode(text, tokenizer, guard), tokenizer.eos_token_id]
+    tokens = encode(text, tokenizer, guard)
+    # A text that is encoded with its special tokens may have its own BOS and EOS, which are not doubled.
+    bos = [] if context.bos is None or (encodes and tokens[:1] == [context.bos]) else [context.bos]
+    eos = [] if encodes and tokens[-1:] == [tokenizer.eos_token_id] else [tokenizer.eos_token_id]
+    tokens = [*bos, *tokens, *eos]
     return TokenRow(tokens, [False] + [True] * (len(tokens) - 1), [[0, len(tokens)]], row.origin, _numeric_columns(row))
+
+
+@lru_cache
+def _announce_ordinary(token: str) -> None:
+    """Log once per process that a special-token string in texts becomes ordinary tokens."""
+    instead = "type data.special_tokens=encode to keep them, or text if that is meant"
+    log.warning("a text holds %s, and special tokens in texts become ordinary text: %s", token, instead)
 
 
 def _demonstration(row: Demonstration, context: Context) -> TokenRow:

@@ -274,6 +274,23 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, template: Template) -> froze
     return frozenset({tokenizer.eos_token_id} - {None}) | (turn_ends & set(tokenizer.added_tokens_decoder))
 
 
+def probe(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Render a plain dialogue and an opening of an answer with each text of a template; None if it refuses them.
+
+    Args:
+        template: The template.
+        tokenizer: The tokenizer, for its special tokens.
+    """
+    rendered = ""
+    for text in filter(None, (template.text, template.tool_text)):
+        one = replace(template, text=text, tool_text="")
+        try:
+            rendered += render(one, tokenizer, PROBE) + render(one, tokenizer, PROBE[:1], add_generation_prompt=True)
+        except TemplateError:
+            return None
+    return rendered
+
+
 def _default(own: Mapping[str, str]) -> str:
     if "default" in own:
         return own["default"]
