@@ -45,7 +45,7 @@ def uses_cuda(accelerator: str) -> bool:
     Args:
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``gpu``.
     """
-    return accelerator != "cpu" and torch.cuda.is_available()
+    return accelerator != "cpu" and torch.cuda.device_count() > 0
 
 
 def num_local_processes(devices: int | str | list[int], accelerator: str) -> int:
