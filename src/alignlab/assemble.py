@@ -183,6 +183,7 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     quantization = build("peft.quantization", peft.pop("quantization", None))
     head = locate(config["method"]["_target_"]).head
     policy = model.load_model(data.tokenizer, quantization, head=head)
+    refuse_router_loss(policy.config.get_text_config())
     refuse_beyond_context(policy, data)
     set_stop_tokens(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
@@ -223,6 +224,19 @@ def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
             f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
         )
     return policy
+
+
+def refuse_router_loss(config: Any) -> None:
+    """Refuse a config that asks for a loss which balances the experts: no method adds it.
+
+    Args:
+        config: Of Transformers.
+    """
+    rate = getattr(config, "router_aux_loss_coef", None)
+    if getattr(config, "output_router_logits", False) and rate:
+        asked = f"router_aux_loss_coef={rate:g} with output_router_logits=true in the config of the model"
+        instead = "Set it to false in config.json, or type model.config.output_router_logits=false"
+        raise InputError(asked, "the loss that balances the experts is not computed in training here", instead)
 
 
 def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:

@@ -208,3 +208,13 @@ def test_an_adapter_of_another_model_is_refused(base, tmp_path):
     adapters.attach(base(), KINDS["lora"]()).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="does not fit"):
         adapters.reattach(base(hidden_size=32), str(tmp_path / "adapter"))
+
+
+@pytest.mark.filterwarnings("ignore:The following rank_pattern keys")
+@pytest.mark.parametrize(("model_type", "left_out"), [("gpt_oss", True), ("mixtral", False), ("llama", False)])
+def test_experts_that_stay_frozen_are_said(tiny_model, model_type, left_out, caplog):
+    model = tiny_model(model_type)
+    model.name_or_path = "somewhere"
+    with caplog.at_level("INFO"):
+        adapters.attach(model, KINDS["lora"]())
+    assert ("experts.gate_up_proj" in caplog.text) == left_out

@@ -4,6 +4,7 @@ The base may be quantised. Trainable tensors are always float32, since 16 bits w
 """
 
 import copy
+import logging
 import re
 from collections.abc import Callable, Collection
 from operator import attrgetter
@@ -20,6 +21,8 @@ from alignlab.types.adapted import is_adapted
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
+
+log = logging.getLogger(__name__)
 
 # The gradient of these tensors is exactly zero while the tensor that gates them is zero. LoRA's B and the gate of an
 # adaption prompt start at zero, so that an adapter starts as the identity (arXiv 2106.09685, 2303.16199).
@@ -63,7 +66,19 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     with unfit, torch.device("cpu"):
         adapted = get_peft_model(model, own_config, revision=commit)
     raise_all([*_adapted_tied(adapted, tied, asked), *_low_precision(adapted, asked), *_unsaved_head(adapted, asked)])
+    if peft_config.target_modules == "all-linear" and (left_out := _frozen_experts(adapted)):
+        log.info("not adapted: %d tensors of experts, such as %s; peft.target_parameters adapts such", *left_out)
     return adapted
+
+
+def _frozen_experts(adapted: "PeftModel") -> tuple[int, str] | None:
+    """Number of weights of experts that no adapter changes, and the name of one.
+
+    Experts are slices of one tensor and no linear layers; PEFT knows those of some architectures only.
+    """
+    names = [name for name, tensor in adapted.get_base_model().named_parameters() if tensor.ndim == 3]
+    frozen = [name for name in names if "base_layer" not in name and "lora_" not in name]
+    return (len(frozen), frozen[0]) if frozen else None
 
 
 def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
