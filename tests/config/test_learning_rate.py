@@ -46,9 +46,10 @@ def test_other_optimizers_have_rates_of_their_own():
     assert rate(*OWN, "optimizer=lion") == 2e-4 and rate(*OWN, "optimizer=sgd") == 0.1
 
 
-def test_a_method_that_cannot_be_found_is_left_to_the_check_of_targets():
-    config = {"optimizer": {"lr": None}, "method": {"_target_": "nowhere.Method"}, "peft": None}
-    assert with_learning_rate(config) is config
+@pytest.mark.parametrize("method", [{"_target_": "nowhere.Method"}, {}, None])
+def test_a_method_that_cannot_be_found_is_not_reported_as_a_wrong_rate(method):
+    config = {"optimizer": {"lr": None}, "method": method, "peft": None, "model": {"path": "somewhere"}}
+    assert with_learning_rate(config)["optimizer"]["lr"] == 2e-5
 
 
 def test_the_start_card_says_it_in_words():

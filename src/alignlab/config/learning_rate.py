@@ -4,7 +4,7 @@ from typing import Any
 
 from alignlab.config.build import locate
 from alignlab.errors import InputError
-from alignlab.optim.rates import SMALL_MODEL
+from alignlab.optim.rates import SMALL_MODEL, SUPERVISED
 
 
 def with_learning_rate(config: dict[str, Any]) -> dict[str, Any]:
@@ -16,15 +16,15 @@ def with_learning_rate(config: dict[str, Any]) -> dict[str, Any]:
         config: Plain and resolved.
 
     Returns:
-        The config, a copy if anything was replaced. Where the method is not known, null remains, and is reported later.
+        The config, a copy if anything was replaced.
     """
-    optimizer, method = config.get("optimizer"), config.get("method")
-    if not isinstance(optimizer, dict) or optimizer.get("lr", "given") is not None or not isinstance(method, dict):
+    optimizer = config.get("optimizer")
+    if not isinstance(optimizer, dict) or optimizer.get("lr", "given") is not None:
         return config
     try:
-        rates = locate(method["_target_"]).learning_rates
-    except (InputError, KeyError, AttributeError):
-        return config
+        rates = locate(config["method"]["_target_"]).learning_rates
+    except (InputError, KeyError, TypeError, AttributeError):
+        rates = SUPERVISED  # a wrong method is reported by the check of targets, and the rate should not be too
     rate = rates.full if config.get("peft") is None else rates.adapter
     rate = SMALL_MODEL if _is_small(config.get("model")) else rate
     return config | {"optimizer": optimizer | {"lr": rate}}
