@@ -213,7 +213,7 @@ def test_an_adapter_of_another_model_is_refused(base, tmp_path):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # PEFT, of patterns that fit no module
 @pytest.mark.parametrize(("model_type", "left_out"), [("gpt_oss", True), ("mixtral", False), ("llama", False)])
 def test_experts_that_stay_frozen_are_said(tiny_model, model_type, left_out, caplog):
-    model = tiny_model(model_type)
+    model = tiny_model(model_type, implementation="eager")
     model.name_or_path = "somewhere"
     with caplog.at_level("INFO"):
         adapters.attach(model, KINDS["lora"]())
