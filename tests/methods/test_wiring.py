@@ -6,6 +6,7 @@ What is expected is computed one sequence at a time in float64, with the formula
 
 import math
 
+import lightning
 import pytest
 import torch
 
@@ -665,7 +666,10 @@ RLOO = {
     "kl to a target": ["method.reward_kl_coef=0.3", "method.reward_kl_target=30.0"],
     "kl to an average": ["method.reward_kl_coef=0.3", "method.reference=ema"],
     "another engine": ["rollout.dtype=bfloat16", "method.reward_kl_coef=0.3", *TWICE],
-    **{f"normaliser {kind}": [f"method.normaliser={kind}", *TWICE] for kind in ("token", "constant", "sum")},
+    **{
+        f"normaliser {kind}": [f"method.normaliser={kind}", "optimizer.lr=0.1", *TWICE]
+        for kind in ("token", "constant", "sum")
+    },
     "ratio of tokens": ["method.loss.ratio_level=token", *TWICE],
     "truncated masked": ["method.truncated=mask"],
     "truncated penalised": ["method.truncated=penalise", "method.truncation_penalty=0.3"],
@@ -693,7 +697,10 @@ PPO = {
     "kl to a target": ["method.reward_kl_coef=0.3", "method.reward_kl_target=2.0"],
     "kl to an average": ["method.reward_kl_coef=0.3", "method.reference=ema"],
     "another engine": ["rollout.dtype=bfloat16", "method.reward_kl_coef=0.3", *TWICE],
-    **{f"normaliser {kind}": [f"method.normaliser={kind}", *TWICE] for kind in ("sequence", "constant", "sum")},
+    **{
+        f"normaliser {kind}": [f"method.normaliser={kind}", "optimizer.lr=0.1", *TWICE]
+        for kind in ("sequence", "constant", "sum")
+    },
     "narrow": ["method.loss.clip_low=0.02", "method.loss.clip_high=0.01", *TWICE],
     "truncated masked": ["method.truncated=mask"],
     "truncated penalised": ["method.truncated=penalise", "method.truncation_penalty=0.3"],
@@ -704,3 +711,96 @@ PPO = {
 @pytest.mark.parametrize("case", PPO)
 def test_ppo(folder, case):
     check_online(folder, "method=ppo", "method.value_coef=0.2", *PPO[case])
+
+
+# --- what two updates do not show -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "group_dpo"])
+@pytest.mark.parametrize("kind", ["initial", "ema", "OTHER", "adapter"])
+def test_a_reference_has_no_dropout(folder, name, kind):
+    """What it says of a batch is what it says one sequence at a time."""
+    rows = comparisons(4)
+    words = [f"method={name}"]
+    if name == "kto":
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in rows]
+    seen = []
+
+    class Keep(lightning.Callback):
+        def on_train_batch_start(self, trainer, method, batch, batch_index):
+            if batch_index == 0:
+                seen.extend(method.reference.logps(micro).tolist() for micro in batch.micro_batches)
+                seen.append(method.policy.training)
+
+    kind = kind.replace("OTHER", str(folder / "other"))
+    adapter = ["method.reference=initial", f"init_from={folder}/other", "peft=lora", "peft.lora_dropout=0.4"]
+    words += adapter if kind == "adapter" else [f"method.reference={kind}"]
+    words += ["model.config.attention_dropout=0.4"]
+    run = train(folder, rows, *words, callbacks=[Keep()])
+    reference, _ = references(folder, run)
+    texts_of = [(row["prompt"], text) for row in rows for text in text_list(row)]
+    expected = [sum(reference.logps(ids(prompt), [*ids(text), END])).item() for prompt, text in texts_of]
+    assert seen.pop() is True, "the policy itself is trained with dropout"
+    found = [value for values in seen for value in values]
+    assert sorted(found) == pytest.approx(sorted(expected), abs=1e-3)
+
+
+def text_list(row):
+    """The completions of a row."""
+    return [row["completion"]] if "completion" in row else [row["chosen"], *row["rejected"]]
+
+
+def drawn(folder, *words):
+    """Tokens of the rollouts of two steps without learning, over the same two prompts."""
+    rows = [{"prompt": text} for text in texts(5, 2)]
+    run = train(folder, rows, *REWARDS, "method=rloo", "optimizer.lr=1.0e-9", *words)
+    return [rollout.completions.tokens.tolist() for rollout in run.rollouts]
+
+
+def test_completions_are_drawn_by_the_seed_and_anew_in_every_rollout(folder):
+    first, second = drawn(folder, "seed=1")
+    assert first != second
+    assert drawn(folder, "seed=1") == [first, second]
+    assert first not in drawn(folder, "seed=2") and second not in drawn(folder, "seed=2")
+
+
+def test_the_prompts_of_a_rollout_are_drawn_apart(folder):
+    """Two equal prompts get different completions."""
+    rows = [{"prompt": "abc"}] * 4
+    run = train(folder, rows, *REWARDS, "method=rloo", "optimizer.lr=1.0e-9")
+    assert len({tuple(one.tokens) for one in run.rollouts[0].completions.plain()}) > 4
+
+
+def test_rows_are_shuffled_by_the_seed(folder):
+    rows = [{"text": text} for text in texts(2, 16, 7, 7)]
+    words = ["method=pretrain", "data.max_tokens_per_sequence=16", "data.order=shuffled", "optimizer.lr=1.0e-9"]
+    losses = [[step["train/loss"] for step in train(folder, rows, *words, f"seed={seed}").steps] for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+    as_is = train(folder, rows, *words, "data.order=as_is").steps
+    assert losses[0] != [step["train/loss"] for step in as_is]
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+def test_noise_on_the_embeddings_is_scaled_and_for_training_only(folder, packing):
+    """At most alpha / sqrt(tokens of the document times width), and nearly that much somewhere."""
+    seen = []
+
+    class Keep(lightning.Callback):
+        def on_train_batch_start(self, trainer, method, batch, batch_index):
+            table = method.policy.get_input_embeddings()
+            for training in (True, False):
+                method.policy.train(training)
+                heard = []
+                hook = table.register_forward_hook(lambda module, args, out, heard=heard: heard.append((args[0], out)))
+                for micro in batch.micro_batches:
+                    method.compute_loss(micro)
+                hook.remove()
+                noise = [(out - table.weight[tokens]).abs().max().item() for tokens, out in heard]
+                seen.append((training, max(noise)))
+            method.policy.train()
+
+    rows = [{"messages": [{"role": "user", "content": "abc"}, {"role": "assistant", "content": "defgh"}]}] * 8
+    train(folder, rows, "method=sft", "method.neftune_alpha=0.9", f"data.packing={packing}", callbacks=[Keep()])
+    limit = 0.9 / math.sqrt(9 * 16)
+    for training, most in seen:
+        assert 0.9 * limit < most <= limit * 1.001 if training else most == 0

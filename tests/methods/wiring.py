@@ -4,6 +4,7 @@ The tokenizer has a token per letter, so that the slow side reads the rows of a 
 completion is its letters and the end of text. The slow side computes in float64, from the weights before training.
 """
 
+import copy
 import functools
 import json
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import Any
 
 import lightning
 import torch
+import yaml
 from lightning.pytorch.loggers import Logger
+from omegaconf import OmegaConf
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
@@ -33,6 +36,7 @@ WORDS = [
     f"optimizer.lr={LR}", "scheduler=linear", "scheduler.warmup_steps=0", f"scheduler.min_lr_ratio={2 * LAST - 1:g}",
     "trainer.max_steps=2", "trainer.gradient_clip_val=null", "trainer.accelerator=cpu", "logger=none", "callbacks=none",
 ]  # fmt: skip
+GROUPS = ("method", "model", "peft", "data", "optimizer", "scheduler", "logger", "callbacks")
 UNCOUNTED = ("train/tokens_per_second", "train/step_seconds", "train/mfu", "time/", "progress/")
 """Logged values that no loss decides."""
 
@@ -138,11 +142,28 @@ def copied(module):
     return {name: weight.detach().double().clone() for name, weight in module.named_parameters()}
 
 
+@functools.cache
+def composed(*groups):
+    """The config of some options."""
+    return compose(groups)
+
+
+def config_of(*words):
+    """The config of a command line; one composition serves all that choose the same options of its groups."""
+    chosen = [word for word in words if "/" in word.split("=")[0] or word.split("=")[0] in GROUPS]
+    config = copy.deepcopy(composed(*chosen))
+    for word in words:
+        if word not in chosen:
+            key, value = word.split("=", 1)
+            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+    return schema.check(config)
+
+
 def make(folder, rows, *words):
     """The config, the method and its data, all from a config."""
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     given = [*WORDS, f"model.tokenizer={folder}/tokenizer", f"data.path={folder}/rows.jsonl"]
-    config = schema.check(compose([*given, f"data.cache_dir={folder}/cache", *words]))
+    config = config_of(*given, f"data.cache_dir={folder}/cache", *words)
     compat.check(config)
     model, data = open_model_and_data(config)
     return config, make_method(config, model, data), data
@@ -231,8 +252,9 @@ class Slow:
 
 
 def policy_of(run, temperature=1.0):
-    """The policy before training."""
-    return Slow(run.method.policy.config, run.start, temperature)
+    """The policy before training, without its adapter if it has one."""
+    start = {name.removeprefix("base_model.model.").replace(".base_layer", ""): run.start[name] for name in run.start}
+    return Slow(run.method.policy.config, start, temperature)
 
 
 def reward_model_of(run):

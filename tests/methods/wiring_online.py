@@ -89,9 +89,8 @@ class Replay:
             some = [one for one in everyone if one.origin in origins]
             loss, metrics = self.loss(some)
             parameters = [*self.policy.parameters, *self.head, *(self.trunk.parameters if self.trunk else [])]
-            expected.append(
-                update(loss, parameters, step, self.run.config["trainer"]["gradient_clip_val"]) | logged | metrics
-            )
+            clip, lr = self.run.config["trainer"]["gradient_clip_val"], self.run.config["optimizer"]["lr"]
+            expected.append(update(loss, parameters, step, clip, lr) | logged | metrics)
             self.move(self.policy)
         return expected
 
