@@ -36,12 +36,6 @@ METHODS = options("method")
 CHOICES = [f"{group}={option}" for group in CROSSED for option in options(group)]
 
 
-def leaves(tree) -> int:
-    if not isinstance(tree, (dict, list)) or not tree:
-        return 1
-    return sum(map(leaves, tree.values() if isinstance(tree, dict) else tree))
-
-
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_option_composes_and_passes(choice, monkeypatch):
     monkeypatch.setattr(compat, "_has_asynchronous_io", lambda: True)
@@ -50,7 +44,6 @@ def test_every_option_composes_and_passes(choice, monkeypatch):
         words = [choice, *NEEDED.get(choice, [])] + ([f"method={method}"] if method else [])
         plain = schema.check(compose(words))
         compat.check(plain)
-        assert leaves(plain) <= 160
 
 
 @pytest.mark.parametrize("name", options("../experiments"))
