@@ -30,10 +30,11 @@ from tests.methods.wiring_online import Replay
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the tokenizer, and the weights of another model with the same one."""
+    """A folder with the tokenizer, and another model with the same one, which would drop out in train mode."""
     folder = tmp_path_factory.mktemp("wiring")
     save_tokenizer(folder / "tokenizer")
-    _, method, data = make(folder, [{"text": "abc"}], "method=pretrain", "model.seed=9")
+    other = ["model.seed=9", "model.config.attention_dropout=0.4"]
+    _, method, data = make(folder, [{"text": "abc"}], "method=pretrain", *other)
     method.factories.make_policy().save_pretrained(folder / "other")
     data.tokenizer.save_pretrained(folder / "other")
     return folder
@@ -570,12 +571,13 @@ def test_reward_model(folder, options, packing):
 
 REWARDS = [
     "method/reward=[]", "method.reward.early._target_=tests.methods.wiring.Share",
-    "method.reward.early.letters=abcdefghijk", "method.reward.early.least=2",
+    "method.reward.early.letters=abcdefghijk", "method.reward.early.least=4",
     "method.reward.vowels._target_=tests.methods.wiring.Share", "method.reward.vowels.letters=aeiou",
-    "method.reward.vowels.least=1", "method.reward_weights=[0.4,1.7]", "rollout.max_completion_tokens=5",
+    "method.reward.vowels.least=5", "method.reward_weights=[0.4,1.7]", "rollout.max_completion_tokens=5",
     "rollout.temperature=0.7", "method.num_completions=4", "method.reference_decay=0.7",
     "method.reference_every_n_steps=1", "data.global_batch_size=2", "data.batch_size_per_device=1",
 ]  # fmt: skip
+ANY = ["method.reward.early.least=1", "method.reward.vowels.least=1"]
 TWICE, HALVES = ["method.num_iterations=2"], ["method.steps_per_rollout=2"]
 
 
@@ -630,7 +632,7 @@ GRPO = {
     "left behind": ["method.off_policy_threshold=0.02", *TWICE],
     "another engine": ["rollout.dtype=bfloat16", "method.importance_cap=1.01", *TWICE],
     "another engine, on policy": ["rollout.dtype=bfloat16", "method.importance_cap=1.01"],
-    "truncated masked": ["method.truncated=mask", *TWICE],
+    "truncated masked": ["method.truncated=mask", *ANY, *TWICE],
     "truncated penalised": ["method.truncated=penalise", "method.truncation_penalty=0.3", *TWICE],
     "flat dropped": ["method.group_filter=drop", "method.num_completions=2", "data.global_batch_size=4"],
     "flat replaced": ["method.group_filter=resample", "method.num_completions=2", "data.global_batch_size=4"],
@@ -671,7 +673,7 @@ RLOO = {
         for kind in ("token", "constant", "sum")
     },
     "ratio of tokens": ["method.loss.ratio_level=token", *TWICE],
-    "truncated masked": ["method.truncated=mask"],
+    "truncated masked": ["method.truncated=mask", *ANY],
     "truncated penalised": ["method.truncated=penalise", "method.truncation_penalty=0.3"],
 }
 
@@ -702,7 +704,7 @@ PPO = {
         for kind in ("sequence", "constant", "sum")
     },
     "narrow": ["method.loss.clip_low=0.02", "method.loss.clip_high=0.01", *TWICE],
-    "truncated masked": ["method.truncated=mask"],
+    "truncated masked": ["method.truncated=mask", *ANY],
     "truncated penalised": ["method.truncated=penalise", "method.truncation_penalty=0.3"],
     "padded": ["data.packing=false", *TWICE],
 }

@@ -185,6 +185,8 @@ class Replay:
         for name in names:
             values = [one.rewards[name[1:]] if name else one.total for one in everyone]
             known = [value for value in values if value is not None]
+            if not known:
+                continue
             metrics |= {
                 f"reward{name or '/mean'}": mean(known),
                 f"reward{f'{name}_std' if name else '/std'}": std(known),
