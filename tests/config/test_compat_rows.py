@@ -58,12 +58,13 @@ class Case(NamedTuple):
     shown_by: str | None = None
 
 
+RATE = "optimizer.lr=1e-3"  # else weights of one's own get another
 CASES = {
     "a path that the source does not read": Case(["data.path=rows.jsonl"], same_as=[]),
     "a format that the source does not read": Case(["data.format=messages"], same_as=[]),
     "columns that the source does not read": Case(["data.columns.prompt=question"], same_as=[]),
     "a validation file that the source does not read": Case(["data.validation_path=rows.jsonl"], same_as=[]),
-    "weights named twice": Case(["init_from=pocket", "model.path=elsewhere"], same_as=["init_from=pocket"]),
+    "weights named twice": Case(["init_from=pocket", "model.path=elsewhere", RATE], same_as=["init_from=pocket", RATE]),
     # Two processes each do the whole of the same work in the same folder, and one may stumble over the other's files.
     "one process on two devices": Case(
         ["strategy=single", "trainer.devices=2"], fails="run_dir", same_as=["strategy=single"]

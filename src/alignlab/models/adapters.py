@@ -66,7 +66,7 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     with unfit, torch.device("cpu"):
         adapted = get_peft_model(model, own_config, revision=commit)
     raise_all([*_adapted_tied(adapted, tied, asked), *_low_precision(adapted, asked), *_unsaved_head(adapted, asked)])
-    if peft_config.target_modules == "all-linear" and (left_out := _frozen_experts(adapted)):
+    if getattr(peft_config, "target_modules", None) == "all-linear" and (left_out := _frozen_experts(adapted)):
         log.info("not adapted: %d tensors of experts, such as %s; peft.target_parameters adapts such", *left_out)
     return adapted
 
