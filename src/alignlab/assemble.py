@@ -288,16 +288,16 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
 
 def in_words(config: Config) -> str:
     """Optimizer, peak learning rate, schedule and warm-up, for the start card; with β if the method has one."""
-    optimizer, scheduler, beta = config["optimizer"], config["scheduler"], config["method"].get("beta")
-    warmup = scheduler.get("warmup_steps")
-    facts = {
-        "learning rate {:g}": optimizer.get("lr"),
-        f"{name_of(scheduler['_target_'])} schedule": True,
-        "warm-up {:g}" + (" of the run" if warmup and warmup < 1 else " steps"): warmup,
-        "β {:g}": beta,
-    }
-    known = [text.format(value) for text, value in facts.items() if isinstance(value, int | float)]
-    return ", ".join([optimizer["_target_"].rpartition(".")[2], *known])
+    lr, beta = config["optimizer"].get("lr"), config["method"].get("beta")
+    warmup = config["scheduler"].get("warmup_steps")
+    parts = [
+        config["optimizer"]["_target_"].rpartition(".")[2],
+        None if lr is None else f"learning rate {lr:g}",
+        f"{name_of(config['scheduler']['_target_'])} schedule",
+        f"warm-up {warmup:g} {'of the run' if warmup < 1 else 'steps'}" if warmup else None,
+        None if beta is None else f"β {beta:g}",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:

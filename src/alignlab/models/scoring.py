@@ -36,7 +36,7 @@ class TokenScores(NamedTuple):
 
     Args:
         logps: Log-probability of each label, float32 at least, carries the gradient. Shape ``[N]``.
-        argmax_correct: Whether the label is the most likely token. Shape ``[N]``, bool.
+        argmax_correct: Whether the label is the most likely token; ties count. Shape ``[N]``, bool.
         entropies: Entropy of each prediction in nats, carries the gradient. Shape ``[N]``, or ``[0]`` if not wanted.
         log_collisions: Log of the sum of squared probabilities. Shape ``[N]``, or ``[0]`` if not wanted.
         hidden: Hidden states that predict the labels, for further heads. Shape ``[N, hidden]``.
