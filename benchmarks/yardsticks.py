@@ -67,7 +67,7 @@ YARDSTICKS = {  # METHOD, or METHOD/SCORER
 
 def folder_of(name: str, seed: int) -> Path:
     """Folder of the run of a yardstick."""
-    return RUNS / f"{name.refolder_of('/', '_by_')}-{seed}"
+    return RUNS / f"{name.replace('/', '_by_')}-{seed}"
 
 
 def words(name: str, scorer: str) -> list[str]:

@@ -20,7 +20,8 @@ from alignlab.run_folder.storage import open_checkpoint
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 # Adam divides a gradient by its own size, so by default one that is mere rounding moves its weight as far as any other.
-ADAMW = functools.partial(torch.optim.AdamW, eps=1e-6)
+# LoRA's first matrix begins with gradients of such a size, as its second begins at zero.
+ADAMW = functools.partial(torch.optim.AdamW, eps=1e-4)
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (ADAMW, 1e-2)}
 
 
