@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from alignlab.callbacks import card
+from alignlab.data.preview import Segment
 
 MODEL = card.ModelFacts(
     name="pocket",
@@ -29,7 +30,11 @@ BATCH = card.BatchFacts(
     num_epochs=2.5,
 )
 DATA = {"train": {"rows": 32000, "dropped": 3}, "validation": {"rows": 500}}
-EXAMPLE = [("What is ", False), ("3+4?", False), ("<answer>", True), ("7</answer>", True), ("\n", False)]
+EXAMPLE = [
+    Segment("prompt", False, "What is 3+4?"),
+    Segment("completion 1", True, "<answer>7</answer>"),
+    Segment("completion 1", False, "\n"),
+]
 SUMMARY = {
     "status": "done",
     "metrics": {"val/loss": 0.31, "val/exact_match": 0.934, "train/loss": 0.2},
@@ -59,7 +64,10 @@ def row(text, first):
 def test_start_card_shows_model_data_batch_and_example(width):
     title = "sft · pocket · arithmetic"
     text = shown(
-        card.start_card(title, model=MODEL, data=DATA, batch=BATCH, example=EXAMPLE, folder=Path("runs/sft/x")), width
+        card.start_card(
+            title, model=MODEL, data=DATA, batch=BATCH, loss_on="every turn", example=EXAMPLE, folder=Path("runs/sft/x")
+        ),
+        width,
     )
     assert title in text
     for said in (
@@ -78,8 +86,15 @@ def test_the_batch_table_leads_from_rows_to_optimizer_steps():
     assert " ".join(row(text, "≤")) == "≤ 8, ≤ 4,096 tokens × 4 × 2 → 64 4,812 1,250 (epochs: 2.5)"
 
 
+def test_pieces_of_a_comparison_are_named():
+    pieces = [Segment("prompt", False, "Q"), Segment("completion 1", True, "A"), Segment("completion 2", True, "B")]
+    text = card.example_text(pieces, "every turn").plain
+    assert text.endswith("prompt\nQ\ncompletion 1\n⟦A⟧\ncompletion 2\n⟦B⟧")
+    assert "the loss is on every turn" in text
+
+
 def test_a_long_stretch_of_the_example_is_shortened():
-    text = card.example_text([("a" * 5000, False), ("b", True)]).plain
+    text = card.example_text([Segment("prompt", False, "a" * 5000), Segment("completion 1", True, "b")], "x").plain
     assert len(text) < 600 and "aa … aa" in text and text.endswith("⟦b⟧")
 
 
@@ -93,4 +108,4 @@ def test_result_card_compares_before_and_after():
 
 
 def test_markup_in_data_is_shown_as_it_is():
-    assert "[/bold]" in shown(card.example_text([("[/bold]", True)]))
+    assert "[/bold]" in shown(card.example_text([Segment("prompt", True, "[/bold]")], "x"))

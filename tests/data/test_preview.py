@@ -18,7 +18,7 @@ from alignlab.data.table.cache import build_table
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration, Preference
-from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
+from tests.data.tokenise.tiny_tokenizers import CHATML, FORGETFUL, assistant, byte_tokenizer, token_settings, user
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_segments_follow_mask_and_pieces(tokenizer):
 def test_terminal_colours_exactly_the_supervised_text(table, tokenizer):
     text = row_text(table[0], tokenizer)
     green = [text.plain[span.start : span.end] for span in text.spans if "green" in str(span.style)]
-    assert green == ["1 < 2 & 这是<|im_end|>"]
+    assert green == ["⟦1 < 2 & 这是<|im_end|>⟧"]
 
 
 def test_terminal_shows_rows_histograms_and_counts(table, tokenizer):
@@ -116,3 +116,11 @@ def test_only_a_page_of_its_own_is_overwritten(table, tokenizer, tmp_path):
         with pytest.raises(InputError, match=said):
             write_page(path, "new")
     assert mine.read_text() == "mine"
+
+
+def test_a_branch_is_shown_with_what_it_continues():
+    tokenizer = byte_tokenizer(template=FORGETFUL)
+    row = Demonstration(origin="f:1", messages=(user("Q"), assistant("A"), user("R"), assistant("B")))
+    pieces = [segment.piece for segment in decode_segments(tokenize(row, tokenizer, token_settings()), tokenizer)]
+    opening = len(tokenizer.encode("<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n"))
+    assert pieces == ["prompt", "completion 1", f"completion 1, branch 2, continues the first {opening} tokens"]

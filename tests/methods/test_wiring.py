@@ -112,6 +112,80 @@ def test_sft(folder, loss, reduction, packing):
     compare(run, expected, policy.weights)
 
 
+# Every answer begins with x; the last also with z, which the template leaves out once the dialogue goes on.
+FORGETFUL = (
+    "{%- for m in messages %}{% if m.role == 'assistant' %}{{ 'x' ~ ('z' if loop.last else '') ~ m.content ~ '<end>' }}"
+    "{%- else %}{{ 'y' ~ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}x{% endif %}"
+)
+
+
+def forgetful_turns(messages, first=0):
+    """Context and answer of each turn from a message on, as ``FORGETFUL`` renders the dialogue that ends with it."""
+    context, turns = [], []
+    for number, message in enumerate(messages):
+        if message["role"] == "user":
+            context = [*context, *ids("y" + message["content"])]
+        else:
+            if number >= first:
+                turns.append(([*context, *ids("x")], [*ids("z" + message["content"]), END]))
+            context = [*context, *ids("x" + message["content"]), END]
+    return turns
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_sft_of_a_template_that_rewrites_earlier_turns(folder, reduction, packing):
+    said = iter(texts(6, 64))
+    rows = [
+        {"messages": [{"role": role, "content": next(said)} for role in ("user", "assistant") * (1 + index % 3)]}
+        for index in range(8)
+    ]
+    (folder / "forgetful.jinja").write_text(FORGETFUL)
+    words = [f"data.chat_template={folder}/forgetful.jinja", f"method.reduction={reduction}", f"data.packing={packing}"]
+    run = train(folder, rows, "method=sft", *words)
+    policy, expected = policy_of(run), []
+    for step in range(2):
+        scored, right = [], []
+        for row in rows[4 * step : 4 * step + 4]:
+            turns = forgetful_turns(row["messages"])
+            predicted = torch.cat([policy.predictions(context, answer) for context, answer in turns])
+            answers = [token for _, answer in turns for token in answer]
+            scored.append([predicted[place, token] for place, token in enumerate(answers)])
+            right.append(int((predicted.argmax(-1) == torch.tensor(answers)).sum()))
+        losses = [[-x for x in logps] for logps in scored]
+        total = mean(map(mean, losses)) if reduction == "sequence" else mean(x for some in losses for x in some)
+        metrics = token_metrics(list(zip(scored, right, strict=True)))
+        expected.append(update(total, policy.parameters, step) | metrics)
+    compare(run, expected, policy.weights)
+
+
+def test_dpo_of_completions_with_several_turns_of_such_a_template(folder):
+    said, rows = iter(texts(7, 96)), []
+    for index in range(8):
+        roles = ("assistant", "user", "assistant") if index % 2 else ("assistant",)
+        rows.append(
+            {"prompt": [{"role": "user", "content": next(said)}]}
+            | {name: [{"role": role, "content": next(said)} for role in roles] for name in ("chosen", "rejected")}
+        )
+    (folder / "forgetful.jinja").write_text(FORGETFUL)
+    words = [f"data.chat_template={folder}/forgetful.jinja", f"method.reference={folder}/other", "optimizer.lr=0.02"]
+    run = train(folder, rows, "method=dpo", "method.beta=0.3", *dpo_words(["sigmoid"]), *words)
+    policy, expected = policy_of(run), []
+    reference, _ = references(folder, run)
+    for step in range(2):
+        pairs = []
+        for row in rows[4 * step : 4 * step + 4]:
+            pair = []
+            for name in ("chosen", "rejected"):
+                turns = forgetful_turns([*row["prompt"], *row[name]], first=1)
+                sums = [sum(sum(model.logps(*turn)) for turn in turns) for model in (policy, reference)]
+                pair.append((sums[0], sums[1].detach(), sum(len(answer) for _, answer in turns)))
+            pairs.append(pair)
+        total = step_mean("sigmoid", preference_losses("sigmoid", pairs, 0.3), pairs)
+        expected.append(update(total, policy.parameters, step, lr=0.02) | pair_metrics(pairs, 0.3))
+    compare(run, expected, policy.weights)
+
+
 def test_pretraining(folder):
     """All tokens but the first of each document, each document on its own; two of eight tokens in each row."""
     rows = [{"text": text} for text in texts(2, 16, 7, 7)]

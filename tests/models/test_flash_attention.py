@@ -133,6 +133,17 @@ def test_outputs_and_gradients_equal_those_by_buckets(slow_kernels, groups, wind
     assert len(slow_kernels) == (1 if layout.segments.shared is None else 2)
 
 
+@pytest.mark.parametrize("window", [None, 64])
+def test_branches_equal_those_by_buckets(slow_kernels, window):
+    groups, branches = [[6, 30], [0, 4], [4, 12, 5, 8]], {0: [[6, 9], [3, 7], [12, 10], [0, 4]], 2: [[4, 5], [2, 7]]}
+    layout, parts = packed_layout(groups, branches), states(groups)
+    expected = with_gradients(by_buckets(layout, window), parts)
+    found = with_gradients(by_flash(layout, window), parts)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    assert layout.segments.shared.prompts.cumulative.diff().tolist() == [3, 12, 4, 2, 4]
+
+
 def test_segments_of_a_layout():
     segments = packed_layout([[0, 4], [3, 2, 0, 5], [2, 3], [0, 1, 1], [4, 0, 0]]).segments
     assert segments.causal.cumulative.tolist() == [0, 4, 7, 9, 14, 19, 20, 21, 25]

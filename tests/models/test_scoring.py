@@ -9,6 +9,7 @@ from alignlab.errors import InputError
 from alignlab.models import scoring
 from alignlab.models.neftune import add_embedding_noise, document_lengths
 from alignlab.models.packed_attention import fitting, implementation
+from alignlab.types.layout import find_paths
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
 
@@ -28,6 +29,40 @@ def test_packed_equals_unpacked(tiny_model, rows, model_type):
     padded, padded_gradient = gradients(model, collate(rows, packing=False))
     torch.testing.assert_close(flat, padded, atol=2e-5, rtol=1e-5)
     assert (flat_gradient - padded_gradient).norm() < 1e-5 * padded_gradient.norm()
+
+
+def branched_rows():
+    """Rows whose completions have branches, and their paths as rows of their own."""
+    draw, shapes = torch.Generator().manual_seed(5), []
+    shapes.append(([[6, 30]], {0: [[6, 9], [3, 7], [12, 10], [0, 4]]}))
+    shapes.append(([[4, 12, 5, 8]], {0: [[4, 5], [4, 7]], 2: [[4, 3], [2, 5]]}))
+    shapes.append(([[3, 5]], {}))
+    rows, alone = [], []
+    for groups, branches in shapes:
+        size = sum(map(sum, groups))
+        tokens = torch.randint(1, 101, (size,), generator=draw).tolist()
+        supervised = (torch.rand(size, generator=draw) > 0.3).tolist()
+        rows.append(TokenRow(tokens, supervised, groups, "", branches=branches))
+        for path in find_paths(groups, branches):
+            before = [token for start, end in path.context for token in tokens[start:end]]
+            own = slice(path.start, path.start + path.length)
+            lengths = [[len(before), path.length]]
+            alone.append(TokenRow(before + tokens[own], [False] * len(before) + supervised[own], lengths, ""))
+    return rows, alone
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["flat", "padded"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_branches_equal_sequences_of_their_own(tiny_model, model_type, packing):
+    model, (rows, alone) = tiny_model(model_type), branched_rows()
+    found, gradient = gradients(model, collate(rows, packing=packing))
+    batches = [collate([row], packing=False) for row in alone]
+    model.zero_grad()
+    logps = torch.cat([scoring.token_scores(model, batch).logps for batch in batches])
+    (logps * torch.linspace(-1, 1, len(logps))).sum().backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found, logps.detach(), atol=2e-5, rtol=1e-5)
+    assert (gradient - expected).norm() < 1e-5 * expected.norm()
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2"])

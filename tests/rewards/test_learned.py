@@ -57,6 +57,7 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
         chat_template_kwargs={},
         special_tokens=None,
         loss_on="assistant",
+        loss_on_reasoning=True,
         max_tokens_per_sequence=512,
         truncation="error",
         max_cut_fraction=0.0,

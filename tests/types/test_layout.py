@@ -23,8 +23,8 @@ def allowed_by_definition(groups):
     ).reshape(len(sequence_ids), len(sequence_ids))
 
 
-def allowed_by_layout(groups, window=None):
-    layout, total = packed_layout(groups), sum(map(sum, groups))
+def allowed_by_layout(groups, window=None, branches=None):
+    layout, total = packed_layout(groups, branches), sum(map(sum, groups))
     rows = []
     for bucket in layout.buckets:
         mask = bucket.mask(window)[:, 0]
@@ -82,3 +82,63 @@ def test_similar_lengths_share_a_bucket_and_waste_little():
     assert all(bucket.causal for bucket in layout.buckets)
     held = sum(bucket.queries.numel() for bucket in layout.buckets)
     assert held < 1.25 * sum(map(sum, groups))
+
+
+# --- branches ---------------------------------------------------------------------------------------------------------
+
+
+def branch_paths(groups, branches):
+    """Flat positions of each path: what a branch continues, counted along prompt and first branch, and itself."""
+    paths, start, number = [], 0, 0
+    for prompt, *completions in groups:
+        before = start + prompt
+        for length in completions:
+            parts, at = branches.get(number, [[prompt, length]]), before
+            main = [*range(start, start + prompt), *range(before, before + parts[0][1])]
+            for fork, tokens in parts:
+                paths.append(main[:fork] + list(range(at, at + tokens)))
+                at += tokens
+            before, number = before + length, number + 1
+        start = before
+    return paths
+
+
+def random_branches(draw):
+    groups, branches, number = [], {}, 0
+    for _ in range(draw.randint(1, 5)):
+        prompt, lengths = draw.randint(0, 12), []
+        for _ in range(draw.randint(1, 3)):
+            parts = [[prompt, draw.randint(1, 20)]]
+            parts += [[draw.randint(0, sum(parts[0])), draw.randint(1, 20)] for _ in range(draw.randint(0, 3))]
+            if len(parts) > 1:
+                branches[number] = parts
+            lengths.append(sum(tokens for _, tokens in parts))
+            number += 1
+        groups.append([prompt, *lengths])
+    return groups, branches
+
+
+def test_a_branch_sees_what_it_continues_and_itself():
+    # Prompt 0 1 2, first branch 3 4, a branch 5 6 that leaves after 0 1, and one, 7, that leaves after 3.
+    seen = allowed_by_layout([[3, 5]], branches={0: [[3, 2], [2, 2], [4, 1]]})
+    assert [line.nonzero()[:, 0].tolist() for line in seen[3:]] == [
+        *([0, 1, 2, 3], [0, 1, 2, 3, 4]),
+        *([0, 1, 5], [0, 1, 5, 6]),
+        [0, 1, 2, 3, 7],
+    ]
+    assert positions([[3, 5]], {0: [[3, 2], [2, 2], [4, 1]]}).tolist() == [0, 1, 2, 3, 4, 2, 3, 4]
+
+
+def test_random_branches_agree_with_the_definition():
+    draw = random.Random(4)
+    for _ in range(40):
+        groups, branches = random_branches(draw)
+        total = sum(map(sum, groups))
+        seen, place = torch.zeros(total, total, dtype=torch.bool), torch.zeros(total, dtype=torch.long)
+        for path in branch_paths(groups, branches):
+            for index, position in enumerate(path):
+                seen[position, path[: index + 1]] = True
+                place[position] = index
+        # Prompts without completions do not occur here, so every token is on a path.
+        assert torch.equal(allowed_by_layout(groups, branches=branches), seen), (groups, branches)
+        assert torch.equal(positions(groups, branches), place)

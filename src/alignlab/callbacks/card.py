@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from alignlab.callbacks.progress import duration, short_number
-
-Piece = tuple[str, bool]
-"""A piece of decoded text, and whether it is supervised."""
+from alignlab.data.preview import Segment
 
 MAX_PIECE_CHARACTERS = 400
 
@@ -76,7 +75,8 @@ def start_card(
     model: ModelFacts,
     data: Mapping[str, Mapping[str, int]],
     batch: BatchFacts,
-    example: Iterable[Piece],
+    loss_on: str,
+    example: Iterable[Segment],
     folder: Path,
 ) -> RenderableType:
     """Make the start card, to be checked before a run.
@@ -86,10 +86,11 @@ def start_card(
         model: Facts about the model.
         data: Part (``train``, ``validation``) → count by name (rows, tokens, …).
         batch: Facts about optimizer steps.
-        example: A decoded row in pieces, with supervised ones marked.
+        loss_on: Which tokens are supervised, in words.
+        example: A decoded row.
         folder: The run's folder.
     """
-    blocks = (model_table(model), counts_table(data), batch_table(batch), example_text(example))
+    blocks = (model_table(model), counts_table(data), batch_table(batch), example_text(example, loss_on))
     body = Group(*(line for block in blocks for line in (block, Text())), Text(f"run folder  {folder}", style="dim"))
     return Panel(body, title=f"[bold]{title}", title_align="left", border_style="blue", padding=(1, 2))
 
@@ -137,13 +138,22 @@ def batch_table(batch: BatchFacts) -> Table:
     return table
 
 
-def example_text(pieces: Iterable[Piece]) -> Text:
-    """Format a decoded example: supervised text green between ⟦ and ⟧, other text dim, long pieces shortened."""
+def example_text(segments: Iterable[Segment], loss_on: str) -> Text:
+    """Format a decoded example: supervised text green between ⟦ and ⟧, other text dim, long segments shortened.
+
+    Pieces are named on lines of their own, unless there are only a prompt and its completion.
+    """
+    segments = list(segments)
+    named = len({segment.piece for segment in segments}) > 2
     text = Text("example", style="bold")
-    text.append("  text between ⟦ and ⟧ is supervised\n", style="not bold dim")
-    for piece, supervised in joined(pieces):
-        piece = shortened(piece)
-        text.append(f"⟦{piece}⟧" if supervised else piece, style="not bold green" if supervised else "not bold dim")
+    text.append(f"  the loss is on {loss_on}, between ⟦ and ⟧\n", style="not bold dim")
+    for number, (piece, parts) in enumerate(groupby(segments, key=lambda segment: segment.piece)):
+        if named:
+            text.append("\n" * (number > 0) + f"{piece}\n", style="not bold cyan")
+        for part in parts:
+            shown = shortened(part.text)
+            style = "not bold green" if part.supervised else "not bold dim"
+            text.append(f"⟦{shown}⟧" if part.supervised else shown, style=style)
     return text
 
 
@@ -153,17 +163,6 @@ def shortened(text: str) -> str:
         return text
     half = MAX_PIECE_CHARACTERS // 2
     return f"{text[:half]} … {text[-half:]}"
-
-
-def joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Join neighbouring pieces of the same kind."""
-    merged: list[Piece] = []
-    for text, supervised in pieces:
-        if merged and merged[-1][1] == supervised:
-            merged[-1] = (merged[-1][0] + text, supervised)
-        else:
-            merged.append((text, supervised))
-    return merged
 
 
 def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Path] = ()) -> RenderableType:

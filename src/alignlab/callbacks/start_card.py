@@ -1,20 +1,20 @@
 """The callback that collects the facts of the start card and prints it."""
 
 import logging
-from collections.abc import Iterator
-from typing import Any
 
 import lightning
 from torch import nn
 
-from alignlab.callbacks.card import BatchFacts, ModelFacts, Piece, start_card
+from alignlab.callbacks.card import BatchFacts, ModelFacts, start_card
 from alignlab.data.datamodule import DataModule
+from alignlab.data.preview import decode_segments
 from alignlab.data.table.table import TokenTable
 from alignlab.distributed.strategies import num_parameters
 from alignlab.methods.base import Method
 from alignlab.run_folder.console import show
 from alignlab.run_folder.folder import RunFolder
 from alignlab.types.adapted import base_model, is_adapted
+from alignlab.types.rows import Prompt, Text
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class StartCard(lightning.Callback):
             model=model,
             data=data_counts(data),
             batch=batch_facts(data, trainer.world_size),
-            example=[] if data.train is None else example_pieces(data.train, data.tokenizer),
+            loss_on=loss_on(data),
+            example=[] if data.train is None else decode_segments(data.train[0], data.tokenizer),
             folder=self.folder.path,
         )
         show(card)
@@ -105,11 +106,14 @@ def batch_facts(data: DataModule, num_ranks: int) -> BatchFacts:
     )
 
 
-def example_pieces(table: TokenTable, tokenizer: Any) -> Iterator[Piece]:
-    """Decode the first row, in pieces of supervised and other tokens."""
-    row = table[0]
-    start = 0
-    for position in range(1, len(row.tokens) + 1):
-        if position == len(row.tokens) or row.supervised[position] != row.supervised[start]:
-            yield tokenizer.decode(row.tokens[start:position]), row.supervised[start]
-            start = position
+LOSS_ON = {"assistant": "every turn of the assistant", "last": "the last turn of the assistant", "all": "all turns"}
+
+
+def loss_on(data: DataModule) -> str:
+    """Which tokens of a row are supervised, in words."""
+    if data.kind is Text:
+        return "all tokens"
+    if data.kind is Prompt:
+        return "what is sampled"
+    reasoning = "" if data.tokens.loss_on_reasoning else ", but not on its reasoning"
+    return LOSS_ON[data.tokens.loss_on] + reasoning

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from html import escape
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,8 @@ class Segment(NamedTuple):
     """A run of tokens in one piece of a row, all supervised or all not.
 
     Args:
-        piece: ``prompt``, ``completion 1``, ``completion 2``, …; prefixed with the group if the row has several.
+        piece: ``prompt``, ``completion 1``, ``completion 2``, …; prefixed with the group if the row has several. Of a
+            branch also ``continues N tokens``, by which it shares the beginning of the row.
         supervised: Whether the loss counts the tokens.
         text: Decoded text, special tokens included.
     """
@@ -67,7 +68,7 @@ def decode_segments(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> list[S
         row: The row to decode.
         tokenizer: The tokenizer that encoded the row.
     """
-    tagged = zip(_pieces(row.groups), row.supervised, row.tokens, strict=True)
+    tagged = zip(_pieces(row), row.supervised, row.tokens, strict=True)
     return [
         Segment(*key, tokenizer.decode([token for *_, token in group], clean_up_tokenization_spaces=False))
         for key, group in groupby(tagged, key=lambda item: item[:2])
@@ -107,7 +108,7 @@ def preview_terminal(table: TokenTable, tokenizer: PreTrainedTokenizerBase, indi
 
 
 def row_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
-    """Render one row for a rich console: supervised tokens green, the others grey.
+    """Render one row for a rich console: supervised tokens green and between ⟦ and ⟧, the others grey.
 
     Args:
         row: The row to show.
@@ -117,7 +118,8 @@ def row_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:
     for piece, segments in groupby(decode_segments(row, tokenizer), key=lambda segment: segment.piece):
         text.append(f"[{piece}]\n", style="italic cyan")
         for segment in segments:
-            text.append(segment.text, style=f"not bold {_CONTEXT}" if not segment.supervised else _SUPERVISED)
+            style = _SUPERVISED if segment.supervised else f"not bold {_CONTEXT}"
+            text.append(f"⟦{segment.text}⟧" if segment.supervised else segment.text, style=style)
         text.append("\n")
     return text
 
@@ -161,13 +163,18 @@ def write_page(path: Path, page: str) -> None:
         raise InputError(asked, f"it cannot be written: {error}", "Name another file") from error
 
 
-def _pieces(groups: list[list[int]]) -> Iterator[str]:
+def _pieces(row: TokenRow) -> Iterator[str]:
     """Yield, for each token, the name of the piece that it belongs to."""
-    for number, (prompt, *completions) in enumerate(groups, start=1):
-        group = f"group {number}, " if len(groups) > 1 else ""
+    number = count()
+    for index, (prompt, *completions) in enumerate(row.groups, start=1):
+        group = f"group {index}, " if len(row.groups) > 1 else ""
         yield from [f"{group}prompt"] * prompt
-        for index, length in enumerate(completions, start=1):
-            yield from [f"{group}completion {index}"] * length
+        for completion, length in enumerate(completions, start=1):
+            name = f"{group}completion {completion}"
+            first, *others = row.branches.get(next(number), [[prompt, length]])
+            yield from [name] * first[1]
+            for branch, (fork, tokens) in enumerate(others, start=2):
+                yield from [f"{name}, branch {branch}, continues the first {fork} tokens"] * tokens
 
 
 def _histograms(table: TokenTable) -> list[tuple[str, np.ndarray]]:

@@ -21,7 +21,7 @@ from alignlab.models.label_scores import Wanted, label_scores
 from alignlab.models.packed_attention import NO_MASK
 from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
-from alignlab.types.layout import packed_layout, positions
+from alignlab.types.layout import find_paths, packed_layout, positions
 
 # Logits stored at once: elements of four bytes on a CPU, share of the memory of a GPU. For more, chunks are recomputed
 # in the backward pass. Each chunk also converts the matrix of the vocabulary and adds to its gradient.
@@ -220,18 +220,14 @@ def _tolerance(model: nn.Module) -> float:
 
 
 def _probe(tokens: Tensor, groups: list[list[int]], packing: bool) -> MicroBatch:
-    device, source_positions, label_positions, last_positions, start = tokens.device, [], [], [], 0
-    for prompt, *completions in groups:
-        before = start + prompt
-        for length in completions:
-            for position in range(before, before + length):
-                source = start + prompt - 1 if position == before else position - 1
-                if source >= start:
-                    source_positions.append(source)
-                    label_positions.append(position)
-            before += length
-            last_positions.append(before - 1)
-        start = before
+    device, source_positions, label_positions, last_positions = tokens.device, [], [], []
+    for path in find_paths(groups):
+        labels = range(path.start, path.start + path.length)
+        sources = [path.source, *labels[:-1]]
+        predicted = [(source, label) for source, label in zip(sources, labels, strict=True) if source is not None]
+        source_positions += [source for source, _ in predicted]
+        label_positions += [label for _, label in predicted]
+        last_positions.append(labels[-1])
     layout = {"layout": packed_layout(groups).to(device)} if packing else {"attention_mask": torch.ones_like(tokens)}
     inputs = {"input_ids": tokens, "position_ids": positions(groups).to(device)[None], **layout}
     labels, nothing = torch.tensor(label_positions, device=device), torch.zeros(0, dtype=torch.long, device=device)
@@ -249,13 +245,9 @@ def _probe(tokens: Tensor, groups: list[list[int]], packing: bool) -> MicroBatch
 
 def _paths(tokens: Tensor, groups: list[list[int]]):
     """Each prompt + completion as a separate sequence, with the number of its tokens that are not supervised."""
-    start = 0
-    for prompt, *completions in groups:
-        before = start + prompt
-        for length in completions:
-            yield torch.cat([tokens[start : start + prompt], tokens[before : before + length]]), max(prompt, 1)
-            before += length
-        start = before
+    for path in find_paths(groups):
+        ranges = (*path.context, (path.start, path.start + path.length))
+        yield torch.cat([tokens[start:end] for start, end in ranges]), max(path.before, 1)
 
 
 def _plain_logps(model: nn.Module, path: Tensor, skip: int) -> Tensor:

@@ -71,6 +71,7 @@ class LearnedReward:
             chat_template_kwargs={},
             special_tokens=None,
             loss_on="assistant",
+            loss_on_reasoning=True,
             max_tokens_per_sequence=context_of(self.model) or sys.maxsize,
             truncation="drop",
             max_cut_fraction=1.0,

@@ -4,6 +4,9 @@ A group is given by its lengths ``(prompt, completion, completion, …)``. Each 
 itself, so a *path* (prompt + completion) attends exactly as a separate sequence would, while the prompt is computed
 once. Position ids restart at every group, and every completion continues from its prompt's length.
 
+A completion may have *branches*: its first branch continues the prompt, and each other one leaves that path earlier, at
+its fork point, and attends to the tokens before it and to itself. Its position ids continue from the fork point.
+
 Attention is computed in buckets of segments of similar length, padded within a bucket only. The keys of a bucket are
 in path order, so query i of a row may attend to key j exactly when ``j <= offset + i``: a real query never attends to
 the padding at the right end, which needs no separate mask.
@@ -12,9 +15,10 @@ Kernels for segments of varying length need no buckets: they take the flat seque
 in ``Segments``.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +27,75 @@ from torch import Tensor
 # shorter: padding costs wasted products, another bucket costs another kernel call.
 MIN_FILL = 0.8
 MAX_SLACK_TOKENS = 16
+
+
+Branches = Mapping[int, Sequence[Sequence[int]]]
+"""By number of a completion, for completions with branches: ``(tokens before its fork point, length)`` of each. The
+first has the whole prompt before it, and the lengths sum to that of the completion."""
+
+Range = tuple[int, int]
+"""The integers from the first to before the last."""
+
+
+class Path(NamedTuple):
+    """A completion, or one branch of it, with the tokens that it continues.
+
+    Args:
+        group: Number of the group.
+        sequence: Number of the completion, over all groups.
+        context: Flat positions of the tokens before it, in order.
+        start: Flat position of its first token.
+        length: Number of its tokens.
+    """
+
+    group: int
+    sequence: int
+    context: tuple[Range, ...]
+    start: int
+    length: int
+
+    @property
+    def before(self) -> int:
+        """Number of tokens before it."""
+        return sum(end - start for start, end in self.context)
+
+    @property
+    def source(self) -> int | None:
+        """Flat position of the token that predicts its first token; ``None`` if there is none."""
+        return self.context[-1][1] - 1 if self.context else None
+
+
+def find_paths(groups: Iterable[Sequence[int]], branches: Branches | None = None) -> list[Path]:
+    """List the completions of concatenated groups, with their branches one by one.
+
+    Args:
+        groups: For each group its lengths ``(prompt, completion, …)`` in tokens.
+        branches: Those of completions that have several.
+    """
+    paths, start, sequence = [], 0, 0
+    for group, (prompt, *completions) in enumerate(groups):
+        completion = start + prompt
+        for length in completions:
+            branch = completion
+            for fork, tokens in (branches or {}).get(sequence, ((prompt, length),)):
+                shared = [(start, start + min(fork, prompt)), (completion, completion + fork - prompt)]
+                paths.append(Path(group, sequence, _joined(shared), branch, tokens))
+                branch += tokens
+            completion += length
+            sequence += 1
+        start = completion
+    return paths
+
+
+def _joined(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Leave out empty ranges, and join adjacent ones."""
+    joined: list[Range] = []
+    for start, end in ranges:
+        if joined and joined[-1][1] == start and end > start:
+            joined[-1] = (joined[-1][0], end)
+        elif end > start:
+            joined.append((start, end))
+    return tuple(joined)
 
 
 @dataclass(frozen=True)
@@ -83,16 +156,17 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SharedPrompts:
-    """What the causal segments lack: in groups with several completions, these also attend to their whole prompt.
+    """What the causal segments lack: in groups with several completions, these also attend to their whole prompt, and
+    branches to what they continue.
 
-    The completions of a group are adjacent and see the same keys, so they are one block of queries. Groups without a
-    prompt, or without a completion token, are left out: a query without keys has no softmax.
+    Adjacent completions with the same tokens before them are one block of queries. Blocks without keys are left out: a
+    query without keys has no softmax.
 
     Args:
         queries: Flat positions of the completions' tokens. Shape ``[Q]``.
-        keys: Flat positions of the prompts' tokens. Shape ``[K]``.
-        completions: Tokens of all completions of each group; together Q.
-        prompts: Tokens of the prompt of each group; together K.
+        keys: Flat positions of the tokens before each block. Shape ``[K]``.
+        completions: Tokens of each block; together Q.
+        prompts: Tokens before each block; together K.
         longest_path: Tokens of the longest prompt + completion among these groups.
     """
 
@@ -153,77 +227,88 @@ class PackedLayout:
         return PackedLayout(tuple(buckets), self.restore.to(**options), self.longest_path, self.segments.to(**options))
 
 
-def packed_layout(groups: Iterable[Sequence[int]]) -> PackedLayout:
+class _Segment(NamedTuple):
+    """Adjacent queries that attend causally to themselves, and to all tokens of a context before them."""
+
+    start: int
+    length: int
+    context: tuple[Range, ...] = ()
+
+    @property
+    def before(self) -> int:
+        return sum(end - start for start, end in self.context)
+
+
+def packed_layout(groups: Sequence[Sequence[int]], branches: Branches | None = None) -> PackedLayout:
     """Build the attention layout of concatenated groups.
 
     Args:
         groups: For each group its lengths ``(prompt, completion, …)`` in tokens; any of them may be 0.
+        branches: Those of completions that have several.
 
     Returns:
         The layout of ``T = sum of all lengths`` tokens.
     """
-    segments = [segment for segment in _segments(groups) if segment[1] > 0]
-    without_buckets = Segments(Lengths.of([segment[1] for segment in segments]), _shared_prompts(segments))
-    # Plain causal segments first, then those that also attend to a prompt; within each the longest first.
-    segments.sort(key=lambda segment: (segment[2] > 0, -segment[1] - segment[2], -segment[1], segment[0]))
+    segments = [segment for segment in _segments(groups, branches) if segment.length > 0]
+    without_buckets = Segments(Lengths.of([segment.length for segment in segments]), _shared_prompts(segments))
+    # Plain causal segments first, then those with a context; within each the longest first.
+    segments.sort(key=lambda s: (s.before > 0, -s.length - s.before, -s.length, s.start))
     buckets, indices, base = [], {}, 0
     for group in _grouped(segments):
-        width, depth = max(s[1] for s in group), max(s[1] + s[2] for s in group)
-        for row, (start, length, _, _) in enumerate(group):
-            indices[start] = (base + row * width, length)
+        width, depth = max(s.length for s in group), max(s.length + s.before for s in group)
+        for row, segment in enumerate(group):
+            indices[segment.start] = (base + row * width, segment.length)
         base += len(group) * width
         buckets.append(_bucket(group, width, depth))
-    restore = _ranges((index, index + length) for _, (index, length) in sorted(indices.items()))
-    longest = max((s[1] + s[2] for s in segments), default=0)
+    restore = _concatenated((index, index + length) for _, (index, length) in sorted(indices.items()))
+    longest = max((s.length + s.before for s in segments), default=0)
     return PackedLayout(tuple(buckets), restore, longest, without_buckets)
 
 
-def positions(groups: Iterable[Sequence[int]]) -> Tensor:
-    """Position ids of concatenated groups: each completion continues from its prompt. Shape ``[T]``."""
-    return _ranges((before, before + length) for _, length, before, _ in _segments(groups))
+def positions(groups: Sequence[Sequence[int]], branches: Branches | None = None) -> Tensor:
+    """Position ids of concatenated groups: each completion continues from its prompt or fork point. Shape ``[T]``."""
+    return _concatenated((s.before, s.before + s.length) for s in _segments(groups, branches))
 
 
-def _ranges(bounds: Iterable[tuple[int, int]]) -> Tensor:
-    """The integers from each start to before its end, one range after the other."""
-    parts = [torch.arange(start, end) for start, end in bounds]
+def _concatenated(ranges: Iterable[Range]) -> Tensor:
+    """The integers of the ranges, one range after the other."""
+    parts = [torch.arange(start, end) for start, end in ranges]
     return torch.cat(parts) if parts else torch.empty(0, dtype=torch.long)
 
 
-def _segments(groups: Iterable[Sequence[int]]) -> list[tuple[int, int, int, int]]:
-    """Query segments as ``(start, length, tokens before it on its path, start of those)``.
-
-    A group with a single completion is one causal segment: prompt and completion together.
-    """
+def _segments(groups: Sequence[Sequence[int]], branches: Branches | None) -> list[_Segment]:
+    """Query segments in flat order. A prompt and its only completion, up to the end of its first branch, are one."""
+    of_group: dict[int, list[Path]] = {}
+    for path in find_paths(groups, branches):
+        of_group.setdefault(path.group, []).append(path)
     segments, start = [], 0
-    for prompt, *completions in groups:
-        if len(completions) == 1:
-            segments.append((start, prompt + completions[0], 0, start))
-        else:
-            segments.append((start, prompt, 0, start))
-            for index, length in enumerate(completions):
-                segments.append((start + prompt + sum(completions[:index]), length, prompt, start))
+    for number, (prompt, *completions) in enumerate(groups):
+        paths = of_group.get(number, [])
+        joined = paths.pop(0).length if len(completions) == 1 else 0
+        segments.append(_Segment(start, prompt + joined))
+        segments += [_Segment(path.start, path.length, path.context) for path in paths]
         start += prompt + sum(completions)
     return segments
 
 
-def _shared_prompts(segments: list[tuple[int, int, int, int]]) -> SharedPrompts | None:
-    """Collect the segments with tokens before them, in flat order, by their prompt."""
-    queries, keys, longest = [], [], 0
-    for prompt_start, group in groupby((s for s in segments if s[2] > 0), key=lambda segment: segment[3]):
-        completions = list(group)
-        (start, _, prompt, _), (last, length, _, _) = completions[0], completions[-1]
-        queries.append((start, last + length))
-        keys.append((prompt_start, prompt_start + prompt))
-        longest = max(longest, prompt + max(completion[1] for completion in completions))
+def _shared_prompts(segments: Sequence[_Segment]) -> SharedPrompts | None:
+    """Collect the segments with a context, in flat order; adjacent ones with the same context are one block."""
+    queries, keys, prompts, longest = [], [], [], 0
+    for context, group in groupby((s for s in segments if s.context), key=lambda segment: segment.context):
+        block = list(group)
+        queries.append((block[0].start, block[-1].start + block[-1].length))
+        keys += context
+        prompts.append(block[0].before)
+        longest = max(longest, block[0].before + max(segment.length for segment in block))
     if not queries:
         return None
-    blocks = (Lengths.of([end - start for start, end in bounds]) for bounds in (queries, keys))
-    return SharedPrompts(_ranges(queries), _ranges(keys), *blocks, longest)
+    completions = Lengths.of([end - start for start, end in queries])
+    return SharedPrompts(_concatenated(queries), _concatenated(keys), completions, Lengths.of(prompts), longest)
 
 
-def _grouped(segments: list[tuple[int, int, int, int]]) -> Iterable[list[tuple[int, int, int, int]]]:
+def _grouped(segments: Sequence[_Segment]) -> Iterable[list[_Segment]]:
     """Cut the sorted segments into buckets."""
-    group: list[tuple[int, int, int, int]] = []
+    group: list[_Segment] = []
     for segment in segments:
         if group and not _fits(segment, group[0]):
             yield group
@@ -233,25 +318,23 @@ def _grouped(segments: list[tuple[int, int, int, int]]) -> Iterable[list[tuple[i
         yield group
 
 
-def _fits(segment: tuple[int, int, int, int], longest: tuple[int, int, int, int]) -> bool:
-    _, length, before, _ = segment
-    _, most, most_before, _ = longest
-    if (before > 0) != (most_before > 0):
+def _fits(segment: _Segment, longest: _Segment) -> bool:
+    if bool(segment.context) != bool(longest.context):
         return False
-    path, longest_path = length + before, most + most_before
+    path, longest_path = segment.length + segment.before, longest.length + longest.before
     close = path >= MIN_FILL * longest_path or longest_path - path <= MAX_SLACK_TOKENS
-    return close and abs(length - most) <= max(MAX_SLACK_TOKENS, (1 - MIN_FILL) * most)
+    return close and abs(segment.length - longest.length) <= max(MAX_SLACK_TOKENS, (1 - MIN_FILL) * longest.length)
 
 
-def _bucket(group: list[tuple[int, int, int, int]], width: int, depth: int) -> Bucket:
+def _bucket(group: Sequence[_Segment], width: int, depth: int) -> Bucket:
     queries = torch.zeros(len(group), width, dtype=torch.long)
     keys = torch.zeros(len(group), depth, dtype=torch.long)
-    for row, (start, length, before, before_start) in enumerate(group):
-        own = torch.arange(start, start + length)
-        queries[row] = start
-        queries[row, :length] = own
-        keys[row] = start
-        keys[row, :before] = torch.arange(before_start, before_start + before)
-        keys[row, before : before + length] = own
-    offset = torch.tensor([segment[2] for segment in group])
+    for row, segment in enumerate(group):
+        own = torch.arange(segment.start, segment.start + segment.length)
+        queries[row] = segment.start
+        queries[row, : segment.length] = own
+        keys[row] = segment.start
+        keys[row, : segment.before] = _concatenated(segment.context)
+        keys[row, segment.before : segment.before + segment.length] = own
+    offset = torch.tensor([segment.before for segment in group])
     return Bucket(queries, keys, offset, causal=not offset.any())

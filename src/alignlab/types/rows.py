@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from alignlab.types.layout import find_paths
+
 Message = Mapping[str, Any]
 """A chat message: ``role``, ``content`` and further keys that the template uses (``tool_calls``,
 ``reasoning_content``, ``name``). ``supervised: False`` excludes an assistant turn from the loss."""
@@ -88,6 +90,8 @@ class TokenRow:
             per completion.
         token_columns: Quantities by name with one value per target of the loss (``old_logps``), for losses.
         record: Only for a prompt: what rewards receive, ``prompt`` (its messages) and ``columns``.
+        branches: By number of a completion, for those whose turns were answered in different contexts: the tokens
+            before each branch, and its length (``types.layout.Branches``).
         mismatched: The prompt with the completion of another row, without gradient, if the method needs it (KTO).
     """
 
@@ -98,4 +102,15 @@ class TokenRow:
     columns: dict[str, Any] = field(default_factory=dict)
     token_columns: dict[str, Sequence[float] | Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
+    branches: dict[int, list[list[int]]] = field(default_factory=dict)
     mismatched: "TokenRow | None" = None
+
+
+def longest_sequence(row: TokenRow) -> int:
+    """Number of tokens of a row's longest sequence: a prompt and its longest completion, or a branch and its context.
+
+    Args:
+        row: Any row.
+    """
+    paths = (path.before + path.length for path in find_paths(row.groups, row.branches))
+    return max((*paths, *(prompt for prompt, *_ in row.groups)))

@@ -60,3 +60,36 @@ def test_prompt_tokens_are_never_targets():
     row = TokenRow(tokens=[1, 2, 3], supervised=[True, True, True], groups=[[2, 1]], origin="", columns={})
     assert torch.equal(collate([row], packing=True).labels, torch.tensor([3]))
     assert count_targets(row) == 1
+
+
+# Prompt 10 11; a completion 20 21 22 with the branches 30 31 after the prompt's 10, and 40 after 10 11 20; another, 50.
+BRANCHED = TokenRow(
+    tokens=[10, 11, 20, 21, 22, 30, 31, 40, 50],
+    supervised=[False, False, True, False, True, False, True, True, True],
+    groups=[[2, 6, 1]],
+    origin="branched",
+    columns={"scores": [2.0, 1.0]},
+    branches={0: [[2, 3], [1, 2], [3, 1]]},
+)
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["flat", "padded"])
+def test_branches_belong_to_the_sequence_of_their_completion(packing):
+    batch = collate([PAIR, BRANCHED], packing=packing)
+    assert predictions(batch)[3:] == [(2, 11, 20), (2, 21, 22), (2, 30, 31), (2, 20, 40), (3, 11, 50)]
+    assert batch.group_ids.tolist() == [0, 0, 1, 1]
+    assert batch.columns["scores"].tolist() == [2.0, 1.0, 2.0, 1.0]
+    # The sequence ends where its first branch does: at the last turn.
+    assert batch.inputs["input_ids"].flatten()[batch.last_positions].tolist() == [21, 30, 22, 50]
+    sums = totals([PAIR, BRANCHED])
+    assert (sums.supervised_tokens, sums.sequences, sums.chosen_tokens) == (8, 4, 2 + 4)
+
+
+def test_padded_rows_hold_one_branch_each():
+    batch = collate([BRANCHED], packing=False)
+    assert batch.inputs["input_ids"].tolist() == [
+        [10, 11, 20, 21, 22],
+        [10, 30, 31, 0, 0],
+        [10, 11, 20, 40, 0],
+        [10, 11, 50, 0, 0],
+    ]

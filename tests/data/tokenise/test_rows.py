@@ -9,22 +9,17 @@ from alignlab.data.table.counts import Dropped
 from alignlab.data.tokenise.rows import tokenize, tokenize_counted
 from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
 from alignlab.errors import InputError
+from alignlab.types.layout import find_paths
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
-from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
+from tests.data.tokenise.tiny_tokenizers import CHATML, FORGETFUL, assistant, byte_tokenizer, token_settings, user
 
 TOKENIZERS = ["bytes", "bytes with bos", "minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
 SYSTEM = {"role": "system", "content": "Be kind."}
 SINGLE = (user("Hi there"), assistant("Hello, you."))
 MULTI = (SYSTEM, user("One"), assistant("First"), user("Two"), assistant("Second 这是"))
+
+
 # The rendering of an earlier turn depends on whether the dialogue goes on.
-FORGETFUL = (
-    "{%- for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' }}"
-    "{%- if m.role == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
-    "{{- m.content ~ '<|im_end|>\\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-
-
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def tokenizer(request, tmp_path_factory):
     """Tokenizers made here and real ones, unpacked, with their own or the fallback template."""
@@ -74,17 +69,19 @@ def supervised_text(row, tokenizer) -> list[str]:
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
 @pytest.mark.parametrize("loss_on", ["assistant", "last"])
 def test_train_prefix_equals_generation_prefix(tokenizer, messages, loss_on):
-    if "enable_thinking" in tokenizer.chat_template and messages is MULTI and loss_on == "assistant":
-        # Such a template strips the thinking of earlier turns, so these have no prefix: refused with the remedy.
-        with pytest.raises(InputError, match=r"rendered differently.*data\.loss_on=last"):
-            tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
-        return
     row = tokenize(demonstration(*messages), tokenizer, token_settings(loss_on=loss_on))
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     turns = turns if loss_on == "assistant" else turns[-1:]
-    assert len(spans(row)) == len(turns)
-    for (start, _), turn in zip(spans(row), turns, strict=True):
-        assert row.tokens[:start] == generation_prefix(tokenizer, messages[:turn])
+    contexts = []
+    for path in find_paths(row.groups, row.branches):
+        tokens = [token for start, end in path.context for token in row.tokens[start:end]]
+        flags = row.supervised[path.start : path.start + path.length]
+        starts = [i for i, (before, here) in enumerate(pairwise([False, *flags])) if here and not before]
+        contexts += [tokens + row.tokens[path.start : path.start + start] for start in starts]
+    assert sorted(contexts) == sorted(generation_prefix(tokenizer, messages[:turn]) for turn in turns)
+    # A template that strips the thinking of earlier turns gives them branches.
+    thinks = "enable_thinking" in tokenizer.chat_template and messages is MULTI and loss_on == "assistant"
+    assert bool(row.branches) == thinks
     assert row.groups == [[spans(row)[0][0], len(row.tokens) - spans(row)[0][0]]]
 
 
@@ -232,24 +229,29 @@ def test_an_answer_that_would_merge_with_its_opening_is_split_as_in_generation()
     assert supervised_text(row, tokenizer) == ["\nA<|im_end|>"]
 
 
-def test_an_earlier_answer_that_merges_is_refused_and_last_is_not():
+def test_an_earlier_answer_that_merges_is_split_in_a_branch():
     tokenizer = byte_tokenizer(template=CHATML, merges=[("Ċ", "Ċ")])
-    row = demonstration(user("Q"), assistant("\nA"), user("R"), assistant("\nB"))
-    with pytest.raises(InputError, match=r"a token reaches.*data\.loss_on=last"):
-        tokenize(row, tokenizer, token_settings())
-    last = tokenize(row, tokenizer, token_settings(loss_on="last"))
-    assert last.tokens[: last.groups[0][0]] == generation_prefix(tokenizer, row.messages[:3])
+    row = tokenize(demonstration(user("Q"), assistant("\nA"), user("R"), assistant("B")), tokenizer, token_settings())
+    # In the prompt of the second answer the line breaks are one token, as generation would encode them.
+    (prompt, main), (fork, length) = row.branches[0]
+    shown = generation_prefix(tokenizer, (user("Q"), assistant("\nA"), user("R")))
+    assert row.tokens[:prompt] == shown and prompt + main < len(row.tokens)
+    assert row.tokens[:fork] + row.tokens[-length:-3] == generation_prefix(tokenizer, (user("Q"),))
+    assert tokenizer.decode(row.tokens[-3:]) == "\nA<|im_end|>"
+    assert row.supervised[-length:] == [False] * (length - 3) + [True] * 3
 
 
 def test_template_that_rewrites_earlier_turns():
     tokenizer = byte_tokenizer(template=FORGETFUL)
-    row = demonstration(user("Q"), assistant("A"), user("R"), assistant("B"))
-    with pytest.raises(
-        InputError, match=r"rendered differently.*data\.loss_on=last.*data\.chat_template=.*data\.bad_rows"
-    ):
-        tokenize(row, tokenizer, token_settings())
-    last = tokenize(row, tokenizer, token_settings(loss_on="last"))
-    assert supervised_text(last, tokenizer) == ["<think></think>B<|im_end|>"]
+    messages = (user("Q"), assistant("A"), user("R"), assistant("B"))
+    row = tokenize(demonstration(*messages), tokenizer, token_settings())
+    assert supervised_text(row, tokenizer) == ["<think></think>B<|im_end|><think></think>A<|im_end|>"]
+    first = generation_prefix(tokenizer, messages[:1])
+    assert row.branches == {
+        0: [[row.groups[0][0], len("<think></think>B") + 1], [len(first), len("<think></think>A") + 1]]
+    }
+    last = tokenize(demonstration(*messages), tokenizer, token_settings(loss_on="last"))
+    assert supervised_text(last, tokenizer) == ["<think></think>B<|im_end|>"] and not last.branches
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@ import pytest
 
 from alignlab.data.table.counts import Counts, Dropped, count
 from alignlab.data.tokenise.rows import tokenize, tokenize_counted
-from alignlab.data.tokenise.truncate import longest_sequence, truncate
+from alignlab.data.tokenise.truncate import truncate
 from alignlab.errors import InputError
-from alignlab.types.rows import Demonstration, TokenRow
+from alignlab.types.rows import Demonstration, TokenRow, longest_sequence
 from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user
 
 # A prompt 1 2 3 4 and the completions 5 6 7 and 8 9: sequences of 7 and 6 tokens.
@@ -72,6 +72,25 @@ def test_a_prompt_alone_can_be_cut_from_the_left_only(policy, expected):
 def test_a_completion_without_prompt_is_cut_from_the_right():
     row = TokenRow([1, 2, 3], [False, True, True], [[0, 3]], "f:1")
     assert truncate(row, 2, "right_completion").groups == [[0, 2]]
+
+
+# A prompt 1 2 3 4; a completion 5 6 7 with branches 8 9 after 1 2 3 and 8 after the prompt and 5.
+BRANCHED = TokenRow(
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 8], [False] * 4 + [True] * 6, [[4, 6]], "f:1", branches={0: [[4, 3], [3, 2], [5, 1]]}
+)
+
+
+def test_branches_move_with_what_they_continue():
+    assert longest_sequence(BRANCHED) == 7
+    cut = truncate(BRANCHED, 5, "left_prompt")
+    assert (cut.tokens, cut.groups) == ([3, 4, 5, 6, 7, 8, 9, 8], [[2, 6]])
+    assert cut.branches == {0: [[2, 3], [1, 2], [3, 1]]}
+    assert cut.supervised == [False] * 2 + [True] * 6
+
+
+def test_branches_behind_a_cut_are_left_out():
+    cut = truncate(BRANCHED, 5, "right_completion")
+    assert (cut.tokens, cut.groups, cut.branches) == ([1, 2, 3, 4, 5, 8, 9], [[4, 3]], {0: [[4, 1], [3, 2]]})
 
 
 def test_no_kept_row_is_without_loss():

@@ -10,6 +10,14 @@ CHATML = (
     "{%- endfor %}{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# The last answer begins with an empty thought, which is left out once the dialogue goes on.
+FORGETFUL = (
+    "{%- for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' }}"
+    "{%- if m.role == 'assistant' and loop.last %}{{ '<think></think>' }}{% endif %}"
+    "{{- m.content ~ '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 
 def byte_tokenizer(
     *, template=None, eos="</s>", bos="<s>", adds_bos=False, markers=("<|im_start|>", "<|im_end|>"), merges=()
@@ -38,6 +46,7 @@ def token_settings(**changes) -> TokenSettings:
         "chat_template_kwargs": {},
         "special_tokens": None,
         "loss_on": "assistant",
+        "loss_on_reasoning": True,
         "max_tokens_per_sequence": 4096,
         "truncation": "error",
         "max_cut_fraction": 1.0,

@@ -26,21 +26,23 @@ class WithMismatched(View):
 
 
 def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:
-    """Combine the prompt of a row with the completion of another.
+    """Combine the prompt of a row with the completion of another, or with its first branch.
 
     Args:
         row: A row of one group with one completion.
         other: Another such row.
         max_tokens: Maximum tokens of the result; at least one token of the completion is kept.
     """
-    ((prompt, _),), ((other_prompt, _),) = row.groups, other.groups
-    kept = slice(other_prompt, other_prompt + max(1, max_tokens - prompt))
-    completion, supervised = other.tokens[kept], other.supervised[kept]
+    ((prompt, _),), ((other_prompt, completion),) = row.groups, other.groups
+    length = other.branches[0][0][1] if other.branches else completion
+    kept = slice(other_prompt, other_prompt + min(length, max(1, max_tokens - prompt)))
+    tokens, supervised = other.tokens[kept], other.supervised[kept]
     if not any(supervised):
-        supervised = [True] * len(completion)  # the cut removed every target
+        supervised = [True] * len(tokens)  # the cut removed every target
     return replace(
         row,
-        tokens=row.tokens[:prompt] + completion,
+        tokens=row.tokens[:prompt] + tokens,
         supervised=[False] * prompt + supervised,
-        groups=[[prompt, len(completion)]],
+        groups=[[prompt, len(tokens)]],
+        branches={},
     )

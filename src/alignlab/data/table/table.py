@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from alignlab.data.table.counts import Counts
-from alignlab.types.rows import TokenRow
+from alignlab.types.rows import TokenRow, longest_sequence
 
 _ROWS, _COUNTS = "rows.arrow", "counts.json"
 _ROWS_PER_BATCH = 1000
@@ -25,6 +25,8 @@ _SCHEMA = pa.schema(
         "origin": pa.string(),
         "columns": pa.string(),
         "record": pa.string(),
+        "branches": pa.string(),
+        "longest_sequence": pa.int32(),
         "num_supervised": pa.int32(),
     }
 )
@@ -56,6 +58,7 @@ class TokenTable:
             origin=row["origin"].as_py(),
             columns={"row": index} | json.loads(row["columns"].as_py()),
             record=json.loads(row["record"].as_py()),
+            branches={int(number): parts for number, parts in json.loads(row["branches"].as_py()).items()},
         )
 
     def __iter__(self) -> Iterator[TokenRow]:
@@ -74,8 +77,7 @@ class TokenTable:
     @cached_property
     def longest_sequence(self) -> int:
         """Tokens of the longest prompt with one completion; 0 for an empty table."""
-        groups = (group for row in self._table["groups"].to_pylist() for group in row)
-        return max((prompt + max(completions, default=0) for prompt, *completions in groups), default=0)
+        return pc.max(self._table["longest_sequence"]).as_py() or 0
 
     @cached_property
     def num_supervised(self) -> np.ndarray:
@@ -156,5 +158,5 @@ def write_table(folder: Path, rows: Iterable[TokenRow], counts: Callable[[], Cou
 
 
 def _record(row: TokenRow) -> dict:
-    texts = {"columns": json.dumps(row.columns), "record": json.dumps(row.record)}
-    return vars(row) | texts | {"num_supervised": sum(row.supervised)}
+    texts = {name: json.dumps(getattr(row, name)) for name in ("columns", "record", "branches")}
+    return vars(row) | texts | {"num_supervised": sum(row.supervised), "longest_sequence": longest_sequence(row)}

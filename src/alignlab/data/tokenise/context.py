@@ -8,7 +8,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.tokenise.encode import Control, control_patterns
-from alignlab.data.tokenise.templates import Template, adds_bos, choose_template, probe, stop_tokens
+from alignlab.data.tokenise.templates import Template, TurnEnds, adds_bos, choose_template, find_turn_ends, probe
 from alignlab.data.tokenise.truncate import Truncation
 
 
@@ -26,6 +26,8 @@ class TokenSettings:
             nothing, and ``encode`` is refused.
         loss_on: Supervise every assistant turn, the last one, or everything. In rows with a separate prompt
             (preferences, unpaired) only turns of the completion are supervised.
+        loss_on_reasoning: Whether the reasoning in supervised turns is supervised too, and an empty block of reasoning
+            that a template inserts.
         max_tokens_per_sequence: Maximum tokens of a prompt with one completion; length of a block of text.
         truncation: What to do with longer rows.
         max_cut_fraction: Maximum share of rows that may be cut.
@@ -39,6 +41,7 @@ class TokenSettings:
     chat_template_kwargs: dict[str, Any] = field(hash=False)
     special_tokens: Literal["encode", "text"] | None
     loss_on: Literal["assistant", "last", "all"]
+    loss_on_reasoning: bool
     max_tokens_per_sequence: Annotated[int, Field(ge=2)]
     truncation: Truncation
     max_cut_fraction: Annotated[float, Field(ge=0, le=1)]
@@ -56,7 +59,7 @@ class Context:
         tokenizer: The tokenizer that encodes.
         settings: How rows become tokens.
         template: The chat template that renders dialogues.
-        stop: Ids that generation stops on.
+        ends: How assistant turns end, and the ids that generation stops on.
         control: Patterns of token strings that contents must not write.
         bos: Id that the tokenizer puts before a text; None if it puts none.
     """
@@ -64,7 +67,7 @@ class Context:
     tokenizer: PreTrainedTokenizerBase
     settings: TokenSettings
     template: Template
-    stop: frozenset[int]
+    ends: TurnEnds
     control: Control
     bos: int | None
 
@@ -79,9 +82,9 @@ def derive_context(tokenizer: PreTrainedTokenizerBase, settings: TokenSettings, 
         own_template: Text of the tokenizer's template; part of the cache key, because it may change on the same object.
     """
     template = choose_template(tokenizer, settings.chat_template, settings.chat_template_kwargs)
-    stop = stop_tokens(tokenizer, template)
+    ends = find_turn_ends(tokenizer, template)
     bos = tokenizer.bos_token_id if adds_bos(tokenizer) else None
-    control = control_patterns(tokenizer, stop, template.text + template.tool_text, probe(template, tokenizer))
+    control = control_patterns(tokenizer, ends.stop, template.text + template.tool_text, probe(template, tokenizer))
     if settings.special_tokens == "text":
         control = Control(control.special, control.special, control.special)
-    return Context(tokenizer, settings, template, stop, control, bos)
+    return Context(tokenizer, settings, template, ends, control, bos)

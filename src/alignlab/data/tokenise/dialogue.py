@@ -1,12 +1,11 @@
 """A rendered dialogue, in which supervised spans are found."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alignlab.data.tokenise.context import Context
 from alignlab.data.tokenise.encode import encode, guard_dialogue
-from alignlab.data.tokenise.kept import find_lost
 from alignlab.data.tokenise.templates import render
 from alignlab.errors import InputError
 from alignlab.types.rows import Message, Row
@@ -15,8 +14,8 @@ ANOTHER_TEMPLATE = "data.chat_template=chatml, plain or the path of a jinja file
 LEAVE_OUT = "data.bad_rows=drop to leave such rows out, counted"
 
 
-class TemplateLoss(InputError):
-    """A template leaves out a part of a row; ``rows`` finds the templates that do not."""
+class TemplateMisfit(InputError):
+    """A template leaves out a part of a row, or opens an answer otherwise; ``rows`` finds the settings that do not."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +40,20 @@ class Dialogue:
 
     def render(self, num_messages: int, add_generation_prompt: bool = False) -> str:
         """Render the first messages."""
-        return self._render(self.messages[:num_messages], self.tools, add_generation_prompt)
+        return self.render_messages(self.messages[:num_messages], add_generation_prompt)
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[Any] | None, add_generation_prompt: bool = False
-    ) -> str:
-        return render(self.context.template, self.context.tokenizer, messages, tools, add_generation_prompt)
+    def render_messages(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        """Render other messages with the tools of this dialogue."""
+        return render(self.context.template, self.context.tokenizer, messages, self.tools, add_generation_prompt)
+
+    def with_messages(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> "Dialogue":
+        """A dialogue of other messages and tools, with the same guard."""
+        other = replace(self, messages=list(messages), tools=list(tools) if tools else None, text="")
+        return replace(other, text=other.render(len(messages)))
 
     def encode(self, text: str) -> list[int]:
         """Encode rendered text to token ids."""
         return encode(text, self.context.tokenizer, self.guard)
-
-    def ends_in_answer(self, end: int) -> bool:
-        """Whether the span that ends at this position of the text ends with an assistant turn."""
-        return end < len(self.text) or self.messages[-1]["role"] == "assistant"
 
     def refusal(self, why: str, *remedies: str) -> InputError:
         """Make an error for this row."""
@@ -62,20 +61,11 @@ class Dialogue:
 
     def loss(self, what: str) -> InputError:
         """Make an error for a part of this row that the template leaves out."""
-        return TemplateLoss(*_explain(self.row, self.context, f"the template leaves out {what}", LEAVE_OUT))
+        return self.misfit(f"the template leaves out {what}")
 
-    def check_contents(self) -> None:
-        """Check that the template renders the content of every system and user message, tools, calls, and reasoning.
-
-        Blanks are ignored. The contents of assistant turns are checked where they are supervised.
-        """
-        squeezed = squeeze(self.text)
-        for message in self.messages:
-            given = message["role"] not in ("assistant", "tool")
-            if given and squeeze(message.get("content") or "") not in squeezed:
-                raise self.loss(f"the content of a message of role '{message['role']}'")
-        if lost := find_lost(self.messages, self.tools, self._render):
-            raise self.loss(lost)
+    def misfit(self, why: str) -> InputError:
+        """Make an error that another template, or another value of a variable of this one, may avoid."""
+        return TemplateMisfit(*_explain(self.row, self.context, why, LEAVE_OUT))
 
 
 def render_dialogue(

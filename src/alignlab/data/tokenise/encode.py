@@ -57,10 +57,15 @@ def control_patterns(
     written = {token for token in special if token in template}
     turns = {token for token in written if rendered is None or token in rendered}
     answers = always | {token for token in turns if not REASONING.search(token)}
-    return Control(*map(_pattern, (special | always, always | written, answers)))
+    return Control(*map(one_of, (special | always, always | written, answers)))
 
 
-def _pattern(strings: Collection[str]) -> re.Pattern[str] | None:
+def one_of(strings: Collection[str]) -> re.Pattern[str] | None:
+    """A pattern of strings of at least two characters, the longest first; None if there are none.
+
+    Args:
+        strings: The strings.
+    """
     longest_first = sorted((s for s in strings if len(s) > 1), key=lambda s: (-len(s), s))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

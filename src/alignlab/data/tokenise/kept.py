@@ -9,7 +9,7 @@ the dialogue by chance cannot hide that it was left out.
 | a tool | its name and description; the names of all its parameters; of a parameter also its description and choices |
 | a call | its name; all its arguments, with their names and values |
 | a tool message | its content |
-| reasoning | the text; of an earlier turn, in the dialogue that ends there, as templates may leave it out later |
+| reasoning | the text, in the answer of its turn: templates may leave it out later |
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,13 +38,14 @@ class _Marks(dict[str, str]):
         return mark
 
 
-def find_lost(messages: Sequence[Message], tools: Sequence[Any] | None, render: Render) -> str | None:
+def find_lost(messages: Sequence[Message], tools: Sequence[Any] | None, render: Render, answer: Render) -> str | None:
     """Find the first value that a template leaves out, and describe it; None if it writes all.
 
     Args:
         messages: The turns.
         tools: Tool descriptions, if the row has any.
         render: Renders a dialogue with the template.
+        answer: Renders the answer of the last message.
 
     Raises:
         jinja2.TemplateError: The template refuses the dialogue.
@@ -60,7 +61,7 @@ def find_lost(messages: Sequence[Message], tools: Sequence[Any] | None, render: 
         if mark not in text:
             return what
     for mark, turn in turns.items():
-        if mark not in text and mark not in render(marked[: turn + 1], marked_tools).lower():
+        if mark not in text and mark not in answer(marked[: turn + 1], marked_tools).lower():
             return reasoning[mark]
     return None
 

@@ -1,7 +1,7 @@
 """Tokenise rows to token rows, with one function per kind of row."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -14,12 +14,14 @@ from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.sources.files.record import MEND
 from alignlab.data.table.counts import Counts, Dropped, count
 from alignlab.data.tokenise.context import Context, TokenSettings, derive_context
-from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, TemplateLoss, refusal, render_dialogue
-from alignlab.data.tokenise.encode import encode, find_guard, protect
-from alignlab.data.tokenise.spans import check_doubled, supervise
+from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, TemplateMisfit, refusal, render_dialogue
+from alignlab.data.tokenise.encode import REASONING, encode, find_guard, protect
+from alignlab.data.tokenise.supervise import check_doubled, supervise
 from alignlab.data.tokenise.templates import TemplateLimit, template_names
 from alignlab.data.tokenise.truncate import truncate
+from alignlab.data.tokenise.turns import check_contents
 from alignlab.errors import InputError, nearest
+from alignlab.rendering import template_variables
 from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, TokenRow, Unpaired
 
 log = logging.getLogger(__name__)
@@ -73,7 +75,7 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     check_numbers(row, context.settings.number_columns)
     try:
         return _TOKENIZERS[type(row)](row, context)
-    except TemplateLoss as error:
+    except TemplateMisfit as error:
         raise _with_remedies(error, row, context) from error
     except TemplateError as error:
         why = f"the template refuses the dialogue: {error}"
@@ -82,23 +84,42 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
         raise refusal(row, context, f"its text is not valid Unicode: {error.reason}", LEAVE_OUT) from error
 
 
-def _with_remedies(error: TemplateLoss, row: Row, context: Context) -> InputError:
-    """Name the templates that render the whole row, which are tried one by one."""
-    names = [name for name in template_names(context.tokenizer) if _renders(row, context, name)]
-    without = " and data.chat_template_kwargs={}" if context.settings.chat_template_kwargs else ""
-    written = [f"data.chat_template={' or '.join(names)}{without}"] if names else []
-    first = "; or ".join([*written, "data.chat_template=FILE, a jinja file that writes it"])
+def _with_remedies(error: TemplateMisfit, row: Row, context: Context) -> InputError:
+    """Name the settings with which the whole row can be tokenised, which are tried one by one."""
+    settings = context.settings
+    variables = template_variables(context.template.text) | template_variables(context.template.tool_text)
+    switches = [
+        replace(settings, chat_template_kwargs={**settings.chat_template_kwargs, name: value})
+        for name in sorted(variables)
+        if REASONING.search(name)
+        for value in (True, False)
+    ]
+    found = [changed.chat_template_kwargs for changed in switches if _tokenizes(row, context, changed)]
+    words = [f"data.chat_template_kwargs={{{_hydra(kwargs)}}}" for kwargs in found[:1]]
+    others = {
+        name: replace(settings, chat_template=name, chat_template_kwargs={})
+        for name in template_names(context.tokenizer)
+    }
+    names = [name for name, changed in others.items() if _tokenizes(row, context, changed)]
+    without = " and data.chat_template_kwargs={}" if settings.chat_template_kwargs else ""
+    words += [f"data.chat_template={' or '.join(names)}{without}"] if names else []
+    first = "; or ".join([*words, "data.chat_template=FILE, a jinja file that writes it"])
     return InputError(error.asked, error.why, error.instead.replace("Type ", f"Type {first}; or ", 1))
 
 
-def _renders(row: Row, context: Context, chat_template: str) -> bool:
-    """Whether a row can be tokenised with another template, without variables made for this one."""
+def _tokenizes(row: Row, context: Context, settings: TokenSettings) -> bool:
+    """Whether a row can be tokenised with other settings."""
     try:
-        settings = replace(context.settings, chat_template=chat_template, chat_template_kwargs={})
         _TOKENIZERS[type(row)](row, derive_context(context.tokenizer, settings, str(context.tokenizer.chat_template)))
     except (InputError, TemplateError):
         return False
     return True
+
+
+def _hydra(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in values.items()
+    )
 
 
 # --- one function per kind --------------------------------------------------------------------------------------------
@@ -132,8 +153,9 @@ def _announce_ordinary(token: str) -> None:
 
 
 def _demonstration(row: Demonstration, context: Context) -> TokenRow:
-    tokens, supervised, start = supervise(render_dialogue(row, row.messages, row.tools, context), None)
-    return TokenRow(tokens, supervised, [[start, len(tokens) - start]], row.origin, _numeric_columns(row))
+    group = supervise([render_dialogue(row, row.messages, row.tools, context)], None)
+    columns = _numeric_columns(row)
+    return TokenRow(group.tokens, group.supervised, [group.lengths], row.origin, columns, branches=group.branches)
 
 
 def _preference(row: Preference, context: Context) -> TokenRow:
@@ -155,19 +177,14 @@ def _unpaired(row: Unpaired, context: Context) -> TokenRow:
 def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str, Any], context: Context) -> TokenRow:
     """A prompt and its completions, each rendered after the prompt; the tokens of the prompt are kept once."""
     dialogues = [render_dialogue(row, (*row.prompt, *turns), row.tools, context) for turns in completions]
-    masked = [supervise(dialogue, len(row.prompt)) for dialogue in dialogues]
-    tokens, supervised, prompt = masked[0]
-    for others, mask, start in masked[1:]:
-        if others[:start] != tokens[:prompt]:
-            raise refusal(row, context, "its completions do not share one rendered prompt", ANOTHER_TEMPLATE, LEAVE_OUT)
-        tokens, supervised = tokens + others[start:], supervised + mask[start:]
-    lengths = [prompt, *(len(ids) - prompt for ids, _, _ in masked)]
-    return TokenRow(tokens, supervised, [lengths], row.origin, {**_numeric_columns(row), **columns})
+    group = supervise(dialogues, len(row.prompt))
+    columns = {**_numeric_columns(row), **columns}
+    return TokenRow(group.tokens, group.supervised, [group.lengths], row.origin, columns, branches=group.branches)
 
 
 def _prompt(row: Prompt, context: Context) -> TokenRow:
     dialogue = render_dialogue(row, row.prompt, row.tools, context, generate=True)
-    dialogue.check_contents()
+    check_contents(dialogue)
     tokens = dialogue.encode(dialogue.text)
     check_doubled(dialogue, tokens)
     if not tokens:

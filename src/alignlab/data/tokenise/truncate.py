@@ -5,28 +5,33 @@
     left_prompt        cut the prompt from the left, after BOS; completions are not cut
     right_completion   cut completions from the right; the prompt is not cut
 
-All completions of a group share one prompt and one length limit, so the same cut applies to all of them. A row is
-dropped if it still does not fit, if a completion would lose all its supervised tokens, or if completions that differ
-would become equal.
+All completions of a group share one prompt and one length limit, so the same cut applies to all of them. Branches of a
+completion move with what they continue, and are left out where that is cut. A row is dropped if it still does not fit,
+if a completion would lose all its supervised tokens, or if completions that differ would become equal.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
+from itertools import chain, count
+from typing import Literal, NamedTuple
 
 from alignlab.data.table.counts import Dropped
 from alignlab.errors import InputError
-from alignlab.types.rows import TokenRow
+from alignlab.types.rows import TokenRow, longest_sequence
 
 Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
 
-_Piece = tuple[list[int], list[bool]]
-_Group = list[_Piece]
+
+class _Piece(NamedTuple):
+    """Tokens with their mask; ``fork`` is the number of tokens before a branch, 0 for a prompt."""
+
+    fork: int
+    tokens: list[int]
+    supervised: list[bool]
 
 
-def longest_sequence(row: TokenRow) -> int:
-    """Number of tokens of a row's longest sequence: a prompt and its longest completion."""
-    return max(prompt + max(completions, default=0) for prompt, *completions in row.groups)
+_Group = tuple[_Piece, list[list[_Piece]]]
+"""A prompt, and the branches of each completion; most have one."""
 
 
 def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = None) -> TokenRow | Dropped:
@@ -53,60 +58,85 @@ def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = No
         )
     if policy == "drop":
         return Dropped("longer than data.max_tokens_per_sequence", row.origin, len(row.tokens))
-    groups = [_CUTS[policy](group, limit, bos) for group in _groups(row)]
-    if not all(_fits(before, after, limit) for before, after in zip(_groups(row), groups, strict=True)):
+    groups = list(_groups(row))
+    cut = _row(row, [_CUTS[policy](*group, limit, bos) for group in groups])
+    if longest_sequence(cut) > limit or not all(map(_keeps, groups, _groups(cut))):
         return Dropped(f"no room for the loss after data.truncation={policy}", row.origin, len(row.tokens))
-    return _row(row, groups)
+    return cut
 
 
-def _cut_prompt(group: _Group, limit: int, bos: int | None) -> _Group:
-    (tokens, supervised), *completions = group
-    room = limit - max((len(tokens) for tokens, _ in completions), default=0)
-    head = int(tokens[:1] == [bos] and room > 1)
-    start = max(head, len(tokens) - max(room, 0) + head)
-    return [(tokens[:head] + tokens[start:], supervised[:head] + supervised[start:]), *completions]
+def _cut_prompt(prompt: _Piece, completions: list[list[_Piece]], limit: int, bos: int | None) -> _Group:
+    longest = max((branch.fork + len(branch.tokens) for parts in completions for branch in parts), default=0)
+    room = limit - max(longest, len(prompt.tokens)) + len(prompt.tokens)
+    head = int(prompt.tokens[:1] == [bos] and room > 1)
+    start = max(head, len(prompt.tokens) - max(room, 0) + head)
+    kept = _Piece(0, prompt.tokens[:head] + prompt.tokens[start:], prompt.supervised[:head] + prompt.supervised[start:])
+
+    def moved(branch: _Piece) -> _Piece:
+        return branch._replace(fork=max(branch.fork - start + head, min(branch.fork, head)))
+
+    return kept, [[moved(branch) for branch in parts] for parts in completions]
 
 
-def _cut_completions(group: _Group, limit: int, bos: int | None) -> _Group:
-    prompt, *completions = group
-    room = max(limit - len(prompt[0]), 0)
-    return [prompt, *((tokens[:room], supervised[:room]) for tokens, supervised in completions)]
+def _cut_completions(prompt: _Piece, completions: list[list[_Piece]], limit: int, bos: int | None) -> _Group:
+    def cut(branch: _Piece) -> _Piece:
+        room = max(limit - branch.fork, 0)
+        return _Piece(branch.fork, branch.tokens[:room], branch.supervised[:room])
+
+    parts = [[cut(branch) for branch in one] for one in completions]
+    return prompt, [[first, *(branch for branch in others if any(branch.supervised))] for first, *others in parts]
 
 
-_CUTS: dict[str, Callable[[_Group, int, int | None], _Group]] = {
+_CUTS: dict[str, Callable[[_Piece, list[list[_Piece]], int, int | None], _Group]] = {
     "left_prompt": _cut_prompt,
     "right_completion": _cut_completions,
 }
 
 
-def _fits(before: _Group, after: _Group, limit: int) -> bool:
-    """Whether a cut group is short enough, and keeps a prompt, supervised tokens and distinct completions."""
-    (prompt, _), *completions = after
-    contents = {tuple(tokens) for tokens, _ in completions}
+def _keeps(before: _Group, after: _Group) -> bool:
+    """Whether a cut group keeps a prompt, supervised tokens and distinct completions."""
     return (
-        len(prompt) + max(map(len, contents), default=0) <= limit
-        and bool(prompt) == bool(before[0][0])
-        and all(any(supervised) for _, supervised in completions)
-        and len(contents) == len({tuple(tokens) for tokens, _ in before[1:]})
+        bool(after[0].tokens) == bool(before[0].tokens)
+        and all(any(branch.supervised) for parts in after[1] for branch in parts[:1])
+        and len(_contents(after)) == len(_contents(before))
     )
+
+
+def _contents(group: _Group) -> set[tuple[int, ...]]:
+    return {tuple(token for branch in parts for token in branch.tokens) for parts in group[1]}
 
 
 def _groups(row: TokenRow) -> Iterator[_Group]:
-    """Yield the pieces of each group: the prompt, then its completions."""
-    start = 0
-    for lengths in row.groups:
-        group = []
-        for length in lengths:
-            group.append((row.tokens[start : start + length], row.supervised[start : start + length]))
-            start += length
-        yield group
+    """Yield the pieces of each group."""
+    start, number = 0, count()
+
+    def piece(fork: int, length: int) -> _Piece:
+        nonlocal start
+        start += length
+        return _Piece(fork, row.tokens[start - length : start], row.supervised[start - length : start])
+
+    for prompt, *completions in row.groups:
+        first = piece(0, prompt)
+        parts = [row.branches.get(next(number), [[prompt, length]]) for length in completions]
+        yield first, [[piece(*branch) for branch in branches] for branches in parts]
 
 
-def _row(row: TokenRow, groups: list[_Group]) -> TokenRow:
-    pieces = [piece for group in groups for piece in group]
+def _row(row: TokenRow, groups: Sequence[_Group]) -> TokenRow:
+    pieces = [piece for prompt, completions in groups for piece in (prompt, *chain.from_iterable(completions))]
+    completions = [parts for _, completions in groups for parts in completions]
+    lengths = [[len(prompt.tokens), *(_length(parts) for parts in parts_of)] for prompt, parts_of in groups]
     return replace(
         row,
-        tokens=[token for tokens, _ in pieces for token in tokens],
-        supervised=[flag for _, supervised in pieces for flag in supervised],
-        groups=[[len(tokens) for tokens, _ in group] for group in groups],
+        tokens=[token for piece in pieces for token in piece.tokens],
+        supervised=[flag for piece in pieces for flag in piece.supervised],
+        groups=lengths,
+        branches={
+            number: [[branch.fork, len(branch.tokens)] for branch in parts]
+            for number, parts in enumerate(completions)
+            if len(parts) > 1
+        },
     )
+
+
+def _length(parts: Sequence[_Piece]) -> int:
+    return sum(len(branch.tokens) for branch in parts)

@@ -1,0 +1,192 @@
+"""Token ids and mask of a dialogue: which tokens are targets of the loss, and in which context each was answered.
+
+Every supervised turn is a *path*: its context, and its answer, which is supervised. A path that is a leading part of
+another is one with it, so a dialogue of ordinary templates is one path. Templates that write earlier turns in another
+way give several paths; they share their longest common beginning with the last one, and the rest becomes a branch.
+
+The last supervised token of a turn is one that generation stops on; a line break after it is not supervised. With
+``loss_on: all`` the whole dialogue is supervised, and so are answers that it holds in another form only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, Dialogue
+from alignlab.data.tokenise.encode import encode_continuation
+from alignlab.data.tokenise.turns import Turn, check_answer, check_contents, find_turn
+from alignlab.types.rows import Message
+
+_ALL = "data.loss_on=all"
+
+
+@dataclass
+class MaskedPath:
+    """A sequence as generation would see and continue it.
+
+    Args:
+        tokens: Token ids.
+        supervised: Whether each is supervised.
+    """
+
+    tokens: list[int]
+    supervised: list[bool]
+
+    def join(self, other: "MaskedPath") -> int:
+        """Supervise also what another path supervises in their common beginning; return its length."""
+        shared = common_length(self.tokens, other.tokens)
+        for position in range(shared):
+            self.supervised[position] |= other.supervised[position]
+        return shared
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt with its completions, one after the other; the fields are those of ``TokenRow``."""
+
+    tokens: list[int]
+    supervised: list[bool]
+    lengths: list[int]
+    branches: dict[int, list[list[int]]]
+
+
+def supervise(dialogues: Sequence[Dialogue], num_given: int | None) -> Group:
+    """Encode dialogues that share a prompt, and find their supervised tokens.
+
+    Args:
+        dialogues: One rendered dialogue for each completion.
+        num_given: Number of messages in the prompt; None for everything before the first supervised token.
+
+    Raises:
+        InputError: Nothing would be supervised, a turn cannot be found, a turn does not end in a stop token, BOS or EOS
+            is doubled, or the template leaves out a content.
+    """
+    completions = [_paths(dialogue, num_given) for dialogue in dialogues]
+    mains = [paths[0] for paths in completions]
+    prompt = min(main.supervised.index(True) for main in mains)
+    if num_given is not None:
+        opening = dialogues[0].encode(dialogues[0].render(num_given, add_generation_prompt=True))
+        prompt = min(prompt, *(common_length(opening, main.tokens) for main in mains))
+        prompt = min(prompt, *(common_length(mains[0].tokens, main.tokens) for main in mains))
+    group = Group(mains[0].tokens[:prompt], [False] * prompt, [prompt], {})
+    for number, (main, *others) in enumerate(completions):
+        forks = [common_length(main.tokens, path.tokens) for path in others]
+        start = len(group.tokens)
+        for fork, path in zip([prompt, *forks], [main, *others], strict=True):
+            group.tokens.extend(path.tokens[fork:])
+            group.supervised.extend(path.supervised[fork:])
+        group.lengths.append(len(group.tokens) - start)
+        if others:
+            parts = zip([prompt, *forks], [main, *others], strict=True)
+            group.branches[number] = [[fork, len(path.tokens) - fork] for fork, path in parts]
+    return group
+
+
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of tokens at the beginning that two sequences share.
+
+    Args:
+        first: Token ids.
+        second: Token ids.
+    """
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def check_doubled(dialogue: Dialogue, tokens: Sequence[int]) -> None:
+    """Check that BOS is not doubled at the beginning, nor EOS anywhere.
+
+    Args:
+        dialogue: The dialogue, for the error.
+        tokens: Its token ids.
+
+    Raises:
+        InputError: One of them is doubled.
+    """
+    tokenizer = dialogue.context.tokenizer
+    doubled = {
+        "bos_token": tokenizer.bos_token_id is not None and list(tokens[:2]) == [tokenizer.bos_token_id] * 2,
+        "eos_token": any(first == second == tokenizer.eos_token_id for first, second in pairwise(tokens)),
+    }
+    for name in (name for name, found in doubled.items() if found):
+        why = f"{name} appears twice in a row in the rendered dialogue"
+        raise dialogue.refusal(why, f"a jinja file that writes {name} once", ANOTHER_TEMPLATE, LEAVE_OUT)
+
+
+def _paths(dialogue: Dialogue, num_given: int | None) -> list[MaskedPath]:
+    """The paths of a dialogue, the one that ends it first."""
+    check_contents(dialogue)
+    loss_on = dialogue.context.settings.loss_on
+    turns = _supervised_turns(dialogue.messages, num_given or 0, loss_on)
+    if not turns and loss_on != "all":
+        why = f"nothing would be supervised: no assistant turn that counts under data.loss_on={loss_on}"
+        raise dialogue.refusal(why, _ALL, "data.columns to name the fields that hold the answers", LEAVE_OUT)
+    paths = [_whole(dialogue, num_given)] if loss_on == "all" else []
+    for path in paths:
+        check_doubled(dialogue, path.tokens)
+    for number in reversed(turns):
+        turn = find_turn(dialogue, number)
+        check_answer(dialogue, number, turn)
+        path = _path_of(dialogue, turn)
+        check_doubled(dialogue, path.tokens)
+        _check_end(dialogue, path.tokens, turn)
+        _add(paths, path)
+    for path in paths[1:]:
+        paths[0].join(path)
+    for path in paths:
+        path.supervised[:1] = [False]  # Nothing predicts it.
+    if not any(paths[0].supervised):
+        raise dialogue.refusal("nothing would be supervised: the answer is empty", _ALL, ANOTHER_TEMPLATE, LEAVE_OUT)
+    return paths
+
+
+def _add(paths: list[MaskedPath], path: MaskedPath) -> None:
+    """Add a path, unless it is the beginning of another; one that continues the first takes its place."""
+    if paths and path.join(paths[0]) == len(paths[0].tokens):
+        paths[0] = path
+        return
+    longer = next((known for known in paths if known.tokens[: len(path.tokens)] == path.tokens), None)
+    if longer is None:
+        paths.append(path)
+    else:
+        longer.join(path)
+
+
+def _supervised_turns(messages: Sequence[Message], first: int, loss_on: str) -> list[int]:
+    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+    return [i for i in (turns[-1:] if loss_on == "last" else turns) if messages[i].get("supervised", True)]
+
+
+def _whole(dialogue: Dialogue, num_given: int | None) -> MaskedPath:
+    """The whole dialogue, supervised after its prompt."""
+    prompt = "" if num_given is None else dialogue.render(num_given, add_generation_prompt=True)
+    if not dialogue.text.startswith(prompt):
+        raise dialogue.misfit("the rendered prompt is not the beginning of the dialogue")
+    return _path_of(dialogue, Turn(prompt, dialogue.text[len(prompt) :]))
+
+
+def _path_of(dialogue: Dialogue, turn: Turn) -> MaskedPath:
+    """Encode a turn such that the ids before the answer are those of the context.
+
+    A token that would cross the beginning of the answer (an answer that begins with a line break) is split there, as in
+    generation.
+    """
+    given = dialogue.encode(turn.context)
+    tokens = dialogue.encode(turn.context + turn.answer)
+    if tokens[: len(given)] != given:
+        tokens = given + encode_continuation(turn.answer, dialogue.context.tokenizer, dialogue.guard)
+    first = len(given)
+    if turn.given:
+        before = dialogue.encode(turn.context + turn.answer[: turn.given])
+        first = max(first, common_length(before, tokens))
+    return MaskedPath(tokens, [False] * first + [True] * (len(tokens) - first))
+
+
+def _check_end(dialogue: Dialogue, tokens: Sequence[int], turn: Turn) -> None:
+    """Check that a turn ends in a token that generation stops on; otherwise the model would never learn to stop."""
+    stop = dialogue.context.ends.stop
+    if not tokens or tokens[-1] not in stop:
+        names = dialogue.context.tokenizer.convert_ids_to_tokens(sorted(stop))
+        why = f"an answer ends in {turn.answer[-12:]!r}, on which generation does not stop (only on {names})"
+        eos = "set the tokenizer's eos_token to the token that ends an answer"
+        raise dialogue.refusal(why, ANOTHER_TEMPLATE, LEAVE_OUT, eos)
