@@ -33,7 +33,7 @@ from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS, is_known
 from alignlab.models import locations
-from alignlab.models.adapters import attach
+from alignlab.models.adapters import attach, unadapted_layers
 from alignlab.models.heads import set_pad_token
 from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
@@ -174,6 +174,8 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
     sampler = {} if config["rollout"] is None else {"sampler": build("rollout", config["rollout"])}
     method = build("method", config["method"], factories=factories, **sampler)
     data.rollout = method.rollout
+    if method.rollout is not None:
+        method.rollout.check_columns(data)
     return method
 
 
@@ -199,7 +201,9 @@ def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
     """Load other weights with the same tokenizer, and merge their adapter if they have one."""
     known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
     model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
-    return model.merge_and_unload() if is_adapted(model) else model
+    if not is_adapted(model) or getattr(model, "is_quantized", False):  # merged, a quantised base would be rounded anew
+        return model
+    return model.merge_and_unload()
 
 
 def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
@@ -217,13 +221,24 @@ def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
 def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:
     """Refuse a ``peft`` config that differs from the adapter that the weights already have. Returns the policy."""
     own = policy.active_peft_config.to_dict()
-    other = [f"{key}={value}" for key, value in asked.items() if own.get(key, value) != value and own[key] is not None]
+    other = [
+        f"{key}={value}" for key, value in asked.items() if key in own and not same_setting(policy, own, key, value)
+    ]
     if not asked["_target_"].endswith(type(policy.active_peft_config).__name__) or other:
         why = "the weights already have an adapter, which is trained further with its own settings"
         raise InputError(
             f"peft of {asked['_target_']} with {', '.join(other) or 'its settings'}", why, "Type peft=none"
         )
     return policy
+
+
+def same_setting(policy: nn.Module, own: Config, key: str, value: Any) -> bool:
+    """Whether a setting of an adapter is the one that it has; names of modules are a set, in any order."""
+    if own[key] is None:
+        return True
+    if key == "target_modules" and value == "all-linear":
+        return not unadapted_layers(policy)
+    return set(own[key]) == set(value) if isinstance(value, list) else own[key] == value
 
 
 def refuse_router_loss(config: Any) -> None:

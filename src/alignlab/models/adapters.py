@@ -81,6 +81,24 @@ def _frozen_experts(adapted: "PeftModel") -> tuple[int, str] | None:
     return (len(frozen), frozen[0]) if frozen else None
 
 
+def unadapted_layers(adapted: "PeftModel") -> list[str]:
+    """Names of the linear layers that an adapter leaves out, besides the head.
+
+    Args:
+        adapted: A model with an adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = adapted.get_base_model()
+    within = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    kept = {id(base.get_output_embeddings())}
+    return [
+        name
+        for name, module in base.named_modules()
+        if isinstance(module, nn.Linear) and not name.startswith((*within, "score")) and id(module) not in kept
+    ]
+
+
 def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     """Put a saved adapter on its base, trainable.
 

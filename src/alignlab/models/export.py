@@ -5,6 +5,7 @@
 3. An adapter is merged into its base in the base's own precision, never into quantised weights.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from alignlab.models.compiled import uncompiled
 from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
-from alignlab.models.locations import Location, locate
+from alignlab.models.locations import QUANTIZATION, Location, locate
 from alignlab.system.disk import write_manifest
 from alignlab.types.adapted import base_model, is_adapted
 
@@ -85,6 +86,8 @@ def save(
     base, extra = base_model(model), {}
     if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
+        if quantization := getattr(base.config, "quantization_config", None):
+            (partial / QUANTIZATION).write_text(json.dumps(quantization.to_dict(), indent=2, default=str))
     # A copy, since Transformers 5.17 removes the further names of shared weights from it.
     with rates_of_files(base), _blank_generation(base):
         model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)

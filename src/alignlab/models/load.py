@@ -16,12 +16,13 @@ import torch
 from pydantic import Field
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.quantizers.auto import AutoQuantizationConfig
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
-from alignlab.models.locations import Location, locate
+from alignlab.models.locations import QUANTIZATION, Location, locate
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
@@ -88,7 +89,8 @@ class Pretrained:
 
         Args:
             tokenizer: Sets the stop and pad tokens of generation.
-            quantization: A quantisation config of Transformers for the (base) weights.
+            quantization: A quantisation config of Transformers for the (base) weights; ``None`` for the one that the
+                base of a saved adapter was trained with.
             head: ``reward`` makes a reward model, also from a language model.
 
         Raises:
@@ -96,6 +98,9 @@ class Pretrained:
         """
         location = locate(self.path, self.revision)
         attention, trust = implementation(self.attn_implementation), self.trust_remote_code
+        if quantization is None and location.quantization:
+            quantization = AutoQuantizationConfig.from_dict(dict(location.quantization))
+            log.info("the base is quantised as the adapter was trained: see %s/%s", location.adapter, QUANTIZATION)
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(location, self.dtype, attention, **options)
         set_dropout(model, self.dropout)  # before there is an adapter, which keeps its own

@@ -2,9 +2,10 @@
 
 import json
 import re
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import HF_HUB_CACHE
@@ -17,6 +18,9 @@ from alignlab.models.pickled import refuse_programs
 from alignlab.system.paths import typed_path
 
 POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
+QUANTIZATION = "quantization_config.json"
+"""File of an adapter's folder with the quantisation of its base, which PEFT does not record."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -29,6 +33,7 @@ class Location(NamedTuple):
         tokenizer: Folder or hub id of the tokenizer.
         revision: Revision of the weights on the hub.
         adapter: Folder of the adapter to put on the weights, if any.
+        quantization: How the weights were quantised when the adapter was trained on them; empty if they were not.
     """
 
     asked: str
@@ -36,6 +41,7 @@ class Location(NamedTuple):
     tokenizer: str
     revision: str | None
     adapter: str | None
+    quantization: Mapping[str, Any] = {}
 
 
 def locate(path: str, revision: str | None = None) -> Location:
@@ -82,7 +88,15 @@ def _locate_adapter(asked: str, folder: Path) -> Location:
         ) from error
     refuse_programs(folder, f"model.path={asked}")
     tokenizer = str(folder) if (folder / "tokenizer_config.json").is_file() else below.tokenizer
-    return Location(asked, below.weights, tokenizer, below.revision, str(folder))
+    return Location(asked, below.weights, tokenizer, below.revision, str(folder), _quantization(asked, folder))
+
+
+def _quantization(asked: str, folder: Path) -> Mapping[str, Any]:
+    file = folder / QUANTIZATION
+    if not file.is_file():
+        return {}
+    with opening(f"model.path={asked}", f"{file} cannot be read", "Name another folder, or save the adapter again"):
+        return dict(json.loads(file.read_text(encoding="utf-8")).items())
 
 
 def _full_weights(path: str, revision: str | None, adapter: Path) -> Location:
