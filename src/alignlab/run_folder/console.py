@@ -1,23 +1,23 @@
 """Setup of the terminal output: our log records, and only those warnings of libraries that the user should act on."""
 
 import logging
-import os
 import sys
 import warnings
 from typing import TextIO
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich.console import Console, RenderableType
 from transformers.utils import logging as transformers_logging
 
+from alignlab.distributed.strategies.accelerator import prefer_cpu_without_cuda
 from alignlab.run_folder.log import terminal
 
 PIPE_WIDTH = 110
 """Width of a card in characters if there is no terminal."""
 
 # Warnings that every run would print and that do not apply here: the loaders plan for all ranks, sums are reduced over
-# ranks before they are logged, and steps are planned as a whole.
+# ranks before they are logged, and steps are planned as a whole. DeepSpeed calls collectives of PyTorch by old names,
+# and gradient checkpointing has another name in newer versions of Transformers than the oldest that is supported.
 EXPECTED = (
     ".*sync_dist=True.*",
     ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
@@ -27,6 +27,9 @@ EXPECTED = (
     ".*is_gradient_checkpointing.*deprecated.*",
     ".*module\\(s\\) in eval mode.*",
     ".*lr_scheduler.step.*before.*optimizer.step.*",
+    ".*optimizer.step.* has been overridden after learning rate scheduler initialization.*",
+    ".*`torch\\.distributed\\.\\w+_tensor` is deprecated.*",
+    ".*`gradient_checkpointing_enable` is deprecated.*",
 )
 
 
@@ -36,8 +39,7 @@ def set_up(debug: bool) -> None:
     Args:
         debug: Show all records and warnings.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    prefer_cpu_without_cuda()
     ours = logging.getLogger("alignlab")
     ours.setLevel(logging.DEBUG if debug else logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     if not ours.handlers:

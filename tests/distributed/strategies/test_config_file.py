@@ -9,7 +9,7 @@ import torch
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.composition.deepspeed_file import take_over_file
 from alignlab.config import compat, schema
-from alignlab.distributed.strategies.config_file import warmup
+from alignlab.distributed.strategies.config_file import warmup, warmup_cosine
 from alignlab.errors import InputError, InputErrors
 
 FILE = {
@@ -148,6 +148,46 @@ def test_files_of_a_real_project_are_taken_over(shared, tmp_path, name, strategy
     assert config["optimizer"]["lr"] == file["optimizer"]["params"]["lr"]
     on_cpu = composed(tmp_path, file, "strategy.config.fp16.enabled=false", strategy=strategy)
     assert on_cpu["trainer"]["precision"] == "32-true"
+
+
+def test_activation_checkpointing_and_checkpoints_become_ours(tmp_path):
+    file = FILE | {"activation_checkpointing": {"partition_activations": True}, "steps_per_checkpoint": 7}
+    config = composed(tmp_path, file)
+    assert config["model"]["gradient_checkpointing"] is True
+    assert config["checkpoint"]["every_n_steps"] == 7
+    assert not {"activation_checkpointing", "steps_per_checkpoint"} & config["strategy"]["config"].keys()
+    off = FILE | {"activation_checkpointing": {"partition_activations": False}}
+    assert composed(tmp_path, off)["model"]["gradient_checkpointing"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gradient_cliping": 1.0}, "with gradient_cliping: .*no setting of that name.*'gradient_clipping'"),
+        ({"zero_optimization": {"stage": 2, "overlap_com": True}}, r"zero_optimization\.overlap_com.*'overlap_comm'"),
+        ({"train_batch_size": 30}, r"train_batch_size=30: it is no multiple of 4 × 2 rows.*24 would do"),
+        ({"train_batch_size": 4}, r"train_batch_size=4: it is no multiple of 4 × 2 rows.*8 would do"),
+    ],
+)
+def test_misspelt_names_and_impossible_totals_are_refused(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        composed(tmp_path, FILE | change)
+
+
+@pytest.mark.parametrize("kind", ["log", "linear"])
+@pytest.mark.parametrize("total", [30, 8])
+def test_cosine_is_that_of_deepspeed(kind, total):
+    from deepspeed.runtime.lr_schedules import WarmupCosineLR
+
+    ours, theirs = (torch.optim.SGD([torch.zeros(1)], lr=0.1) for _ in range(2))
+    given = {"min_ratio": 0.1, "end_ratio": 0.01, "warmup_steps": 10, "kind": kind, "total_steps": total}
+    schedule = warmup_cosine(ours, num_training_steps=40, **given)
+    options = {"warmup_min_ratio": 0.1, "cos_min_ratio": 0.01, "warmup_num_steps": 10, "warmup_type": kind}
+    reference = WarmupCosineLR(theirs, total_num_steps=total, **options)
+    for step in range(40):
+        reference.step(step)
+        assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"]), step
+        schedule.step()
 
 
 @pytest.mark.parametrize("kind", ["log", "linear"])

@@ -11,10 +11,10 @@ from alignlab.errors import InputError, raise_all
 from alignlab.system.paths import typed_path
 
 TYPED = {"optimizer", "scheduler"}
-SECTIONS = {"zero_optimization", "fp16", "bf16"} | TYPED
+SECTIONS = {"zero_optimization", "fp16", "bf16", "activation_checkpointing"} | TYPED
 """Sections that are checked here; the others are passed to DeepSpeed."""
 
-CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data")
+CHANGED = ("strategy", "optimizer", "scheduler", "trainer", "data", "model", "checkpoint")
 """Sections that a file can change."""
 
 

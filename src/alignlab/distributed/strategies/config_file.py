@@ -6,14 +6,18 @@ key typed under ``strategy.config`` replaces that of the file. ``"auto"`` keeps 
 """
 
 import copy
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from alignlab.distributed.strategies.accelerator import prefer_cpu_without_cuda
 from alignlab.errors import InputError, nearest, raise_all
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = {
     "adamw": "torch.optim.AdamW",
@@ -24,10 +28,35 @@ OPTIMIZERS = {
 }
 """Optimizer class for DeepSpeed's ``optimizer.type`` in lower case."""
 
-SCHEDULERS = ("WarmupLR", "WarmupDecayLR")
+SCHEDULERS = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
-OURS = ("optimizer", "scheduler", "gradient_clipping", "train_batch_size", "train_micro_batch_size_per_gpu")
-"""Sections of a file that become settings of alignlab."""
+OURS = {
+    "gradient_clipping": "trainer.gradient_clip_val",
+    "train_batch_size": "data.global_batch_size",
+    "train_micro_batch_size_per_gpu": "data.batch_size_per_device",
+    "steps_per_checkpoint": "checkpoint.every_n_steps",
+}
+"""Values of a file that become settings of alignlab."""
+
+SECTIONS = ("optimizer", "scheduler", "activation_checkpointing", "gradient_accumulation_steps")
+"""Other sections that become settings of alignlab, or follow from them."""
+
+LEFT_OUT = ("wall_clock_breakdown",)
+"""Timers of DeepSpeed's own loop, which fail in another one; every run logs the seconds of its steps."""
+
+KNOWN = {*OURS, *SECTIONS, *LEFT_OUT} | set(
+    """
+    zero_optimization fp16 bf16 bfloat16 amp torch_autocast data_types aio steps_per_print memory_breakdown
+    dump_state log_level flops_profiler tensorboard wandb csv_monitor comet comms_logger monitor_config timers
+    disable_python_gc communication_data_type seq_parallel_communication_data_type prescale_gradients
+    sparse_gradients gradient_predivide_factor gradient_allreduce_op disable_allgather
+    managed_gradient_accumulation zero_allow_untested_optimizer zero_force_ds_cpu_optimizer dataloader_drop_last
+    checkpoint nebula autotuning elasticity hybrid_engine pipeline data_efficiency curriculum_learning compile
+    compression_training sparse_attention progressive_layer_drop eigenvalue weight_quantization tensor_parallel
+    expert_parallel sequence_parallel_size datastates graph_harvesting comment _comment
+    """.split()
+)
+"""Names at the top of DeepSpeed files; others are taken for misspelt, which DeepSpeed would ignore."""
 
 Config = dict[str, Any]
 
@@ -47,7 +76,14 @@ def take_over(config: Mapping[str, Any], file: Mapping[str, Any], typed: set[str
         InputError: A typed setting contradicts the file, or the file has an unsupported setting; reports all together.
     """
     config, faults = copy.deepcopy(dict(config)), []
-    kept = {key: value for key, value in file.items() if key not in OURS and key != "gradient_accumulation_steps"}
+    kept = {key: value for key, value in file.items() if key not in (*OURS, *SECTIONS, *LEFT_OUT)}
+    if left_out := [key for key in LEFT_OUT if file.get(key) is True]:
+        log.warning(
+            "%s of %s is left out: the seconds of every step are logged as train/step_seconds",
+            ", ".join(left_out),
+            config["strategy"]["config_file"],
+        )
+    faults += [*_unknown_names(config["strategy"]["config_file"], file), *_impossible_totals(file)]
     faults += _stage_faults(config["strategy"], file)
     own = config["strategy"]["config"]
     chosen = {key: _at(own, key) for key in (name.removeprefix("strategy.config.") for name in typed) if _has(own, key)}
@@ -83,12 +119,9 @@ def settings(file: Mapping[str, Any], faults: list[InputError]) -> Iterator[tupl
     for section, precision in {"fp16": "16-mixed", "bf16": "bf16-mixed"}.items():
         if file.get(section, {}).get("enabled") is True:
             yield "trainer.precision", precision, f"{section}.enabled"
-    ours = {
-        "gradient_clipping": "trainer.gradient_clip_val",
-        "train_batch_size": "data.global_batch_size",
-        "train_micro_batch_size_per_gpu": "data.batch_size_per_device",
-    }
-    for section, key in ours.items():
+    if True in (file.get("activation_checkpointing") or {}).values():
+        yield "model.gradient_checkpointing", True, "activation_checkpointing"
+    for section, key in OURS.items():
         if file.get(section, "auto") != "auto":
             yield key, file[section] or None, section
 
@@ -132,7 +165,21 @@ def _scheduler(
         "kind": params.get("warmup_type", "log"),
         "total_steps": params.get("total_num_steps") if kind == "WarmupDecayLR" else None,
     }
+    if kind == "WarmupCosineLR":
+        node = {
+            "_target_": f"{__name__}.warmup_cosine",
+            "_partial_": True,
+            "min_ratio": params.get("warmup_min_ratio", 0.0),
+            "end_ratio": params.get("cos_min_ratio", 0.0001),
+            "warmup_steps": params.get("warmup_num_steps", 1000),
+            "kind": params.get("warmup_type", "log"),
+            "total_steps": params.get("total_num_steps"),
+        }
     yield "scheduler", node, f"scheduler.type={kind}"
+
+
+Rise = Literal["log", "linear"]
+"""Whether a rate rises with the logarithm of the step or linearly."""
 
 
 def warmup(
@@ -142,7 +189,7 @@ def warmup(
     min_lr: float,
     max_lr: float | None,
     warmup_steps: int,
-    kind: Literal["log", "linear"],
+    kind: Rise,
     total_steps: int | None,
 ) -> LambdaLR:
     """DeepSpeed's ``WarmupLR``, or ``WarmupDecayLR`` with ``total_steps``.
@@ -153,23 +200,55 @@ def warmup(
         min_lr: Learning rate of the first step.
         max_lr: Learning rate after the warm-up; ``None`` for that of the optimizer.
         warmup_steps: Optimizer steps of the warm-up.
-        kind: Whether the rate rises with the logarithm of the step or linearly.
+        kind: How the rate rises.
         total_steps: Step at which the rate has decayed to ``min_lr``; ``None`` for no decay.
     """
     steps = max(2, warmup_steps)
-    rises: dict[str, Callable[[int], float]] = {
-        "log": lambda step: math.log(step + 1) / math.log(steps),
-        "linear": lambda step: step / steps,
-    }
 
     def share(step: int) -> float:
         if step < steps:
-            return rises[kind](step)
+            return _risen(step, steps, kind)
         return 1.0 if total_steps is None else max(0.0, (total_steps - step) / max(1, total_steps - steps))
 
     base = optimizer.param_groups[0]["lr"]
     top = base if max_lr is None else max_lr
     return LambdaLR(optimizer, lambda step: (min_lr + (top - min_lr) * share(step)) / base)
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    *,
+    num_training_steps: int,
+    min_ratio: float,
+    end_ratio: float,
+    warmup_steps: int,
+    kind: Rise,
+    total_steps: int | None,
+) -> LambdaLR:
+    """DeepSpeed's ``WarmupCosineLR``: shares of the optimizer's rate.
+
+    Args:
+        optimizer: Optimizer whose learning rate is scheduled.
+        num_training_steps: Optimizer steps of the run.
+        min_ratio: Share of the first step.
+        end_ratio: Share at the end.
+        warmup_steps: Optimizer steps of the warm-up.
+        kind: How the rate rises.
+        total_steps: Step at which the rate has decayed; ``None`` for the last one of the run.
+    """
+    steps = max(2, warmup_steps)
+    decay = max(1, (total_steps or num_training_steps) - steps)
+
+    def share(step: int) -> float:
+        if step < steps:
+            return min_ratio + (1 - min_ratio) * _risen(step, steps, kind)
+        return end_ratio + (1 - end_ratio) * (1 + math.cos(math.pi * min(1.0, (step - steps + 1) / decay))) / 2
+
+    return LambdaLR(optimizer, share)
+
+
+def _risen(step: int, steps: int, kind: Rise) -> float:
+    return math.log(step + 1) / math.log(steps) if kind == "log" else step / steps
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Config:
@@ -182,6 +261,36 @@ def without_auto(config: Mapping[str, Any]) -> Config:
     """Remove the values ``auto``, with which a file leaves a setting to the trainer."""
     plain = {key: without_auto(value) if isinstance(value, dict) else value for key, value in config.items()}
     return {key: value for key, value in plain.items() if value != "auto"}
+
+
+def _unknown_names(path: str, file: Mapping[str, Any]) -> Iterator[InputError]:
+    """Names that DeepSpeed does not know, at the top and in ``zero_optimization``."""
+    prefer_cpu_without_cuda()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig  # takes seconds
+
+    fields = DeepSpeedZeroConfig.model_fields
+    zero = {*fields, *(field.alias for field in fields.values() if field.alias)}
+    sections = {"": (file, KNOWN), "zero_optimization.": (file.get("zero_optimization", {}), zero)}
+    for place, (section, known) in sections.items():
+        for name in section:
+            if name not in known:
+                asked = f"strategy.config_file={path} with {place}{name}"
+                yield InputError(asked, "DeepSpeed has no setting of that name", nearest(name, known))
+
+
+def _impossible_totals(file: Mapping[str, Any]) -> Iterator[InputError]:
+    """Batch sizes that no number of processes multiplies to the total."""
+    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    total, micro, accumulation = (file.get(name, "auto") for name in names)
+    parts = [part for part in (micro, accumulation) if part != "auto"]
+    if total == "auto" or not parts or not all(isinstance(size, int) and size > 0 for size in (total, *parts)):
+        return
+    if total % math.prod(parts):
+        asked = f"strategy.config_file with train_batch_size={total}"
+        why = f"it is no multiple of {' × '.join(map(str, parts))} rows, so no number of devices gives it"
+        yield InputError(
+            asked, why, f"Correct it there; {total - total % math.prod(parts) or math.prod(parts)} would do"
+        )
 
 
 def _stage_faults(strategy: Mapping[str, Any], file: Mapping[str, Any]) -> Iterator[InputError]:

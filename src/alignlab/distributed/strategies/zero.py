@@ -8,7 +8,6 @@
 """
 
 import copy
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -19,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from pydantic import Field
 from torch import Tensor, nn
 
+from alignlab.distributed.strategies.accelerator import prefer_cpu_without_cuda
 from alignlab.distributed.strategies.base import Result, Sharding, StaysOnDevice, moves_weights, tensors_of
 from alignlab.distributed.strategies.compiled_ops import remove_dead_locks
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
@@ -229,8 +229,7 @@ def deepspeed_z1(
         config: Any keys of DeepSpeed's own config.
         config_file: A DeepSpeed JSON file.
     """
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    prefer_cpu_without_cuda()
     remove_dead_locks()
     return DeepSpeed(config=copy.deepcopy(config), timeout=timedelta(seconds=timeout_seconds))
 
