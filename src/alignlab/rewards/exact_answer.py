@@ -77,6 +77,7 @@ class ExactAnswer:
 
     def __init__(self, *, column: str):
         self.column = column
+        self.needs = {column}
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
         """Return 1 or 0 per completion; None if the row has no right answer."""

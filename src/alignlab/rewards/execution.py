@@ -40,6 +40,7 @@ class InThread:
 
     def __init__(self, reward: Callable[..., Any]):
         self.reward, self.hanging = reward, 0
+        self.needs: set[str] = getattr(reward, "needs", set())
 
     def make_ready(self) -> str:
         """Return an empty text, or why the reward cannot be called."""
@@ -67,6 +68,11 @@ class InProcess:
     def __init__(self, reward: Callable[..., Any]):
         self.pickled = pickle.dumps(reward)
         self.worker: _Worker | None = None
+
+    @property
+    def needs(self) -> set[str]:
+        """Names of the columns that the reward cannot do without; empty before its process is ready."""
+        return self.worker.needs if self.worker else set()
 
     def make_ready(self) -> str:
         """Start the process if it does not run, and wait for it; return an empty text, or why it cannot be called.
@@ -124,6 +130,7 @@ class _Worker:
         threading.Thread(target=_relay, args=(self.process.stdout,), daemon=True).start()
         self.stop = weakref.finalize(self, _stop, self.process, writing, os.getpid())
         self.fault: str | None = None
+        self.needs: set[str] = set()
         with contextlib.suppress(OSError):  # it has already ended, which wait_until_ready reports
             self.channel.send((sys.path, pickled))
 
@@ -151,6 +158,7 @@ class _Worker:
             return self.exit_message()
         if "refused" in message:
             raise InputError(*message["refused"])
+        self.needs = set(message.get("needs", ()))
         return message.get("failed", "")
 
     def exit_message(self) -> str:

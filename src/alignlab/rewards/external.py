@@ -1,6 +1,7 @@
 """External rewards: a Python callable by its path, and an HTTP server."""
 
 import asyncio
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -33,17 +34,50 @@ class PythonReward(OwnProcessReward):
 
     Args:
         path: ``package.module:function`` or ``file.py:function``.
+        style: Form of a completion: ``text``, or ``messages``, a list of one message of the assistant, as TRL gives to
+            rewards of dialogues. ``auto`` calls it with texts first, and if that fails with messages from then on, if
+            it can be called so.
     """
 
-    def __init__(self, *, path: str):
-        self.path = path
+    def __init__(self, *, path: str, style: Literal["auto", "text", "messages"] = "auto"):
+        self.path, self.style = path, style
 
     def __call__(self, completions: list[str], prompts: list, **columns: list) -> list[float | None]:
         """Call the callable and return its result."""
-        given = {"completions": completions, "prompts": prompts, **columns}
+        if self.style != "auto":
+            return self._call(self.style, completions, prompts, columns)
+        arguments = copy.deepcopy((completions, prompts, columns))
+        try:
+            result, self.style = self._call("text", *arguments), "text"
+        except Exception:
+            try:
+                result = self._call("messages", completions, prompts, columns)
+            except Exception:
+                result = None  # neither form suits it: the error of the first is the one to show
+            if result is None:
+                raise
+            self.style = "messages"
+            print(f"{self.path} takes completions as messages: method.reward.NAME.style=messages says so", flush=True)
+        return result
+
+    def _call(self, style: str, completions: list[str], prompts: list, columns: dict[str, list]) -> Any:
+        if style == "messages":
+            completions = [[{"role": "assistant", "content": text}] for text in completions]
+        given = {**columns, "completions": completions, "prompts": prompts}
         names = self.names
         result = self.function(**{name: value for name, value in given.items() if names is None or name in names})
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
+
+    @property
+    def needs(self) -> set[str]:
+        """Names of the columns that it cannot be called without."""
+        try:
+            parameters = inspect.signature(self.function).parameters.values()
+        except ValueError:
+            return set()
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        needed = {one.name for one in parameters if one.kind in kinds and one.default is inspect.Parameter.empty}
+        return needed - {"completions", "prompts"}
 
     def prepare(self) -> None:
         """Import the callable.

@@ -23,6 +23,11 @@ class MathEqual(OwnProcessReward):
             raise InputError("math_equal", "math-verify is not installed", "Type pip install 'alignlab[math]'")
         self.column = column
 
+    @property
+    def needs(self) -> set[str]:
+        """Its column."""
+        return {self.column}
+
     def prepare(self) -> None:
         """Import the library, which takes a second."""
         importlib.import_module("math_verify")

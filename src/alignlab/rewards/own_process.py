@@ -16,6 +16,11 @@ class OwnProcessReward:
     def prepare(self) -> None:
         """Prepare for scoring: called once in that process. It may take long, or raise an ``InputError``."""
 
+    @property
+    def needs(self) -> set[str]:
+        """Names of the columns that it cannot do without, known once it is prepared."""
+        return set()
+
 
 class TimeUp(BaseException):
     """The time limit of a text has passed. Not an ``Exception``, since libraries catch those."""

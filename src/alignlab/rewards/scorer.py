@@ -10,13 +10,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from alignlab.errors import InputError
+from alignlab.errors import InputError, nearest, raise_all
 from alignlab.rewards.answers import Answer, failed_answer
 from alignlab.rewards.counts import RewardCounts
 from alignlab.rewards.execution import InProcess, InThread, make_executor
@@ -105,6 +105,24 @@ class Scorer:
         total = [self._sum(index, by_name) for index in range(len(completions))]
         counts = {name: RewardCounts.of(answer) for name, answer in answers.items()}
         return Scores(total, by_name, failures, failed, counts)
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Check that rows have the columns that rewards cannot do without.
+
+        Args:
+            names: Names of the columns of the rows.
+
+        Raises:
+            InputError: A column is missing; reports all together.
+        """
+        faults = []
+        for name, executor in self.executors.items():
+            for missing in sorted(executor.needs - {*names, "num_tokens"}):
+                why = f"it needs a column {missing!r}, and the rows have {', '.join(sorted(names)) or 'none'}"
+                faults.append(
+                    InputError(f"method.reward.{name}", why, f"{nearest(missing, names)} Or correct the data")
+                )
+        raise_all(faults)
 
     def to(self, device: Any) -> None:
         """Move rewards that compute on a device, and so have a method ``to``, to the device of the run."""

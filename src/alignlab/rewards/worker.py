@@ -53,14 +53,15 @@ def serve(channel: Connection) -> None:
     """Prepare the reward, report that it is ready, and answer calls."""
     sys.path[:], pickled = channel.recv()
     try:
-        reward = pickle.loads(pickled)
+        reward, needs = pickle.loads(pickled), []
         if isinstance(reward, OwnProcessReward):
             reward.prepare()
+            needs = sorted(reward.needs)
     except InputError as error:
         return _send(channel, {"refused": [error.asked, error.why, error.instead]})
     except BaseException as error:  # foreign code: importing it may raise anything
         return _send(channel, {"failed": "".join(traceback.format_exception_only(error)).strip()})
-    _send(channel, {})
+    _send(channel, {"needs": needs})
     while True:
         answer = ask(reward, *channel.recv())
         _send(channel, {"values": answer.values, "failure": answer.failure, "message": answer.message})

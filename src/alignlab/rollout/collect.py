@@ -111,7 +111,8 @@ def reward(
         return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in drawn.token_lists()]
     records = [row.record for row in prompts for _ in range(len(texts) // len(prompts))]
-    extra = sorted({name for record in records for name in record["columns"]})
+    # Columns of these names would stand where the completions and prompts of the rollout belong.
+    extra = sorted({name for record in records for name in record["columns"]} - {"completions", "prompts"})
     given = {name: [record["columns"].get(name) for record in records] for name in extra}
     scores = scorer(texts, [record["prompt"] for record in records], given | {"num_tokens": drawn.lengths.tolist()})
     columns = {f"reward/{name}": _column(values) for name, values in scores.by_name.items()}

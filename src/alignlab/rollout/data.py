@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ROWS_TO_CHECK = 200
+"""Number of rows in which a column must occur that a reward needs."""
+
 MAX_EMPTY_ROLLOUTS = 10
 """Number of rollouts in a row without rows to train on that ends the run."""
 
@@ -59,6 +62,16 @@ class RolloutData:
         self.log_dir = Path()
         self.latest: Rollout | None = None
         """The last rollout, before filtering; for callbacks that show samples."""
+
+    def check_columns(self, data: "DataModule") -> None:
+        """Check that the first training rows have the columns that the rewards cannot do without.
+
+        Raises:
+            InputError: A column is missing.
+        """
+        if data.train is not None:
+            rows = islice(data.train, ROWS_TO_CHECK)
+            self.scorer.check_columns({name for row in rows for name in row.record["columns"]})
 
     # --- used by methods ----------------------------------------------------------------------------------------------
 
