@@ -44,18 +44,17 @@ SECTIONS = ("optimizer", "scheduler", "activation_checkpointing", "gradient_accu
 LEFT_OUT = ("wall_clock_breakdown",)
 """Timers of DeepSpeed's own loop, which fail in another one; every run logs the seconds of its steps."""
 
-KNOWN = {*OURS, *SECTIONS, *LEFT_OUT} | set(
-    """
-    zero_optimization fp16 bf16 bfloat16 amp torch_autocast data_types aio steps_per_print memory_breakdown
-    dump_state log_level flops_profiler tensorboard wandb csv_monitor comet comms_logger monitor_config timers
-    disable_python_gc communication_data_type seq_parallel_communication_data_type prescale_gradients
-    sparse_gradients gradient_predivide_factor gradient_allreduce_op disable_allgather
-    managed_gradient_accumulation zero_allow_untested_optimizer zero_force_ds_cpu_optimizer dataloader_drop_last
-    checkpoint nebula autotuning elasticity hybrid_engine pipeline data_efficiency curriculum_learning compile
-    compression_training sparse_attention progressive_layer_drop eigenvalue weight_quantization tensor_parallel
-    expert_parallel sequence_parallel_size datastates graph_harvesting comment _comment
-    """.split()
-)
+_NAMES = """
+zero_optimization fp16 bf16 bfloat16 amp torch_autocast data_types aio steps_per_print memory_breakdown
+dump_state log_level flops_profiler tensorboard wandb csv_monitor comet comms_logger monitor_config timers
+disable_python_gc communication_data_type seq_parallel_communication_data_type prescale_gradients
+sparse_gradients gradient_predivide_factor gradient_allreduce_op disable_allgather
+managed_gradient_accumulation zero_allow_untested_optimizer zero_force_ds_cpu_optimizer dataloader_drop_last
+checkpoint nebula autotuning elasticity hybrid_engine pipeline data_efficiency curriculum_learning compile
+compression_training sparse_attention progressive_layer_drop eigenvalue weight_quantization tensor_parallel
+expert_parallel sequence_parallel_size datastates graph_harvesting comment _comment
+"""
+KNOWN = {*OURS, *SECTIONS, *LEFT_OUT, *_NAMES.split()}
 """Names at the top of DeepSpeed files; others are taken for misspelt, which DeepSpeed would ignore."""
 
 Config = dict[str, Any]
