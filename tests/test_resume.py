@@ -94,6 +94,30 @@ def whole(tmp_path_factory):
     return run
 
 
+def test_a_longer_run_goes_on_at_the_rate_that_its_length_asks_for(tmp_path, capfd):
+    words = [*COMMON, "method=sft", f"run_dir={tmp_path}", "scheduler=linear", "scheduler.min_lr_ratio=0"]
+    assert alignlab("train", *words, "trainer.max_steps=4") == 0
+    assert alignlab("train", *words, "trainer.max_steps=8", "resume=auto") == 0
+    assert "the schedule of 8 steps goes on at rate" in capfd.readouterr().err
+    rates = [row["train/lr"] for row in metrics(tmp_path) if "train/lr" in row]
+    assert len(rates) == 8 and all(rate > 0 for rate in rates)
+    assert rates[4:] == sorted(rates[4:], reverse=True) and rates[4] > rates[3]
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batch_size_of_training(tmp_path):
+    found = []
+    for size in (2, 8):
+        words = [
+            "method=kto",
+            "trainer.max_steps=1",
+            f"data.global_batch_size={size}",
+            f"run_dir={tmp_path / str(size)}",
+        ]
+        assert alignlab("train", *COMMON, *words, "data.source.num_validation=12", "data.batch_size_per_device=2") == 0
+        found.append(summary(tmp_path / str(size))["initial_metrics"]["val/loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("case", "how"),
     [

@@ -154,3 +154,26 @@ def test_metrics_by_hand():
             "group/num_rejected": 1.5,
         }
     )
+
+
+def test_each_group_is_ranked_by_its_own_scores():
+    scores = torch.tensor([1.0, 3.0, 2.0, math.nan, math.nan, math.nan, 5.0, 4.0])
+    groups = make_groups(sizes=(3, 3, 2), scores=scores)
+    alone = [
+        group.plackett_luce(Groups(groups.rewards[part], torch.zeros(len(part), dtype=torch.long), own))
+        for part, own in (
+            (torch.arange(3), scores[:3]),
+            (torch.arange(3, 6), None),
+            (torch.arange(6, 8), scores[6:]),
+        )
+    ]
+    assert torch.allclose(group.plackett_luce(groups), torch.cat(alone))
+
+
+@pytest.mark.parametrize("name", ["group_hinge", "group_logistic", "group_softmax", "all_pairs", "plackett_luce"])
+def test_rewards_that_are_no_numbers_give_such_a_loss(name):
+    groups = make_groups(sizes=(3, 2))
+    spoiled = Groups(groups.rewards * torch.tensor([1.0, math.nan, math.nan, 1.0, 1.0]), groups.group_ids, None)
+    losses = loss_of(name)[0](spoiled)
+    assert losses[0].isnan() and losses[1].isfinite()
+    group_metrics(spoiled, losses)

@@ -177,3 +177,36 @@ def test_every_pair_loss_takes_pairs_and_beta():
     for name in LOSSES:
         parameters = list(inspect.signature(getattr(preference, name)).parameters)
         assert parameters[:2] == ["pairs", "beta"]
+
+
+EXPONENTIALS = {
+    "forward": divergence.forward_kl,
+    "alpha": partial(divergence.alpha_divergence, alpha=0.3),
+    "alpha above 1": partial(divergence.alpha_divergence, alpha=2.5),
+}
+
+
+@pytest.mark.parametrize("score", EXPONENTIALS.values(), ids=EXPONENTIALS)
+@pytest.mark.parametrize("ratio", [-400.0, -100.0, -31.0, 31.0, 100.0, 400.0])
+def test_scores_of_long_completions_are_finite_and_ordered(score, ratio):
+    log_ratio = torch.tensor([ratio, 0.0], requires_grad=True)
+    scores = score(log_ratio)
+    gradient = torch.autograd.grad(scores.sum(), log_ratio)[0]
+    assert scores.isfinite().all() and gradient.isfinite().all() and (gradient >= 0).all()
+    assert (scores[0] < scores[1]) == (ratio < 0)
+
+
+def test_scores_are_the_exponentials_where_these_have_values():
+    log_ratio = torch.linspace(-29, 29, 101, dtype=torch.float64)
+    assert torch.allclose(divergence.forward_kl(log_ratio), -torch.exp(-log_ratio), rtol=1e-12)
+    found = divergence.alpha_divergence(log_ratio, alpha=0.3)
+    assert torch.allclose(found, (torch.exp(-0.7 * log_ratio) - 1) / -0.7, rtol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0, 3.0])
+def test_discopop_is_finite_for_large_margins(temperature):
+    chosen = torch.tensor([-500.0, -50.0, 0.0, 50.0, 500.0], requires_grad=True)
+    zeros, ones = torch.zeros(5), torch.ones(5)
+    losses = preference.discopop(Pairs(chosen, zeros, zeros, zeros, ones, ones), beta=1.0, temperature=temperature)
+    gradient = torch.autograd.grad(losses.sum(), chosen)[0]
+    assert losses.isfinite().all() and gradient.isfinite().all()

@@ -62,3 +62,21 @@ def test_impossible_warmup_is_refused_with_the_field(asked):
 def test_wsd_refuses_more_than_the_run():
     with pytest.raises(InputError, match="10 optimizer steps"):
         rates(schedules.wsd, 10, warmup_steps=6, decay_steps=0.5, min_lr_ratio=0.0, decay_type="linear")
+
+
+def test_a_restored_schedule_goes_on_at_the_rate_of_its_new_length():
+    def made(num_training_steps):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        options = {"warmup_steps": 2, "min_lr_ratio": 0.0}
+        return optimizer, schedules.linear(optimizer, num_training_steps=num_training_steps, **options)
+
+    short_optimizer, short = made(4)
+    for _ in range(4):
+        short_optimizer.step()
+        short.step()
+    optimizer, schedule = made(8)
+    optimizer.load_state_dict(short_optimizer.state_dict())
+    schedule.load_state_dict(short.state_dict())
+    assert schedules.set_rates(schedule) == (0.0, pytest.approx(2.0 * 4 / 6))
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == pytest.approx(2.0 * 4 / 6)
+    assert schedules.set_rates(short) == (0.0, 0.0)

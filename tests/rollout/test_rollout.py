@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from alignlab.losses.advantages import reward_ranges
 from alignlab.rollout import collect
 from alignlab.rollout.collect import gather_completions
 from alignlab.rollout.completions import Completion, Completions
@@ -92,12 +91,6 @@ def test_rollouts_join():
     assert joined.group_ids.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
     assert [row.origin for row in joined.rows(None)] == ["row 0", "row 0", "row 1"]
     assert joined.columns["reward"].tolist() == [1.0, 0.0, 0.5, 1.0, 0.0, 0.5, 0.0, 2.0]
-
-
-def test_the_range_of_rewards_needs_two_that_are_known():
-    rewards = torch.tensor([1.0, 0.0, 0.5, 0.5, math.nan, math.nan])
-    ranges = reward_ranges(rewards, torch.tensor([0, 0, 0, 1, 1, 2]))
-    assert ranges[0] == 1.0 and ranges[1] == 0.0 and not ranges[2] > 0
 
 
 def test_plain_completions_come_back_as_they_were():

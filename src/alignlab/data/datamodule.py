@@ -32,11 +32,17 @@ NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT,
 """Error numbers for a cache folder that cannot be created or written."""
 
 
+VALIDATION_ROWS = 1024
+"""Rows of a step of validation: some losses depend on the other rows of a step, and those of validation must not depend
+on the batch size of training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
     """How data is split, cached and loaded.
 
     Args:
+        num_rows: Number of training rows, the first ones that are left after the split; ``None`` for all.
         validation_size: Fraction (below 1) or number of training rows to hold out if the source has no validation
             split; rows with equal prompts stay together.
         prepend: Messages to put before every dialogue or prompt, such as a system message or examples.
@@ -49,6 +55,7 @@ class LoadSettings:
         fresh: Whether to tokenise again even if a table is cached.
     """
 
+    num_rows: Annotated[int, Field(ge=1)] | None
     validation_size: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] | None
     prepend: list[dict[str, str]] | None
     packing: bool
@@ -139,6 +146,7 @@ class DataModule(lightning.LightningDataModule):
     def rows(self, part: Part) -> Iterator[Row]:
         """Yield the rows of a split. Validation rows are those of the source, or held out from its training rows."""
         rows = split_rows(self.source, part, self.load.validation_size, self.load.streaming)
+        rows = islice(rows, self.load.num_rows) if part == "train" else rows
         return (prepend(row, self.load.prepend) for row in rows) if self.load.prepend else rows
 
     def add_column(
@@ -167,7 +175,7 @@ class DataModule(lightning.LightningDataModule):
         if self.kind is Prompt:
             # Prompts have no loss; callbacks sample completions for them at the end of validation.
             return Steps([StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)])
-        plan = replace(self.plan, order="as_is")
+        plan = replace(self.plan, order="as_is", global_batch_size=VALIDATION_ROWS)
         num_steps = num_epoch_steps(len(self.validation), plan)
         return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)
 
@@ -189,6 +197,8 @@ class DataModule(lightning.LightningDataModule):
         if self.load.cache_dir:
             typed_path(self.load.cache_dir, "data.cache_dir")
         held_out = f"{part} {self.load.validation_size} {self.load.prepend or ''}".rstrip()
+        if part == "train" and self.load.num_rows:
+            held_out += f" first {self.load.num_rows}"
         try:
             table = build_table(
                 (convert(row, self.kind) for row in self.rows(part)),

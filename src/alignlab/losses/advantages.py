@@ -224,17 +224,6 @@ def group_metrics(rewards: Tensor, group_ids: Tensor, *, right_reward: float) ->
     return {name: Ratio(share.sum(), share.new_tensor(len(flat), dtype=torch.long)) for name, share in shares.items()}
 
 
-def reward_ranges(rewards: Tensor, group_ids: Tensor) -> Tensor:
-    """Range of the rewards of each group; not positive if fewer than two are known. Shape ``[B]``.
-
-    Args:
-        rewards: NaN where it is missing. Shape ``[S]``.
-        group_ids: Group of each completion, every group present. Shape ``[S]``.
-    """
-    lowest, highest = _extremes(rewards, group_ids)
-    return highest - lowest
-
-
 def _extremes(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest and highest known reward of each group, infinite where none is known. Shapes ``[B]``."""
     lowest, highest = (

@@ -5,9 +5,25 @@ Kullback–Leibler divergence the score is the log-ratio itself, which gives pla
 log-ratios, and carry their gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+LARGEST_EXPONENT = 30.0
+"""Exponent from which on the exponential goes on as its tangent. Completions of a few hundred tokens have log-ratios of
+-100, where the exponential has no float32 value. A margin of β times e^30 is far beyond any other anyway."""
+
+
+def extended_exp(exponent: Tensor) -> Tensor:
+    """The exponential, continued as its tangent from ``LARGEST_EXPONENT`` on, so that it and its gradient are finite.
+
+    Args:
+        exponent: Any shape.
+    """
+    largest = math.exp(LARGEST_EXPONENT)
+    return exponent.clamp(max=LARGEST_EXPONENT).exp() + largest * (exponent - LARGEST_EXPONENT).clamp(min=0)
 
 
 def reverse_kl(log_ratio: Tensor) -> Tensor:
@@ -17,7 +33,7 @@ def reverse_kl(log_ratio: Tensor) -> Tensor:
 
 def forward_kl(log_ratio: Tensor) -> Tensor:
     """f'(u) = -1/u."""
-    return -torch.exp(-log_ratio)
+    return -extended_exp(-log_ratio)
 
 
 def js_divergence(log_ratio: Tensor) -> Tensor:
@@ -27,4 +43,8 @@ def js_divergence(log_ratio: Tensor) -> Tensor:
 
 def alpha_divergence(log_ratio: Tensor, *, alpha: float) -> Tensor:
     """f'(u) = (u^(α-1) - 1) / (α - 1); α → 1 is the reverse, α = 0 the forward Kullback–Leibler divergence."""
-    return torch.expm1((alpha - 1) * log_ratio) / (alpha - 1) if alpha != 1 else log_ratio
+    if alpha == 1:
+        return log_ratio
+    exponent = (alpha - 1) * log_ratio
+    small = exponent.clamp(max=1.0)  # where expm1 is more precise
+    return torch.where(exponent > 1, extended_exp(exponent) - 1, torch.expm1(small)) / (alpha - 1)

@@ -108,8 +108,8 @@ def all_pairs(groups: Groups, *, margin: Annotated[float, Field(ge=0)]) -> Tenso
 def plackett_luce(groups: Groups) -> Tensor:
     """-log of the probability of the whole ranking (DPO, arXiv 2305.18290, eq. 18, appendix A.3). Shape ``[B]``.
 
-    Completions are ranked by their scores. Without scores, and for equal scores, the order of the data holds, with the
-    chosen first.
+    Completions are ranked by their scores. Without scores (NaN, or none at all), and for equal scores, the order of the
+    data holds, with the chosen first.
     """
     order = _ranking(groups)
     rewards = groups.rewards[order]
@@ -126,7 +126,9 @@ def hardest(groups: Groups, inverse_temperature: float | None = None) -> Tensor:
     """M: the largest reward of the rejected, exact or as a softmax-weighted mean. Shape ``[B]``."""
     rewards, group_ids = groups.rejected
     if inverse_temperature is None:
-        return groups.rewards[~firsts(groups.group_ids)][hardest_index(groups, flat=True)]
+        largest = groups.rewards[~firsts(groups.group_ids)][hardest_index(groups, flat=True)]
+        unknown = segment_sums(rewards.detach().isnan().to(rewards.dtype), group_ids, groups.num_groups) > 0
+        return largest.masked_fill(unknown, torch.nan)
     weights = inverse_temperature * rewards
     weights = (weights - _logsumexp(weights, group_ids, groups.num_groups)[group_ids]).exp()
     return segment_sums(weights * rewards, group_ids, groups.num_groups)
@@ -147,6 +149,7 @@ def hardest_index(groups: Groups, flat: bool = False) -> Tensor:
     best = rewards.new_full((groups.num_groups,), -torch.inf).scatter_reduce(0, group_ids, rewards, "amax")
     candidates = torch.where(rewards == best[group_ids], indices, len(group_ids))
     found = torch.full_like(best, len(group_ids), dtype=torch.long).scatter_reduce(0, group_ids, candidates, "amin")
+    found = found.clamp(max=len(group_ids) - 1)  # rewards that are not numbers equal nothing; their loss is none either
     sizes = torch.bincount(group_ids, minlength=groups.num_groups)
     return found if flat else found - (sizes.cumsum(0) - sizes)
 

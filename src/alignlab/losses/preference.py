@@ -18,9 +18,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from alignlab.losses.divergence import reverse_kl
+from alignlab.losses.divergence import extended_exp, reverse_kl
 from alignlab.losses.logps import segment_sums
 from alignlab.types.loss import LossTerm
+
+SORTED = ("aot", "aot_unpaired")
+"""Losses whose values belong to quantiles, not to pairs."""
 
 Smoothing = Annotated[float, Field(ge=0, lt=0.5)]
 
@@ -153,8 +156,9 @@ def apo_down(pairs: Pairs, *, beta: float) -> Tensor:
 def discopop(pairs: Pairs, *, beta: float, temperature: Annotated[float, Field(gt=0)]) -> Tensor:
     """Mix of logistic and exponential loss, weighted by the log-ratio (DiscoPOP, arXiv 2406.08414, eq. 5)."""
     logits = beta * pairs.delta
-    share = torch.sigmoid(logits / temperature)
-    return (share - 1) * logsigmoid(logits) + share * torch.exp(-logits)
+    # The share and the exponential are 0 · ∞ for a wrong order by a large margin, so they are one exponential.
+    exponential = extended_exp(logsigmoid(logits / temperature) - logits)
+    return (torch.sigmoid(logits / temperature) - 1) * logsigmoid(logits) + exponential
 
 
 def sft(pairs: Pairs, *, beta: float) -> LossTerm:

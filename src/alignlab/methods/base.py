@@ -35,6 +35,7 @@ from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
 from alignlab.optim.rates import SUPERVISED, LearningRates
 from alignlab.optim.reduction import RunningMeans, step_loss
+from alignlab.optim.schedules import set_rates
 from alignlab.optim.skipped_steps import SkippedSteps, explain_overflow
 from alignlab.optim.throughput import mfu
 from alignlab.types.batch import MicroBatch, StepBatch, StepTotals
@@ -189,6 +190,12 @@ class Method(lightning.LightningModule):
         self.verify_packing()
         for component in self.components:
             component.before_fit(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Set the rate that the schedule asks for: that of a longer run than the one resumed is another."""
+        before, now = set_rates(self.lr_schedulers())
+        if before != now:
+            log.info("the schedule of %d steps goes on at rate %g, not %g", self.trainer.max_steps, now, before)
 
     def verify_packing(self) -> None:
         """Compare the log-probs of packed batches with the model's own forward, once."""

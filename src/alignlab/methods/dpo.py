@@ -17,7 +17,7 @@ from torch import Tensor
 
 from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, segment_sums, token_counts
-from alignlab.losses.preference import Pairs, wpo_weights
+from alignlab.losses.preference import SORTED, Pairs, wpo_weights
 from alignlab.methods.base import Factories, Method
 from alignlab.methods.pairs import pair_metrics, pair_term
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
@@ -64,6 +64,9 @@ class DPO(Method):
         self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.losses, self.divergence = beta, loss, divergence
         self.loss_weights = name_weights(loss, loss_weights)
+        if weighting == "wpo" and (sorted_losses := sorted({*loss} & {*SORTED})):
+            why = f"{', '.join(sorted_losses)} sorts over pairs, so its values cannot be weighted pair by pair"
+            raise InputError("method.weighting=wpo", why, "Type method.weighting=none, or another method/loss")
         self.length_desensitisation, self.weighting = length_desensitisation, weighting
         if reference.precompute_reference and length_desensitisation < 1:
             raise InputError(

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 IDENTITY_TOLERANCE = {False: 1e-4, True: 2e-2}
 """Maximum difference of policy and reference before the first step, in nats per token; the key is low precision."""
 
-COLUMN = "reference_logps"
+COLUMN = "precomputed/reference_logps"
 """Numeric column of precomputed reference log-probs."""
 
 

@@ -99,6 +99,25 @@ def _counted_from_one(schedule: LambdaLR, warmup: int) -> LambdaLR:
     return LambdaLR(schedule.optimizer, factors)
 
 
+def set_rates(schedule: LRScheduler) -> tuple[float, float]:
+    """Set the rates that a schedule asks for at its current step; a restored optimizer has those of another length.
+
+    Args:
+        schedule: Changed only if it is given by factors (``LambdaLR``), as all schedules of this module.
+
+    Returns:
+        The rate of the first group before and after.
+    """
+    groups = schedule.optimizer.param_groups
+    before = float(groups[0]["lr"])
+    if isinstance(schedule, LambdaLR):
+        rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        schedule._last_lr = [base * factor(schedule.last_epoch) for base, factor in rates]
+        for group, lr in zip(groups, schedule._last_lr, strict=True):
+            group["lr"] = lr
+    return before, float(groups[0]["lr"])
+
+
 def num_steps(name: str, asked: int | float, num_training_steps: int) -> int:
     """Convert a number of steps (1 and above) or a share of the run (below 1, rounded up) to optimizer steps.
 

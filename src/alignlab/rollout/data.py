@@ -18,7 +18,7 @@ from torch import Tensor
 
 from alignlab.distributed.comm import num_ranks, rank
 from alignlab.errors import RunError
-from alignlab.losses.advantages import reward_ranges
+from alignlab.losses.advantages import flat_groups
 from alignlab.losses.kl import next_kl_coef
 from alignlab.rewards.counts import FailureLimit
 from alignlab.rewards.scorer import Scorer
@@ -251,5 +251,5 @@ class RolloutData:
             rollout = rollout.keep(rollout.completions.finished)
         if self.settings.group_filter == "keep" or not len(rollout):
             return rollout
-        ranges = reward_ranges(rollout.columns["reward"], rollout.group_ids)
-        return rollout.keep((ranges > 0)[rollout.group_ids])
+        flat = flat_groups(rollout.columns["reward"], rollout.group_ids)
+        return rollout.keep(~flat[rollout.group_ids])

@@ -44,6 +44,13 @@ def test_padded_rows_hold_one_path_each():
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
 
 
+def test_scores_that_a_row_lacks_are_no_numbers():
+    plain = TokenRow(tokens=[1, 2, 3], supervised=[False, True, True], groups=[[1, 1, 1]], origin="", columns={})
+    scores = collate([PAIR, plain], packing=True).columns["scores"]
+    assert scores[:2].tolist() == [2.0, 1.0] and scores[2:].isnan().all()
+    assert "margin" not in collate([PAIR, plain], packing=True).columns
+
+
 def test_masks_go_by_position_so_the_pad_id_may_be_a_real_token():
     row = TokenRow(tokens=[5, 7, 2], supervised=[False, True, True], groups=[[1, 2]], origin="", columns={})
     batch = collate([row], packing=False, pad_token_id=2)

@@ -28,6 +28,14 @@ def test_each_prompt_meets_the_completion_of_the_next_row_and_the_last_that_of_t
     assert [one.supervised.count(True) for one in mismatched] == [1, 4, 3]
 
 
+def test_a_companion_never_has_the_same_prompt():
+    rows = [row([1], [11]), row([1], [12]), row([2], [13]), row([2], [14]), row([1], [15])]
+    mismatched = [one.mismatched for one in WithMismatched(Table(rows), max_tokens=20)]
+    assert [one.tokens for one in mismatched] == [[1, 13], [1, 13], [2, 15], [2, 15], [1, 13]]
+    equal = WithMismatched(Table([row([1], [11]), row([1], [12])]), max_tokens=20)
+    assert [one.mismatched.tokens for one in equal] == [[1, 12], [1, 11]]
+
+
 def test_a_companion_leaves_the_row_as_it_is():
     for given, one in zip(ROWS, WithMismatched(Table(ROWS), max_tokens=20), strict=True):
         assert (one.tokens, one.groups, one.columns) == (given.tokens, given.groups, given.columns)

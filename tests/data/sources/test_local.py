@@ -280,6 +280,16 @@ def test_mixed_once_every_row_comes_once_in_its_own_order(parts):
     assert {row[0] for row in mixed[:12]} == {"a", "b"}
 
 
+@pytest.mark.parametrize("stop", ["once", "first_exhausted", "all_exhausted", "never"])
+def test_a_source_without_rows_is_refused(parts, stop):
+    class Empty:
+        def rows(self, split):
+            return iter(())
+
+    with pytest.raises(InputError, match=r"data\.source\.sources\.empty: it has no training row"):
+        read(mixture({**parts, "empty": Empty()}, stop=stop, num_rows=50))
+
+
 def test_stop_rules(parts):
     first = read(mixture(parts, stop="first_exhausted"))
     assert first.count("b9") == 1 and "a29" not in first

@@ -1,5 +1,6 @@
 """Collate token rows into micro-batches, packed (one flat sequence) or padded (slower, and simpler to check)."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -140,13 +141,14 @@ def _padded(tokens: Tensor, paths: Sequence[Path], source: Tensor, path_ids: Ten
 
 
 def _columns(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
-    """Numeric columns that every row has, one value per sequence."""
+    """Numeric columns that every row has, one value per sequence; those of completions that any row has, else NaN."""
     names = set.intersection(*(set(row.columns) for row in rows))
+    names |= {name for row in rows for name, value in row.columns.items() if isinstance(value, PER_COMPLETION)}
     return {name: _side_by_side([_per_sequence(row, name) for row in rows]) for name in sorted(names)}
 
 
 def _per_sequence(row: TokenRow, name: str) -> Values:
-    value = row.columns[name]
+    value = row.columns.get(name, math.nan)
     count = sum(len(group) - 1 for group in row.groups)
     return value if isinstance(value, PER_COMPLETION) else [float(value)] * count
 

@@ -1,15 +1,17 @@
 """Prompts paired with completions of other rows, which KTO needs to estimate the KL to the reference."""
 
 from dataclasses import replace
+from functools import cached_property
 
 from alignlab.data.table.table import TokenTable, View
 from alignlab.types.rows import TokenRow
 
 
 class WithMismatched(View):
-    """Rows with their mismatched row: the same prompt with the completion of the next row (the first after the last).
+    """Rows with their mismatched row: the same prompt with the completion of the next row that has another prompt.
 
-    The pairs depend on the table alone, not on how steps are cut or shuffled.
+    After the last row comes the first. The pairs depend on the table alone, not on how steps are cut or shuffled. If
+    all rows have the same prompt, it is the next row.
 
     Args:
         table: Rows of one group with one completion each.
@@ -22,7 +24,23 @@ class WithMismatched(View):
 
     def __getitem__(self, index: int) -> TokenRow:
         row = self.table[index]
-        return replace(row, mismatched=mismatch(row, self.table[(index + 1) % len(self.table)], self.max_tokens))
+        return replace(row, mismatched=mismatch(row, self.table[self._partners[index]], self.max_tokens))
+
+    @cached_property
+    def _partners(self) -> list[int]:
+        """For each row the next one with another prompt."""
+        prompts = [_prompt_key(row) for row in self.table]
+        partners = [(index + 1) % len(prompts) for index in range(len(prompts))]
+        if len(set(prompts)) > 1:
+            for index in (*reversed(range(len(prompts))), *reversed(range(len(prompts)))):  # the last need the first
+                if prompts[partners[index]] == prompts[index]:
+                    partners[index] = partners[(index + 1) % len(prompts)]
+        return partners
+
+
+def _prompt_key(row: TokenRow) -> int:
+    ((prompt, _),) = row.groups
+    return hash(tuple(row.tokens[:prompt]))
 
 
 def mismatch(row: TokenRow, other: TokenRow, max_tokens: int) -> TokenRow:

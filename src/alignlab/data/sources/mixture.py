@@ -83,12 +83,17 @@ class Mixture:
         generator = random.Random(self.seed)
         running = {name: source.rows("train") for name, source in self.sources.items()}
         ended: set[str] = set()
+        empty = set(self.sources)  # until a row is seen
         while running:
             name = generator.choices(list(running), [self.weights[name] for name in running])[0]
             row = next(running[name], None)
             if row is not None:
+                empty.discard(name)
                 yield row
                 continue
+            if name in empty:
+                why = "it has no training row"
+                raise InputError(f"data.source.sources.{name}", why, "Leave it out, or give other data")
             ended.add(name)
             if self.stop == "first_exhausted" or (self.stop == "all_exhausted" and ended == set(self.sources)):
                 return

@@ -56,7 +56,7 @@ class TokenTable:
             supervised=row["supervised"].values.to_numpy(zero_copy_only=False).tolist(),
             groups=row["groups"].as_py(),
             origin=row["origin"].as_py(),
-            columns={"row": index} | json.loads(row["columns"].as_py()),
+            columns=json.loads(row["columns"].as_py()) | {"row": index},
             record=json.loads(row["record"].as_py()),
             branches={int(number): parts for number, parts in json.loads(row["branches"].as_py()).items()},
         )
