@@ -14,7 +14,7 @@ from alignlab.methods.base import Method
 from alignlab.run_folder.console import show
 from alignlab.run_folder.folder import RunFolder
 from alignlab.types.adapted import base_model, is_adapted
-from alignlab.types.rows import Prompt, Text
+from alignlab.types.rows import Demonstration, Prompt, Text
 
 log = logging.getLogger(__name__)
 
@@ -115,5 +115,8 @@ def loss_on(data: DataModule) -> str:
         return "all tokens"
     if data.kind is Prompt:
         return "what is sampled"
+    first = None if data.train is None else data.train[0]
+    if first is not None and first.supervised and all(first.supervised[1:]) and data.kind is Demonstration:
+        return "all of the text"
     reasoning = "" if data.tokens.loss_on_reasoning else ", but not on its reasoning"
     return LOSS_ON[data.tokens.loss_on] + reasoning

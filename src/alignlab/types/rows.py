@@ -37,6 +37,22 @@ class Text(Row):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeText(Row):
+    """Plain text to fine-tune on, as a row of its own: all of it is supervised."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded(Row):
+    """Token ids of a prompt and its completions, the chosen first, with the mask of the loss of each completion."""
+
+    prompt: tuple[int, ...]
+    completions: tuple[tuple[int, ...], ...]
+    supervised: tuple[tuple[bool, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demonstration(Row):
     """A dialogue to imitate; its assistant turns are supervised."""
 

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from alignlab.data.formats import FORMATS, to_row
+from alignlab.data.formats.conversions import convert
 from alignlab.data.formats.reading import to_rows
 from alignlab.data.sources.files import Record
 from alignlab.errors import InputError
@@ -365,3 +366,22 @@ def test_sources_without_use_are_refused(values, settings, words):
     with pytest.raises(InputError) as refusal:
         rows(values, **settings)
     assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "verdict"),
+    [(True, True), ("FALSE", False), (1, True), (0, False), (0.0, False), ("1", True), ("Good", True), ("bad", False)],
+)
+@pytest.mark.parametrize("name", ["label", "kto_tag", "desirable"])
+def test_labels_of_unpaired_rows(name, label, verdict):
+    record = Record("f:1", {"prompt": "q", "completion": "a", name: label})
+    assert to_row(record, "unpaired", {}).desirable is verdict
+
+
+def test_numbers_are_labels_only_where_the_format_says_so():
+    record = Record("f:1", {"prompt": "q", "completion": "a", "label": 1})
+    assert isinstance(to_row(record, "auto", {}), Demonstration)
+    with pytest.raises(InputError, match=r"data\.format=unpaired to read its column 'label'"):
+        convert(to_row(record, "auto", {}), Unpaired)
+    with pytest.raises(InputError, match="field 'label' is 'maybe'"):
+        to_row(Record("f:1", {"prompt": "q", "completion": "a", "label": "maybe"}), "unpaired", {})

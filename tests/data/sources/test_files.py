@@ -167,6 +167,11 @@ def test_long_csv_cells_are_read(tmp_path):
     assert len(values(write(tmp_path, "f.csv", f"text\n{'x' * 200_000}\n"))[0]["text"]) == 200_000
 
 
+def test_cells_of_tsv_are_separated_by_tabs(tmp_path):
+    path = write(tmp_path, "f.tsv", 'prompt\tcompletion\na,b\t"c\td"\n')
+    assert values(path) == [{"prompt": "a,b", "completion": "c\td"}]
+
+
 def test_parquet(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "f.parquet")
     records = list(read(tmp_path / "f.parquet"))

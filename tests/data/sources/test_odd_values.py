@@ -220,6 +220,8 @@ GOOD = {
     "question_answer": {"question": "q", "answer": "a"},
     "query_response": {"query": "q", "response": "a"},
     "input_output": {"input": "q", "output": "a"},
+    "tokens": {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "attention_mask": [1, 1, 1]},
+    "token_pairs": {"prompt_input_ids": [5], "chosen_input_ids": [6], "rejected_input_ids": [[7], [8, 9]]},
     "text": {"text": "t"},
     "prompt": {"prompt": "q", "answer": 3},
     "calls": {

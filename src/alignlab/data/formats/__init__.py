@@ -10,7 +10,8 @@
 | a key that appears twice in one object | refused: one of the values would be lost silently |
 | filled ``images``, ``videos`` or ``audios`` | refused: only text can be trained on |
 
-The modules ``messages``, ``prompts``, ``demonstrations`` and ``preferences`` list what each format accepts and refuses.
+The modules ``messages``, ``prompts``, ``demonstrations``, ``preferences`` and ``encoded`` list what each format accepts
+and refuses.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from alignlab.data.formats.demonstrations import completion, dialogue, prompt, text
+from alignlab.data.formats.encoded import pair, sequence
 from alignlab.data.formats.fields import BadRow, type_name, without_filled_nulls
 from alignlab.data.formats.preferences import preference, ranked, unpaired
 from alignlab.data.sources.files.record import MEND, Record, is_dialogue
@@ -54,8 +56,17 @@ def _is_ranked(record: Mapping[str, Any]) -> bool:
 
 
 def _has_verdict(record: Mapping[str, Any]) -> bool:
+    """Whether a label can only be meant as a verdict: numbers and other words may be classes of another task."""
     label = record.get("label")
-    verdict = isinstance(label, bool) or str(label).lower() in ("true", "false")
+    verdict = isinstance(label, bool) or str(label).lower() in (
+        "true",
+        "false",
+        "good",
+        "bad",
+        "desirable",
+        "undesirable",
+    )
+    verdict |= _has_any("kto_tag", "desirable")(record)
     return verdict and _has_any("messages", "conversations", "completion", "response", "output")(record)
 
 
@@ -64,6 +75,8 @@ FORMATS: dict[str, Format] = {
     "preference": Format(preference, _has_any("chosen", "rejected", "chosen_messages", "rejected_messages")),
     "ranked": Format(ranked, _is_ranked),
     "unpaired": Format(unpaired, _has_verdict),
+    "tokens": Format(sequence, _has_any("input_ids")),
+    "token_pairs": Format(pair, _has_any("prompt_input_ids")),
     "messages": Format(dialogue, _has_any("messages")),
     "sharegpt": Format(dialogue, _has_any("conversations", "conversation")),
     "alpaca": Format(partial(completion, prompt="instruction", completion="output"), _has_any("instruction")),

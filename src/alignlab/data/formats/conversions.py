@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from alignlab.data.formats.messages import split
+from alignlab.data.sources.files.record import MEND
 from alignlab.errors import InputError
-from alignlab.types.rows import Demonstration, Message, Preference, Prompt, Row, Text, Unpaired
+from alignlab.types.rows import Demonstration, Encoded, Message, Preference, Prompt, Row, Text, Unpaired, WholeText
 
 
 def _chosen_dialogue(row: Preference) -> Demonstration:
@@ -29,7 +30,26 @@ def _plain_text(row: Demonstration) -> Text:
     return Text(text=text, origin=row.origin, columns=row.columns)
 
 
+def _whole_text(row: Text) -> WholeText:
+    return WholeText(text=row.text, origin=row.origin, columns=row.columns)
+
+
+def _sequence(row: Encoded) -> Encoded:
+    if len(row.completions) > 1:
+        raise InputError(row.origin, "it holds a comparison of tokens, and the method needs one completion", MEND)
+    return row
+
+
+def _comparison(row: Encoded) -> Encoded:
+    if len(row.completions) < 2:
+        raise InputError(row.origin, "it holds one completion of tokens, and the method compares several", MEND)
+    return row
+
+
 CONVERSIONS = {
+    (Text, Demonstration): _whole_text,
+    (Encoded, Demonstration): _sequence,
+    (Encoded, Preference): _comparison,
     (Preference, Demonstration): _chosen_dialogue,
     (Preference, Prompt): _prompt_of,
     (Unpaired, Prompt): _prompt_of,
@@ -42,7 +62,7 @@ def prepend(row: Row, messages: Sequence[Message]) -> Row:
     """Put messages before the dialogue or the prompt of a row.
 
     Args:
-        row: A row of any kind but ``Text``.
+        row: A row of messages.
         messages: Messages to prepend, such as a system message or worked examples.
 
     Raises:
@@ -50,7 +70,7 @@ def prepend(row: Row, messages: Sequence[Message]) -> Row:
     """
     field = "messages" if isinstance(row, Demonstration) else "prompt"
     if not hasattr(row, field):
-        raise InputError("data.prepend", f"{row.origin} is plain text, which has no messages", "Leave data.prepend out")
+        raise InputError("data.prepend", f"{row.origin} has no messages, but text or tokens", "Leave data.prepend out")
     return replace(row, **{field: (*messages, *getattr(row, field))})
 
 
@@ -76,6 +96,8 @@ def convert(row: Row, kind: type[Row]) -> Row:
     possible = [type(row), *(to for source, to in CONVERSIONS if source is type(row))]
     why = f"the method needs {_describe(kind)}, and the row is {_describe(type(row))}"
     instead = f"Choose a method that trains on {' or '.join(one.__name__ for one in possible)} rows, or other data"
+    if kind is Unpaired and "label" in row.columns:
+        instead = "Type data.format=unpaired to read its column 'label' as desirable or not"
     raise InputError(row.origin, why, instead)
 
 

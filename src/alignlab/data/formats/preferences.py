@@ -8,7 +8,8 @@
 common beginning is the prompt |
 | ``completions`` (or ``output``): a list, best first, or in any order with ``scores`` | best against the others |
 | ``scores`` beside ``chosen`` and ``rejected`` | one per completion, the chosen first |
-| a boolean ``label`` beside a dialogue or a completion | desirable or not |
+| ``label`` (also ``kto_tag``, ``desirable``) beside a dialogue or a completion: true or false, 1 or 0, good or bad | \
+desirable or not |
 | equal rejected completions; a rejected one that is a prefix of the chosen, or differs by a blank | kept as they are |
 | a rejected completion with the score of ``chosen`` | kept: ``chosen`` says which one is better |
 | missing or empty prompt or completion; no rejected; the chosen among the rejected; different prompts; a chosen with \
@@ -24,7 +25,11 @@ from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, chec
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
 from alignlab.types.rows import Preference, Unpaired
 
-VERDICTS = {"true": True, "false": False, "1": True, "0": False}
+VERDICTS = dict.fromkeys(("true", "1", "1.0", "good", "desirable", "chosen", "yes"), True)
+VERDICTS |= dict.fromkeys(("false", "0", "0.0", "bad", "undesirable", "rejected", "no"), False)
+"""What a label says about its completion; case does not matter."""
+
+LABELS = ("label", "kto_tag", "desirable")
 
 
 def preference(record: dict[str, Any], origin: str) -> Preference:
@@ -54,11 +59,12 @@ def ranked(record: dict[str, Any], origin: str) -> Preference:
 
 
 def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
-    """A dialogue, or a prompt and a completion, with a boolean ``label``."""
-    label = pop(record, "label")
-    verdict = VERDICTS.get(str(label).lower())
+    """A dialogue, or a prompt and a completion, with a ``label``."""
+    name = next(iter(filled(record, LABELS)), "label")
+    label = pop(record, name)
+    verdict = VERDICTS.get(str(label).strip().lower())
     if verdict is None:
-        raise BadRow(f"field 'label' is {label!r} where true or false is needed")
+        raise BadRow(f"field {name!r} is {label!r} where true or false is needed")
     if filled(record, DIALOGUES):
         messages = pop_dialogue(record)
     else:

@@ -22,7 +22,7 @@ from alignlab.data.tokenise.truncate import truncate
 from alignlab.data.tokenise.turns import check_contents
 from alignlab.errors import InputError, nearest
 from alignlab.rendering import template_variables
-from alignlab.types.rows import Demonstration, Preference, Prompt, Row, Text, TokenRow, Unpaired
+from alignlab.types.rows import Demonstration, Encoded, Preference, Prompt, Row, Text, TokenRow, Unpaired, WholeText
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def _hydra(values: Mapping[str, Any]) -> str:
 # --- one function per kind --------------------------------------------------------------------------------------------
 
 
-def _text(row: Text, context: Context) -> TokenRow:
+def _text(row: Text | WholeText, context: Context) -> TokenRow:
     """A document: BOS if the tokenizer adds it, the text, EOS; every token but the first is supervised."""
     tokenizer = context.tokenizer
     if tokenizer.eos_token_id is None:
@@ -150,6 +150,18 @@ def _announce_ordinary(token: str) -> None:
     """Log once per process that a special-token string in texts becomes ordinary tokens."""
     instead = "type data.special_tokens=encode to keep them, or text if that is meant"
     log.warning("a text holds %s, and special tokens in texts become ordinary text: %s", token, instead)
+
+
+def _encoded(row: Encoded, context: Context) -> TokenRow:
+    """Token ids as they are, if they are ids of this tokenizer."""
+    tokens = [*row.prompt, *(token for completion in row.completions for token in completion)]
+    size = len(context.tokenizer)
+    if outside := [token for token in tokens if not 0 <= token < size]:
+        why = f"it holds the token {outside[0]}, and the tokenizer has {size}"
+        raise refusal(row, context, why, "model.path= or model.tokenizer= of the tokenizer that made them", LEAVE_OUT)
+    supervised = [False] * len(row.prompt) + [flag for flags in row.supervised for flag in flags]
+    lengths = [len(row.prompt), *map(len, row.completions)]
+    return TokenRow(tokens, supervised, [lengths], row.origin, _numeric_columns(row))
 
 
 def _demonstration(row: Demonstration, context: Context) -> TokenRow:
@@ -195,6 +207,8 @@ def _prompt(row: Prompt, context: Context) -> TokenRow:
 
 _TOKENIZERS: dict[type[Row], Callable[[Any, Context], TokenRow]] = {
     Text: _text,
+    WholeText: _text,
+    Encoded: _encoded,
     Demonstration: _demonstration,
     Preference: _preference,
     Unpaired: _unpaired,

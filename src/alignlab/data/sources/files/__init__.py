@@ -3,7 +3,7 @@
 | suffix | records | origin |
 |---|---|---|
 | ``.json`` ``.jsonl`` ``.ndjson`` | JSON rows in any shape (see ``json_rows``) | ``name:line`` or ``name:line[row]`` |
-| ``.csv`` | one object of texts per row, with the names of the header line | ``name:line`` |
+| ``.csv`` ``.tsv`` | one object of texts per row, with the names of the header line | ``name:line`` |
 | ``.parquet`` | one object per row | ``name[row]`` |
 | ``.txt`` | one object ``{"text": …}``: the file is one document | ``name:1`` |
 
@@ -14,6 +14,7 @@ mark, or UTF-16 with one. Line ends are LF, CRLF or CR.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -40,6 +41,7 @@ TEXT_READERS = {
     ".jsonl": json_records,
     ".ndjson": json_records,
     ".csv": csv_records,
+    ".tsv": partial(csv_records, delimiter="\t"),
     ".txt": _text_records,
 }
 SUFFIXES = (*TEXT_READERS, ".parquet")
@@ -116,5 +118,5 @@ def _read_file(path: Path, name: str) -> Iterator[Record]:
         yield from parquet_records(name, path)
         return
     # Quoted cells of a CSV keep their line ends; everywhere else CR and CRLF are line ends like LF.
-    with open_text(path, name, newline="" if suffix == ".csv" else None) as stream:
+    with open_text(path, name, newline="" if suffix in (".csv", ".tsv") else None) as stream:
         yield from TEXT_READERS[suffix](name, stream)

@@ -21,14 +21,19 @@ UNREADABLE = (pyarrow.ArrowException, OSError, ValueError, LookupError, Arithmet
 MAX_CELL_CHARACTERS = 2**31 - 1
 
 
-def csv_records(name: str, stream: TextIO) -> Iterator[Record]:
+def csv_records(name: str, stream: TextIO, delimiter: str = ",") -> Iterator[Record]:
     """Read a CSV file with a header line; quoted cells may span lines.
+
+    Args:
+        name: Name of the file, for origins.
+        stream: Its text.
+        delimiter: What separates cells: a comma, or a tab in TSV files.
 
     Raises:
         InputError: The file is empty, its header has empty or repeated names, or its quoting is broken.
     """
     csv.field_size_limit(MAX_CELL_CHARACTERS)
-    cells = csv.reader(stream, strict=True)
+    cells = csv.reader(stream, strict=True, delimiter=delimiter)
     try:
         header = next(cells, [])
         if len(set(header)) < len(header) or not all(header):
