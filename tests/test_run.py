@@ -1,11 +1,12 @@
 """What stands around a training: what is refused before its folder is made, and how its end is told."""
 
+import json
 import shutil
 
 import pytest
 from safetensors.torch import load_file
 
-from alignlab import run
+from alignlab import assemble, run
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
 from alignlab.errors import InputError
@@ -90,3 +91,15 @@ def test_several_threads_give_the_same_weights_each_time(folder):
 def test_a_model_computed_in_sixteen_bits_ends_like_any_other(folder):
     finished(start(*FEW, "method=dpo", "strategy=fsdp", "strategy.param_dtype=bfloat16", "run_dir=run"))
     assert summary(folder / "run")["status"] == "done"
+
+
+def test_sampling_stops_where_the_generation_config_of_the_model_does(folder):
+    shutil.copytree(POCKET, folder / "copy")
+    file = folder / "copy" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [1, 77]}))
+    config = schema.check(compose(["model.path=copy", "method=grpo"]))
+    model, data = assemble.open_model_and_data(config)
+    before = data.stop_tokens
+    policy = assemble.make_policy(config, model, data)
+    assert 77 not in before and set(data.stop_tokens) == {*before, 1, 77}
+    assert policy.generation_config.eos_token_id == data.stop_tokens

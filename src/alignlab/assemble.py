@@ -209,13 +209,16 @@ def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
 def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
     """Add the tokens that end the assistant's turns in training to the EOS tokens of the generation config.
 
+    Sampling during training stops on all of them.
+
     A reward model does not generate; it gets a pad token that differs from them.
     """
     if not policy.can_generate():
         return set_pad_token(policy, data.tokenizer, data.stop_tokens)
     declared = policy.generation_config.eos_token_id
     declared = [declared] if isinstance(declared, int) else list(declared or ())
-    policy.generation_config.eos_token_id = sorted({*declared, *data.stop_tokens})
+    data.model_stop_tokens = frozenset(declared)
+    policy.generation_config.eos_token_id = data.stop_tokens
 
 
 def refuse_other_adapter(policy: nn.Module, asked: Config) -> nn.Module:

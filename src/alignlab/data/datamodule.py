@@ -108,6 +108,8 @@ class DataModule(lightning.LightningDataModule):
         self.validation = self._table("validation")
         self.num_steps = self.num_epoch_steps
         self.rollout: RowSampler | None = None
+        self.model_stop_tokens: frozenset[int] = frozenset()
+        """Ids on which the model's generation config stops, known once it is loaded."""
         self._log_dropped()
 
     @property
@@ -124,10 +126,10 @@ class DataModule(lightning.LightningDataModule):
 
     @property
     def stop_tokens(self) -> list[int]:
-        """Token ids that end a completion."""
+        """Token ids that end a completion: those of tokenizer and template, and of the model's generation config."""
         tokens = self.tokens
         template = choose_template(self.tokenizer, tokens.chat_template, tokens.chat_template_kwargs)
-        return sorted(stop_tokens(self.tokenizer, template))
+        return sorted(stop_tokens(self.tokenizer, template) | self.model_stop_tokens)
 
     def window(self, number: int, num_steps: int) -> tuple[Sequence[TokenRow], float]:
         """The training rows of several optimizer steps, in the order of the plan.

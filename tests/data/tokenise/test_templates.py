@@ -106,8 +106,8 @@ def test_variables_reach_every_rendering(name, tmp_path):
     settings = token_settings(chat_template=name, chat_template_kwargs={"enable_thinking": True, "date": "5 May"})
     row = tokenize(Prompt(origin="p:1", prompt=DIALOGUE[:1]), tokenizer, settings)
     assert tokenizer.decode(row.tokens) == prompt
-    other = replace(settings, chat_template_kwargs={"date": "6 May"})
-    assert tokenizer.decode(tokenize(Prompt(origin="p:1", prompt=DIALOGUE[:1]), tokenizer, other).tokens).endswith(
+    other, fresh = replace(settings, chat_template_kwargs={"date": "6 May"}), byte_tokenizer(template=THINKING)
+    assert tokenizer.decode(tokenize(Prompt(origin="p:1", prompt=DIALOGUE[:1]), fresh, other).tokens).endswith(
         "assistant\n<no>6 May"
     )
 
@@ -156,3 +156,20 @@ def test_empty_content_renders_as_empty_text():
     template = choose_template(tokenizer, "plain")
     assert render(template, tokenizer, [assistant(None)]) == "Assistant:\n</s>\n\n"
     assert render(template, tokenizer, [], add_generation_prompt=True) == "Assistant:\n"
+
+
+VALUES = {"enable_thinking": True, "date": "5 'May'", "nothing": None, "steps": [1, {"a": False}]}
+
+
+def test_a_saved_template_has_the_variables_of_training_as_defaults(tmp_path):
+    template = THINKING + "{{ nothing is none }}{{ steps[1].a }}{{ date }}"
+    tokenizer = byte_tokenizer(template={"default": template, "tool_use": template + "{{ tools }}"})
+    for _ in range(2):  # as where a run goes on from the model of another
+        set_template(tokenizer, "auto", VALUES)
+    tokenizer.save_pretrained(tmp_path)
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    options = {"tokenize": False, "add_generation_prompt": True}
+    served = opened.apply_chat_template(list(DIALOGUE[:1]), **options)
+    assert served == render(choose_template(tokenizer, "auto", VALUES), tokenizer, DIALOGUE[:1], None, True)
+    assert served.endswith("assistant\n5 'May'TrueFalse5 'May'")
+    assert "<no>" in opened.apply_chat_template(list(DIALOGUE[:1]), enable_thinking=False, **options)

@@ -202,12 +202,13 @@ def set_template(
 ) -> Template:
     """Choose a template and set its text on the tokenizer, with which it is saved.
 
-    The tokenizer's own templates all stay as they are, also where one of them is chosen by its name.
+    The tokenizer's own templates all stay, also where one of them is chosen by its name. What is saved begins with the
+    variables as defaults, so that the model is served with the values that it was trained with.
 
     Args:
         tokenizer: The tokenizer, changed in place.
         chat_template: As in ``choose_template``.
-        variables: As in ``choose_template``; they are not saved with the tokenizer.
+        variables: As in ``choose_template``.
 
     Raises:
         InputError: As in ``choose_template`` and ``render``.
@@ -219,8 +220,21 @@ def set_template(
             render(template, tokenizer, PROBE, tools)
     own, named = own_templates(tokenizer), not isinstance(tokenizer.chat_template, str)
     is_own = template.name in ("auto", *own) and template.text in own.values()
-    tokenizer.chat_template = own if named and is_own else template.text
+    saved = own if named and is_own else {"": template.text}
+    saved = {name: _with_defaults(text, template.variables) for name, text in saved.items()}
+    tokenizer.chat_template = saved.get("", saved)
     return template
+
+
+def _with_defaults(text: str, variables: Mapping[str, Any]) -> str:
+    """A template whose own variables have these values where a rendering sets none."""
+    # A value of Jinja: JSON but for its capital letters, which Python's literals have, and Jinja takes too.
+    lines = (
+        f"{{%- if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in variables.items()
+    )
+    head = "".join(lines)
+    return text if text.startswith(head) else head + text
 
 
 def render(
