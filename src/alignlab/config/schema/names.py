@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+from alignlab.config.schema.other_tools import OTHER_TOOLS
+
 OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "batch_size": "data.batch_size_per_device",
@@ -47,6 +49,8 @@ def suggest(key: str, known: Iterable[str]) -> str:
     """
     known = sorted(set(known))
     parent, _, last = key.rpartition(".")
+    if not parent and last in OTHER_TOOLS and OTHER_NAMES.get(last) not in known:
+        return f"Type {OTHER_TOOLS[last]}"
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
     same = [name for name in known if name.rpartition(".")[2] == last]
     found = (
