@@ -49,7 +49,9 @@ def suggest(key: str, known: Iterable[str]) -> str:
     """
     known = sorted(set(known))
     parent, _, last = key.rpartition(".")
-    if not parent and last in OTHER_TOOLS and OTHER_NAMES.get(last) not in known:
+    if not parent and OTHER_NAMES.get(last) in known:
+        return f"Did you mean {OTHER_NAMES[last]!r}?"
+    if not parent and last in OTHER_TOOLS:
         return f"Type {OTHER_TOOLS[last]}"
     siblings = [name for name in known if name.rpartition(".")[0] == parent]
     same = [name for name in known if name.rpartition(".")[2] == last]
