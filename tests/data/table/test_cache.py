@@ -302,3 +302,21 @@ def test_two_processes_make_one_table(tokenizer, tmp_path):
     assert len(build(never(), tokenizer, tmp_path, fresh=True)) == 5
     first.join()
     assert first.exitcode == 0
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_that_are_too_long_are_summed_up(tokenizer, tmp_path, workers):
+    texts = ["a" * (30 if index % 3 == 0 else 2) for index in range(40)]
+    texts[20] = "a" * 50
+    rows = [
+        Demonstration(origin=f"f:{index}", messages=(user("Q"), assistant(text))) for index, text in enumerate(texts)
+    ]
+    with pytest.raises(InputError) as refusal:
+        build(rows, tokenizer, tmp_path, settings=token_settings(max_tokens_per_sequence=30), workers=workers)
+    message = str(refusal.value)
+    assert "15 of 40 rows have longer sequences: f:0 (" in message
+    assert "f:12 (" in message and "f:15" not in message and "and 10 more; the longest is f:20 with" in message
+    length = int(message.partition("the longest is f:20 with ")[2].partition(".")[0])
+    assert f"Type data.max_tokens_per_sequence={length}, or data.truncation=drop" in message
+    table = build(rows, tokenizer, tmp_path, settings=token_settings(max_tokens_per_sequence=length), workers=workers)
+    assert len(table) == 40

@@ -28,6 +28,7 @@ from alignlab.data.table.table import TokenTable, write_table
 from alignlab.data.table.workers import tokenize_rows
 from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import choose_template
+from alignlab.data.tokenise.truncate import TooLong, sum_up
 from alignlab.errors import InputError, raise_all
 from alignlab.system.disk import read_manifest, write_manifest
 from alignlab.types.rows import Row, Text, TokenRow
@@ -138,7 +139,8 @@ def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def code_text() -> str:
     """The source text of the data package and of the row kinds."""
-    files = sorted([*Path(data.__file__).parent.rglob("*.py"), Path(types.__file__).with_name("rows.py")])
+    ours = [Path(types.__file__).with_name(name) for name in ("rows.py", "layout.py")]
+    files = sorted([*Path(data.__file__).parent.rglob("*.py"), *ours])
     return "".join(file.read_text(encoding="utf-8") for file in files)
 
 
@@ -161,18 +163,23 @@ class _CountedRows:
 
     def __iter__(self) -> Iterator[TokenRow]:
         errors: list[InputError] = []
+        too_long: list[TooLong] = []
+        num_rows = 0
         for outcome, counts in self.outcomes:
+            num_rows += 1
             self.counts += counts
-            if isinstance(outcome, InputError):
+            if isinstance(outcome, TooLong):
+                too_long.append(outcome)
+            elif isinstance(outcome, InputError):
                 errors.append(outcome)
-                if len(errors) == _MAX_ERRORS:
-                    break
             elif isinstance(outcome, TokenRow):
                 yield outcome
             elif outcome.detail and self.num_details < _MAX_DETAILS:
                 self.num_details += 1
                 _log.warning("dropped %s", outcome.detail)
-        raise_all(errors)
+        if len(errors) > _MAX_ERRORS:
+            _log.warning("%d of %d rows cannot be tokenised; the first %d:", len(errors), num_rows, _MAX_ERRORS)
+        raise_all([*([sum_up(too_long, num_rows)] if too_long else []), *errors[:_MAX_ERRORS]])
 
 
 def _store(

@@ -19,6 +19,9 @@ from alignlab.data.table.counts import Dropped
 from alignlab.errors import InputError
 from alignlab.types.rows import TokenRow, longest_sequence
 
+MAX_NAMED_ROWS = 5
+"""Largest number of rows that an error names."""
+
 Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
 
 
@@ -32,6 +35,43 @@ class _Piece(NamedTuple):
 
 _Group = tuple[_Piece, list[list[_Piece]]]
 """A prompt, and the branches of each completion; most have one."""
+
+
+class TooLong(InputError):
+    """A row that is longer than the limit.
+
+    Args:
+        origin: File and line of the row.
+        length: Tokens of its longest sequence.
+        limit: Maximum tokens of a sequence.
+    """
+
+    def __init__(self, origin: str, length: int, limit: int):
+        self.origin, self.length, self.limit = origin, length, limit
+        super().__init__(
+            f"data.max_tokens_per_sequence={limit}",
+            f"{origin} has a sequence of {length} tokens",
+            f"Type data.max_tokens_per_sequence={length}, or data.truncation=drop, left_prompt or right_completion",
+        )
+
+    def __reduce__(self):
+        return TooLong, (self.origin, self.length, self.limit)
+
+
+def sum_up(rows: Sequence[TooLong], num_rows: int) -> InputError:
+    """One error for all rows that are too long.
+
+    Args:
+        rows: At least one, in their order.
+        num_rows: Number of all rows.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    longest = max(rows, key=lambda row: row.length)
+    first = ", ".join(f"{row.origin} ({row.length} tokens)" for row in rows[:MAX_NAMED_ROWS])
+    more = f" and {len(rows) - MAX_NAMED_ROWS} more" if len(rows) > MAX_NAMED_ROWS else ""
+    why = f"{len(rows)} of {num_rows} rows have longer sequences: {first}{more}; the longest is {longest.origin}"
+    return InputError(longest.asked, f"{why} with {longest.length}", longest.instead)
 
 
 def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = None) -> TokenRow | Dropped:
@@ -50,12 +90,7 @@ def truncate(row: TokenRow, limit: int, policy: Truncation, bos: int | None = No
     if length <= limit:
         return row
     if policy == "error":
-        raise InputError(
-            f"data.max_tokens_per_sequence={limit}",
-            f"{row.origin} has a sequence of {length} tokens",
-            f"Type data.max_tokens_per_sequence={length} or more, or "
-            "data.truncation=drop, left_prompt or right_completion",
-        )
+        raise TooLong(row.origin, length, limit)
     if policy == "drop":
         return Dropped("longer than data.max_tokens_per_sequence", row.origin, len(row.tokens))
     groups = list(_groups(row))
