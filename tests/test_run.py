@@ -103,3 +103,12 @@ def test_sampling_stops_where_the_generation_config_of_the_model_does(folder):
     policy = assemble.make_policy(config, model, data)
     assert 77 not in before and set(data.stop_tokens) == {*before, 1, 77}
     assert policy.generation_config.eos_token_id == data.stop_tokens
+
+
+@pytest.mark.parametrize(
+    ("peft", "name"),
+    [("none", None), ("ia3", "ia3"), ("prefix", "prefix_tuning"), ("llama_adapter", "adaption_prompt")]
+    + [(word, word) for word in ("lora", "rslora", "dora", "qlora", "qlora_8bit")],
+)
+def test_a_summary_names_the_adapter(peft, name):
+    assert assemble.adapter_name(schema.check(compose([f"peft={peft}"]))["peft"]) == name

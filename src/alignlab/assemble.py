@@ -269,6 +269,18 @@ def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
         )
 
 
+def adapter_name(peft: Config | None) -> str | None:
+    """The word for an adapter: ``lora``, ``dora``, ``qlora``, ``ia3``; ``None`` without one."""
+    if not peft:
+        return None
+    name = name_of(peft["_target_"]).removesuffix("_config")
+    variants = {"dora": peft.get("use_dora"), "rslora": peft.get("use_rslora"), name: True}
+    name = next(variant for variant, is_used in variants.items() if is_used)
+    quantization = peft.get("quantization") or {}
+    eight = "_8bit" if quantization.get("load_in_8bit") else ""
+    return f"q{name}{eight}" if quantization else name
+
+
 def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[lightning.Trainer, Summary]:
     """Build Lightning's trainer with its callbacks and loggers, and the summary callback."""
     method = name_of(config["method"]["_target_"])
@@ -277,7 +289,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "method": method,
         "model": model,
         "strategy": name_of(config["strategy"]["_target_"]),
-        "peft": (config["peft"] or {}).get("peft_type"),
+        "peft": adapter_name(config["peft"]),
         "seed": config["seed"],
     }
     lr = config["optimizer"].get("lr")
