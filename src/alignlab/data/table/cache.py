@@ -172,14 +172,14 @@ class _CountedRows:
                 too_long.append(outcome)
             elif isinstance(outcome, InputError):
                 errors.append(outcome)
+                if len(errors) == _MAX_ERRORS:  # each one searches for remedies, which takes long
+                    break
             elif isinstance(outcome, TokenRow):
                 yield outcome
             elif outcome.detail and self.num_details < _MAX_DETAILS:
                 self.num_details += 1
                 _log.warning("dropped %s", outcome.detail)
-        if len(errors) > _MAX_ERRORS:
-            _log.warning("%d of %d rows cannot be tokenised; the first %d:", len(errors), num_rows, _MAX_ERRORS)
-        raise_all([*([sum_up(too_long, num_rows)] if too_long else []), *errors[:_MAX_ERRORS]])
+        raise_all([*([sum_up(too_long, num_rows)] if too_long else []), *errors])
 
 
 def _store(
