@@ -76,6 +76,8 @@ def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     try:
         return _TOKENIZERS[type(row)](row, context)
     except TemplateMisfit as error:
+        if context.settings.bad_rows == "drop":  # nobody reads the remedies of dropped rows, which take long to find
+            raise
         raise _with_remedies(error, row, context) from error
     except TemplateError as error:
         why = f"the template refuses the dialogue: {error}"
