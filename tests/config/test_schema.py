@@ -30,6 +30,23 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("word", "instead"),
+    [
+        ("peft.r=8", "Type peft=lora, or another option, beside the keys below it."),
+        ("method.loss=dft", "Type method/loss=dft."),
+        ("~logger", "Type logger=none, or another option."),
+        (
+            "logger=wandb,csv",
+            "Type 'logger=[wandb,csv]' for all together, or train -m logger=wandb,csv for one run each.",
+        ),
+        ("optimizer=adamw,sgd", "one run. Type train -m optimizer=adamw,sgd for one run each."),
+    ],
+)
+def test_a_word_that_is_nearly_right_leads_to_the_right_one(word, instead):
+    assert str(refused(word)).endswith(instead)
+
+
+@pytest.mark.parametrize(
     ("words", "nearest"),
     [
         (["modl=pocket"], "'model'"),

@@ -37,6 +37,9 @@ BESIDES = {
 """What to type if a group has no option of the name."""
 
 
+LISTS = ("method/loss", "method/reward", "logger", "callbacks")
+"""Groups from which several options may be chosen."""
+
 NOTHING = ("false", "off", "no", "0", "''")
 """Words that users type where a group has the option ``none``."""
 
@@ -63,6 +66,8 @@ def explain(error: Exception, words: Sequence[str], vocabulary: Vocabulary) -> I
         vocabulary: The groups on the search path.
     """
     faults = [fault for word in words for fault in _faults(word, vocabulary)]
+    if not faults and str(error).startswith("Ambiguous value"):
+        faults = [_several(word) for word in words if (found := parse(word)) is not None and found.is_sweep_override()]
     if faults:
         return faults[0] if len(faults) == 1 else InputErrors(faults)
     return _of_file(error, vocabulary)
@@ -100,6 +105,14 @@ def _faults(word: str, vocabulary: Vocabulary) -> Iterator[InputError]:
         yield from (_no_option(key, choice, vocabulary) for choice in unknown)
     elif override.is_hydra_override() and not _is_hydra_key(key.split(".")[1:], HYDRA):
         yield InputError(word, "Hydra has no such setting", suggest(key, _dotted_keys("hydra", HYDRA)))
+
+
+def _several(word: str) -> InputError:
+    """Several values, where it is open whether all together or one after the other."""
+    key, _, values = word.partition("=")
+    together = f"Type '{key}=[{values}]' for all together, or" if key in LISTS else "Type"
+    instead = f"{together} train -m {word} for one run each"
+    return InputError(word, "it gives several values, and there is one run", instead)
 
 
 def _is_hydra_key(parts: list[str], node: DictConfig) -> bool:
@@ -149,6 +162,9 @@ def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:
         return InputError(position, f"it is not valid YAML: {error.problem}", instead)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if not group:
+            instead = "Type experiments=NAME for a file of settings in experiments/"
+            return InputError(f"--config-name {choice}", "the verb decides which config is read", instead)
         return _no_option(group, choice, vocabulary)
     if NO_CHOICE in str(error):
         group = str(error).split("'")[1]

@@ -10,7 +10,7 @@ from alignlab.config.learning_rate import with_learning_rate
 from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.config.schema.targets import check_nodes
-from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value
+from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value, instead_of
 from alignlab.config.sources import source_node
 from alignlab.errors import InputError, raise_all
 from alignlab.system.credentials import hide_all
@@ -103,4 +103,4 @@ def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Fi
         elif key in values:
             check_value(dotted, values[key], hint, findings)
         else:
-            findings.errors.append(InputError(dotted, "it is missing", f"Type {dotted}=VALUE"))
+            findings.errors.append(InputError(dotted, "it is missing", instead_of(dotted)))

@@ -68,7 +68,30 @@ def check_value(path: str, value: Any, hint: Any, findings: Findings) -> None:
     try:
         adapter.validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError as error:
-        findings.errors.append(InputError(f"{path}={_shown(value)}", _why(error), f"Type {path}=VALUE"))
+        findings.errors.append(InputError(f"{path}={_shown(value)}", _why(error), instead_of(path, value)))
+
+
+OPTIONS = {"peft": "lora", "method": "dpo", "logger": "csv", "callbacks": "none", "method.loss": "sigmoid"}
+OPTIONS |= {"strategy": "ddp", "optimizer": "adamw", "scheduler": "cosine", "rollout": "hf", "model": "pocket"}
+OPTIONS |= {"method.divergence": "reverse_kl", "method.reward": "exact_answer", "trainer": "default"}
+"""An option of each group of the config, by the key that it fills."""
+
+
+def instead_of(path: str, value: Any = None) -> str:
+    """What to type where a value is missing or of the wrong type.
+
+    Args:
+        path: Dotted key.
+        value: The value, if there is one.
+    """
+    group = path.replace(".", "/")
+    if path not in OPTIONS:
+        return f"Type {path}=VALUE"
+    if isinstance(value, str):
+        return f"Type {group}={value}"
+    if isinstance(value, Mapping) and value:
+        return f"Type {group}={OPTIONS[path]}, or another option, beside the keys below it"
+    return f"Type {group}={'none' if path == 'logger' else OPTIONS[path]}, or another option"
 
 
 @functools.lru_cache(maxsize=None, typed=True)
