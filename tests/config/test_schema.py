@@ -37,9 +37,9 @@ def folder(tmp_path):
         ("~logger", "Type logger=none, or another option."),
         (
             "logger=wandb,csv",
-            "Type 'logger=[wandb,csv]' for all together, or train -m logger=wandb,csv for one run each.",
+            "Type 'logger=[wandb,csv]' for all together, or train --multirun logger=wandb,csv for one run each.",
         ),
-        ("optimizer=adamw,sgd", "one run. Type train -m optimizer=adamw,sgd for one run each."),
+        ("optimizer=adamw,sgd", "one run. Type train --multirun optimizer=adamw,sgd for one run each."),
     ],
 )
 def test_a_word_that_is_nearly_right_leads_to_the_right_one(word, instead):

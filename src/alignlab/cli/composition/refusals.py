@@ -111,7 +111,7 @@ def _several(word: str) -> InputError:
     """Several values, where it is open whether all together or one after the other."""
     key, _, values = word.partition("=")
     together = f"Type '{key}=[{values}]' for all together, or" if key in LISTS else "Type"
-    instead = f"{together} train -m {word} for one run each"
+    instead = f"{together} train --multirun {word} for one run each"
     return InputError(word, "it gives several values, and there is one run", instead)
 
 
