@@ -105,6 +105,12 @@ def test_leave_one_out_by_hand():
     assert found.tolist() == [-3.0, -1.5, 4.5]
 
 
+def test_of_two_completions_each_is_the_baseline_of_the_other():
+    rewards, group_ids = torch.tensor([1.0, 0.0, 5.0, 2.0]), torch.tensor([0, 0, 1, 1])
+    found = estimate(rewards, group_ids, estimator="rloo", scale="none")
+    assert found.tolist() == [1.0, -1.0, 3.0, -3.0]
+
+
 @pytest.mark.parametrize("estimator", ["grpo", "rloo", "pass_at_k"])
 def test_a_group_without_spread_teaches_nothing(estimator):
     rewards, group_ids, _ = ragged(2)

@@ -54,3 +54,8 @@ def test_gradients():
     group_ids, margins = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0.5, 0.5, 0.5, 0.1, 0.1, 0.1]).double()
     settings = {"margins": margins, "weights": margins, "centring": 0.2}
     assert torch.autograd.gradcheck(lambda x: bradley_terry(x, group_ids, **settings).terms[0].losses, (rewards,))
+
+
+def test_a_tie_is_not_ranked_right():
+    output = bradley_terry(torch.zeros(2), torch.zeros(2, dtype=torch.long), **PLAIN)
+    assert output.metrics["rewards/accuracies"].sum == 0

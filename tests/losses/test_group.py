@@ -177,3 +177,33 @@ def test_rewards_that_are_no_numbers_give_such_a_loss(name):
     losses = loss_of(name)[0](spoiled)
     assert losses[0].isnan() and losses[1].isfinite()
     group_metrics(spoiled, losses)
+
+
+def test_a_tie_is_not_ranked_right():
+    """As before the first step, when policy and reference agree."""
+    groups = Groups(torch.zeros(3), torch.zeros(3, dtype=torch.long))
+    losses = group.group_hinge(groups, margin=0.0, inverse_temperature=None)
+    found = group_metrics(groups, losses)
+    assert found["rewards/accuracies"].sum == 0 and found["group/active_fraction"].sum == 0
+
+
+def test_a_single_reward_that_is_no_number_shows_in_its_own_group_alone():
+    rewards = torch.tensor([0.0, math.nan, 1.0, 0.0, 3.0, 2.0])
+    found = hardest(Groups(rewards, torch.tensor([0, 0, 0, 1, 1, 1])))
+    assert found[0].isnan() and found[1] == 3.0
+
+
+def test_the_place_of_the_hardest_goes_from_zero_for_the_first_rejected_to_one_for_the_last():
+    """The second of three, the last of two, the only one: 1/2, 1 and 0."""
+    rewards = torch.tensor([0.0, 1.0, 3.0, 2.0, 0.0, 1.0, 2.0, 0.0, 5.0])
+    groups = Groups(rewards, torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2]))
+    ratio = group_metrics(groups, torch.zeros(3))["group/hardest_place"]
+    assert ratio.sum.item() == 1.5 and ratio.weight.item() == 3
+
+
+@pytest.mark.parametrize(("length_normalised", "expected"), [(False, [1.0, -2.0]), (True, [0.5, -0.5])])
+def test_rewards_of_completions_by_hand(length_normalised, expected):
+    """β = 1/2, log-ratios 2 and -4 nats, completions of 2 and 4 tokens."""
+    logps, reference, tokens = torch.tensor([-3.0, -9.0]), torch.tensor([-5.0, -5.0]), torch.tensor([2.0, 4.0])
+    found = group.group_rewards(logps, reference, tokens, beta=0.5, length_normalised=length_normalised)
+    assert found.tolist() == expected

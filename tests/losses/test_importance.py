@@ -61,3 +61,10 @@ def test_bad_tokens_of_a_completion_left_behind_are_masked():
     mask = off_policy_mask(ZEROS, sampled, advantages, OWNER, 2, threshold=0.2)
     assert mask.tolist() == [True, True, False, True, True]
     assert off_policy_mask(ZEROS, sampled, advantages, OWNER, 2, threshold=0.5).all()
+
+
+@pytest.mark.parametrize("beyond", ["truncate", "mask"])
+def test_a_weight_that_equals_the_cap_is_kept(beyond):
+    old, owner = torch.tensor([0.0, 0.0]), torch.tensor([0, 1])
+    weights = truncated_importance(old, old, owner, 2, cap=1.0, level="token", beyond=beyond)
+    assert weights.tolist() == [1.0, 1.0]

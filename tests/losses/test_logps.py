@@ -2,7 +2,7 @@
 
 import torch
 
-from alignlab.losses.logps import segment_sums
+from alignlab.losses.logps import segment_sums, token_counts
 
 
 def test_sums_and_gradients_of_every_segment_also_of_empty_ones():
@@ -21,3 +21,7 @@ def test_no_values():
     found = segment_sums(values, torch.zeros(0, dtype=torch.long), 3)
     found.sum().backward()
     assert found.tolist() == [0, 0, 0] and values.grad.shape == (0,)
+
+
+def test_a_completion_without_tokens_counts_as_one_token_also_at_the_end():
+    assert token_counts(torch.tensor([0, 0, 2]), 5, torch.float32).tolist() == [2.0, 1.0, 1.0, 1.0, 1.0]

@@ -303,6 +303,13 @@ def test_cispo_by_hand():
     assert (found.clipped_high.tolist(), found.clipped_low.tolist()) == ([True], [False])
 
 
+@pytest.mark.parametrize("name", ["clipped", "cispo", "gmpo"])
+def test_a_ratio_that_equals_its_bound_is_not_counted_as_clipped(name):
+    """As in a first update without room on either side, where every ratio is 1."""
+    found, _ = by_hand([1.0, 1.0], [1.0, -1.0], name, clip_low=0.0, clip_high=0.0)
+    assert not found.clipped_low.any() and not found.clipped_high.any()
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_without_an_old_policy_the_gradient_is_that_of_reinforce(name):
     """Ratio 1: -A ∇ log policy at each token, or its mean over the completion."""

@@ -84,6 +84,14 @@ def test_simpo_by_hand():
     assert bent.item() == pytest.approx(found.item(), rel=1e-5)
 
 
+def test_smoothed_simpo_by_hand():
+    """The same logit 1/2, with a tenth of the labels assumed wrong."""
+    pairs = make_pairs(torch.tensor([-1.0]).double(), torch.tensor([-4.0]).double())
+    found = simpo(pairs, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.1)
+    right, wrong = math.log(1 + math.exp(-0.5)), math.log(1 + math.exp(0.5))
+    assert found.item() == pytest.approx(0.9 * right + 0.1 * wrong, rel=1e-12)
+
+
 def test_log_odds_stay_finite_for_a_sure_token():
     logps = torch.tensor([0.0, -1e-9, -50.0], dtype=torch.float64, requires_grad=True)
     values = log_odds(logps)

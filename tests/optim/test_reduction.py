@@ -13,8 +13,9 @@ from alignlab.losses.odds_ratio import odds_ratio
 from alignlab.methods.base import Method
 from alignlab.methods.pairs import reference_free_pairs
 from alignlab.models.scoring import token_scores
-from alignlab.types.batch import UNITS
-from alignlab.types.loss import LossOutput, LossTerm
+from alignlab.optim import reduction
+from alignlab.types.batch import UNITS, StepTotals
+from alignlab.types.loss import LossOutput, LossTerm, Ratio
 from alignlab.types.rows import Preference
 from tests.methods import toy
 from tests.methods.toy import Rows, fit, make_loader, make_policy, rows_for
@@ -141,3 +142,29 @@ def validate(method, val_dataloaders):
     trainer = lightning.Trainer(accelerator="cpu", devices=1, enable_checkpointing=False, **silent)
     (found,) = trainer.validate(method, val_dataloaders, verbose=False)
     return found["val/loss"]
+
+
+def test_a_part_of_a_step_counts_once_per_rank(monkeypatch):
+    """Data-parallel strategies average over ranks: 4 ranks, 6 tokens in the step, and here a sum of 3."""
+    monkeypatch.setattr(reduction, "num_ranks", lambda: 4)
+    sizes = StepTotals(supervised_tokens=6, sequences=1, groups=1, tokens=6, rows=1, chosen_tokens=0)
+    terms = [LossTerm(torch.tensor([1.0, 2.0]), "supervised_tokens")]
+    assert reduction.step_loss(terms, sizes, counted=1) == 4 * 3 / 6
+    assert reduction.step_loss(terms, sizes, counted=0) == 0
+
+
+def test_ranks_lay_their_sums_out_alike_whatever_came_first(monkeypatch):
+    """One table is added up over ranks, so its rows must not depend on the order of the micro-batches."""
+    tables = []
+    monkeypatch.setattr(reduction.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(reduction.dist, "all_reduce", lambda table: tables.append(table.tolist()))
+    one = LossOutput([LossTerm(torch.tensor([1.0]), "sequences")], {"b": Ratio(torch.tensor(2.0), torch.tensor(3.0))})
+    other = LossOutput([LossTerm(torch.tensor([4.0]), "groups")], {"a": Ratio(torch.tensor(5.0), torch.tensor(6.0))})
+    for outputs in ((one, other), (other, one)):
+        means = reduction.RunningMeans()
+        for output in outputs:
+            means.add(output)
+        means.close_step(StepTotals(supervised_tokens=1, sequences=1, groups=2, tokens=1, rows=1))
+        found = means.means()
+        assert found == {"loss": 1 / 1 + 4 / 2, "a": pytest.approx(5 / 6), "b": pytest.approx(2 / 3)}
+    assert tables == [[4.0, 1.0, 5.0, 6.0, 2.0, 3.0]] * 2

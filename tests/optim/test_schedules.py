@@ -64,6 +64,16 @@ def test_wsd_refuses_more_than_the_run():
         rates(schedules.wsd, 10, warmup_steps=6, decay_steps=0.5, min_lr_ratio=0.0, decay_type="linear")
 
 
+def test_rates_are_set_for_each_group_and_told_of_the_first():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (2.0, 0.5)]
+    optimizer = torch.optim.SGD(groups)
+    schedule = schedules.constant(optimizer, num_training_steps=4, warmup_steps=2)
+    for group, other in zip(optimizer.param_groups, (7.0, 8.0), strict=True):
+        group["lr"] = other
+    assert schedules.set_rates(schedule) == (7.0, 1.0)
+    assert [group["lr"] for group in optimizer.param_groups] == schedule.get_last_lr() == [1.0, 0.25]
+
+
 def test_a_restored_schedule_goes_on_at_the_rate_of_its_new_length():
     def made(num_training_steps):
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)

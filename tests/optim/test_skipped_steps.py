@@ -9,8 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
+from alignlab.data.batching.collate import collate, totals
 from alignlab.errors import RunError
-from alignlab.optim.skipped_steps import MAX_SKIPPED_STEPS, explain_overflow
+from alignlab.optim.skipped_steps import MAX_SKIPPED_STEPS, SkippedSteps, describe_rows, explain_overflow
+from alignlab.types.batch import StepBatch
 from alignlab.types.loss import LossOutput, LossTerm
 from tests.methods.prompts import SAMPLED
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_rows, rows_for, spoiled
@@ -138,3 +140,27 @@ def test_a_rate_that_the_weights_cannot_hold_is_told_in_a_paragraph():
         torch.optim.AdamW([weight], lr=1e38).step()
     with pytest.raises(RuntimeError, match="a bug"), explain_overflow(1.0):
         raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize(("size", "more"), [(3, ""), (8, ""), (9, " and 1 more"), (13, " and 5 more")])
+def test_a_message_names_eight_rows_at_most_and_counts_the_others(size, more):
+    rows = make_rows()[:size]
+    step = StepBatch([collate(rows, packing=True)], totals(rows), 0.0)
+    named = ", ".join(f"row {index}" for index in range(min(size, 8)))
+    for loss, what in ((math.nan, "the loss of a micro-batch"), (1.0, "the gradient")):
+        told = describe_rows(step, [torch.tensor(loss)])
+        assert told == f"{what} was not finite; its rows are {named}{more}"
+
+
+def test_only_the_first_of_skipped_steps_in_a_row_is_told(caplog):
+    """Twice all but one of the steps that end a run, with a good one between."""
+    rows, skipped = make_rows()[:2], SkippedSteps()
+    step = StepBatch([collate(rows, packing=True)], totals(rows), 0.0)
+    row = [True] * (MAX_SKIPPED_STEPS - 1)
+    with caplog.at_level(logging.WARNING):
+        for number, bad in enumerate([*row, False, *row], start=1):
+            skipped.count(bad, step, [torch.tensor(math.nan if bad else 1.0)], number)
+    told = [record.message.split(":")[0] for record in caplog.records]
+    assert told == ["step 1 changed nothing", f"step {MAX_SKIPPED_STEPS + 1} changed nothing"]
+    with pytest.raises(RunError, match=f"now at {2 * MAX_SKIPPED_STEPS}"):
+        skipped.count(True, step, [torch.tensor(math.nan)], 2 * MAX_SKIPPED_STEPS)

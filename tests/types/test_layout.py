@@ -84,6 +84,24 @@ def test_similar_lengths_share_a_bucket_and_waste_little():
     assert held < 1.25 * sum(map(sum, groups))
 
 
+def test_each_segment_fills_most_of_its_bucket_though_lengths_fall_slowly():
+    """Lengths from 400 to 40, each 2 % below another: at least 80 % of the longest, or at most 16 tokens less."""
+    lengths = [round(400 * 0.98**step) for step in range(114)]
+    random.Random(0).shuffle(lengths)
+    layout = packed_layout([[0, length] for length in lengths])
+    for bucket in layout.buckets:
+        held = [len(set(row.tolist())) for row in bucket.queries]
+        assert min(held) >= min(0.8 * max(held), max(held) - 16)
+    assert len(layout.buckets) < 12
+
+
+def test_completions_of_other_lengths_share_no_bucket_though_their_paths_are_as_long():
+    """Prompt and two completions of 300 + 10 tokens, and of 10 + 300: queries are padded to a width as well."""
+    layout = packed_layout([[300, 10, 10], [10, 300, 300]])
+    held = sorted(tuple(bucket.queries.shape) for bucket in layout.buckets if not bucket.causal)
+    assert held == [(2, 10), (2, 300)]
+
+
 # --- branches ---------------------------------------------------------------------------------------------------------
 
 

@@ -100,3 +100,8 @@ def test_padded_rows_hold_one_branch_each():
         [10, 11, 20, 40, 0],
         [10, 11, 50, 0, 0],
     ]
+
+
+def test_a_micro_batch_counts_unless_it_is_a_filler():
+    assert collate([PAIR], packing=True).counted == 1
+    assert collate([PAIR], packing=True, counted=0).counted == 0

@@ -1,5 +1,7 @@
 """Prompts with the completion of the next row."""
 
+from itertools import product
+
 import pytest
 
 from alignlab.data.batching.mismatch import WithMismatched, mismatch
@@ -36,6 +38,15 @@ def test_a_companion_never_has_the_same_prompt():
     assert [one.mismatched.tokens for one in equal] == [[1, 12], [1, 11]]
 
 
+def test_a_companion_is_the_next_row_with_another_prompt():
+    for prompts in product([1, 2], repeat=6):
+        rows = [row([prompt], [10 + index]) for index, prompt in enumerate(prompts)]
+        found = [one.mismatched.tokens[1] - 10 for one in WithMismatched(Table(rows), max_tokens=20)]
+        for index, prompt in enumerate(prompts):
+            later = [other % 6 for other in range(index + 1, index + 6) if prompts[other % 6] != prompt]
+            assert found[index] == (later[0] if later else (index + 1) % 6), prompts
+
+
 def test_a_companion_leaves_the_row_as_it_is():
     for given, one in zip(ROWS, WithMismatched(Table(ROWS), max_tokens=20), strict=True):
         assert (one.tokens, one.groups, one.columns) == (given.tokens, given.groups, given.columns)
@@ -54,3 +65,12 @@ def test_only_what_is_a_target_of_its_own_row_is_asked_for():
     other = row([3], [14, 15, 16], [False, True, True])
     assert mismatch(ROWS[0], other, 20).supervised == [False, False, False, True, True]
     assert mismatch(ROWS[0], other, 3).supervised == [False, False, True]
+
+
+def test_of_a_completion_with_branches_the_first_one_is_taken():
+    """Prompt 3 4; a first branch 14 15, and another, 16, after the prompt's 3."""
+    flags = [False, False, True, True, True]
+    other = TokenRow([3, 4, 14, 15, 16], flags, [[2, 3]], "branched", {}, branches={0: [[2, 2], [1, 1]]})
+    found = mismatch(ROWS[0], other, 20)
+    assert (found.tokens, found.groups, found.branches) == ([1, 2, 14, 15], [[2, 2]], {})
+    assert found.supervised == [False, False, True, True]

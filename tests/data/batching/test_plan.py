@@ -70,3 +70,14 @@ def test_a_short_step_is_filled_up_with_rows_that_do_not_count():
 def test_a_row_beyond_the_token_limit_goes_alone():
     (batches,) = plan_step([500, 3, 4], settings(max_tokens_per_micro_batch=10), 1)
     assert {batch.rows for batch in batches} == {(0,), (1, 2)}
+
+
+def test_rows_that_fill_the_token_limit_exactly_share_a_micro_batch():
+    (batches,) = plan_step([4, 6, 3, 7], settings(max_tokens_per_micro_batch=10), 1)
+    assert {batch.rows for batch in batches} == {(0, 1), (2, 3)}
+
+
+def test_no_more_micro_batches_than_the_rows_need():
+    """Two of 10 tokens would hold the 18, but no two rows fit together."""
+    (batches,) = plan_step([6, 6, 6], settings(max_tokens_per_micro_batch=10), 1)
+    assert [batch.counted for batch in batches] == [1, 1, 1]

@@ -43,6 +43,14 @@ def test_a_loader_goes_on_where_its_state_was_taken(done, workers):
     assert labels(second) == whole[done:]
 
 
+def test_a_loader_for_validation_begins_with_the_first_step_each_time():
+    """Also after an iteration that was left."""
+    loader = make_loader(make_rows(), 3, num_steps=2)
+    loader.resumable = False
+    take(iter(loader), 1)
+    assert labels(loader) == labels(loader) == labels(make_loader(make_rows(), 3, num_steps=2))
+
+
 def test_a_loader_draws_nothing_from_the_global_generators():
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
@@ -86,3 +94,9 @@ def test_a_shuffle_buffer_loses_nothing():
 def test_a_curriculum_needs_its_column():
     with pytest.raises(InputError, match="row 0 has no number of that name"):
         next(table_steps(Rows(make_rows()), settings(order="curriculum", order_column="level"), 0, 1, 0))
+
+
+def test_a_rank_without_a_row_gets_a_filler_that_does_not_count():
+    steps = [next(iter(make_loader(make_rows(1), 4, num_steps=1, rank=rank, num_ranks=2))) for rank in range(2)]
+    assert [[batch.counted for batch in step.micro_batches] for step in steps] == [[1], [0]]
+    assert [step.totals.rows for step in steps] == [1, 1]
