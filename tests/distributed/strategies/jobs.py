@@ -20,9 +20,10 @@ from alignlab.run_folder.storage import open_checkpoint
 
 EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 # Adam divides a gradient by its own size, so by default one that is mere rounding moves its weight as far as any other.
-# LoRA's first matrix begins with gradients of such a size, as its second begins at zero.
-ADAMW = functools.partial(torch.optim.AdamW, eps=1e-4)
+# In PPO, LoRA's first matrix begins with gradients of such a size, as its second begins at zero.
+ADAMW = functools.partial(torch.optim.AdamW, eps=1e-6)
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (ADAMW, 1e-2)}
+OF_PPO = OPTIMIZERS | {"adamw": (functools.partial(torch.optim.AdamW, eps=1e-4), 1e-2)}
 
 
 class NoTokenizer:
@@ -73,7 +74,8 @@ def train(
     Returns:
         Metrics by step, whole weights (rank 0), logits, and the prompts' most probable completions.
     """
-    kind, lr = OPTIMIZERS[optimizer] if isinstance(optimizer, str) else optimizer
+    optimizers = OF_PPO if method.startswith("ppo") else OPTIMIZERS
+    kind, lr = optimizers[optimizer] if isinstance(optimizer, str) else optimizer
     adapter, spread_node = choices(peft, strategy, **(changes or {}))
     policy = functools.partial(make_adapted, base, adapter, class_of(method).head)
     made = make_method(method, optimizer=kind, lr=lr, clip=clip, policy=policy)

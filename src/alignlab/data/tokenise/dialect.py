@@ -16,6 +16,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from alignlab.rendering import TooMuch
 from alignlab.types.rows import Message
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
@@ -67,6 +68,9 @@ def find_dialect(template: str, render: Render) -> Dialect:
     Args:
         template: The Jinja text.
         render: Renders messages with it.
+
+    Raises:
+        TooMuch: Rendering takes too much time or memory.
     """
     reasoning = next((name for name in REASONING_FIELDS if re.search(rf"[.'\"]{name}\b", template)), "")
     empty_is_none = bool(re.search(r"content['\"\]]*\s+is\s+(not\s+)?none", template))
@@ -85,6 +89,8 @@ def _writes(render: Render, dialect: Dialect, messages: Sequence[Message], times
     """Whether a template writes the word of these messages, and so often."""
     try:
         return render([dialect.write(message) for message in messages]).count("question") >= times
+    except TooMuch:  # it would take as much again in every other form
+        raise
     except TemplateError:
         return False
 

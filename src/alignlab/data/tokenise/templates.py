@@ -258,16 +258,10 @@ def render(
         TemplateLimit: The template takes too much time or memory.
     """
     text = template.text_for(tools)
-    dialect = _dialect(text)
     try:
-        return _rendered(
-            text,
-            [dialect.write(message) for message in messages],
-            tools,
-            tokenizer.special_tokens_map,
-            add_generation_prompt,
-            template.variables,
-        )
+        written = [_dialect(text).write(message) for message in messages]
+        own = (tokenizer.special_tokens_map, add_generation_prompt, template.variables)
+        return _rendered(text, written, tools, *own)
     except TooMuch as error:
         why = f"rendering a dialogue of {len(messages)} messages with it takes too much: {error}"
         instead = "Type data.chat_template=chatml or plain, or correct the template"
