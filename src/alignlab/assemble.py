@@ -39,7 +39,7 @@ from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
-from alignlab.types.adapted import is_adapted
+from alignlab.types.adapted import base_model, is_adapted
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,8 @@ def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
     """Load other weights with the same tokenizer, and merge their adapter if they have one."""
     known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
     model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
-    if not is_adapted(model) or getattr(model, "is_quantized", False):  # merged, a quantised base would be rounded anew
+    is_quantised = getattr(base_model(model).config, "quantization_config", None) is not None
+    if not is_adapted(model) or is_quantised:  # merged, a quantised base would be rounded anew
         return model
     return model.merge_and_unload()
 

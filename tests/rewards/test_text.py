@@ -97,6 +97,25 @@ def test_a_python_function_gets_what_it_names(tmp_path):
     assert PythonReward(path=f"{file}:waiting")(["", ""], [[], []], **columns) == [3, 3]
 
 
+def test_a_python_function_for_messages_is_found_by_its_first_call(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def of_messages(completions, **columns):\n    return [len(c[0]['content']) for c in completions]\n"
+        "def of_anything(completions, **columns):\n    return [len(c) for c in completions]\n"
+        "calls = []\n"
+        "def fails_once(completions, **columns):\n    calls.append(1)\n"
+        "    if len(calls) == 1:\n        raise OSError('no answer')\n    return [len(c) for c in completions]\n"
+    )
+    messages = PythonReward(path=f"{file}:of_messages")
+    assert messages(["ab", "c"], [[], []]) == [2, 1] and messages.style == "messages"
+    assert PythonReward(path=f"{file}:of_anything")(["ab", "c"], [[], []]) == [2, 1]
+    assert PythonReward(path=f"{file}:of_anything", style="messages")(["ab", "c"], [[], []]) == [1, 1]
+    server = PythonReward(path=f"{file}:fails_once")
+    with pytest.raises(OSError, match="no answer"):
+        server(["ab"], [[]])
+    assert server(["ab"], [[]]) == [2] and server.style == "text"
+
+
 @pytest.mark.parametrize(
     ("source", "why"),
     [

@@ -25,6 +25,9 @@ MAX_RESPONSE_BYTES = 2**26
 
 CHUNK_BYTES = 2**16
 
+TAKEN_FOR_MESSAGES = (TypeError, AttributeError, KeyError, IndexError)
+"""Errors of a function that reads a text as a list of messages. Others, as those of a server, say nothing of it."""
+
 
 class PythonReward(OwnProcessReward):
     """A synchronous or asynchronous callable, given by its path.
@@ -35,8 +38,8 @@ class PythonReward(OwnProcessReward):
     Args:
         path: ``package.module:function`` or ``file.py:function``.
         style: Form of a completion: ``text``, or ``messages``, a list of one message of the assistant, as TRL gives to
-            rewards of dialogues. ``auto`` calls it with texts first, and if that fails with messages from then on, if
-            it can be called so.
+            rewards of dialogues. ``auto`` calls it with texts first, and if it takes them for something else, with
+            messages from then on.
     """
 
     def __init__(self, *, path: str, style: Literal["auto", "text", "messages"] = "auto"):
@@ -49,7 +52,7 @@ class PythonReward(OwnProcessReward):
         arguments = copy.deepcopy((completions, prompts, columns))
         try:
             result, self.style = self._call("text", *arguments), "text"
-        except Exception:
+        except TAKEN_FOR_MESSAGES:
             try:
                 result = self._call("messages", completions, prompts, columns)
             except Exception:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ROWS_TO_CHECK = 200
+ROWS_TO_CHECK = 2000
 """Number of rows in which a column must occur that a reward needs."""
 
 MAX_EMPTY_ROLLOUTS = 10
