@@ -48,6 +48,7 @@ def run_with(file, strategy, *words):
     return printed
 
 
+@pytest.mark.slow
 def test_a_deepspeed_file_with_all_its_sections_runs(folder):
     (folder / "file.json").write_text(json.dumps(OFFLOAD))
     printed = run_with("file.json", "deepspeed_z3_offload", *TWO)
