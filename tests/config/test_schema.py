@@ -1,5 +1,7 @@
 """What does not exist, is of the wrong type or out of range is refused, together and with the nearest real name."""
 
+from pathlib import Path
+
 import lightning
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
 from alignlab.config.build import build, build_all, locate
+from alignlab.config.schema.values import OPTIONS
 from alignlab.errors import InputError, InputErrors
 
 
@@ -44,6 +47,13 @@ def folder(tmp_path):
 )
 def test_a_word_that_is_nearly_right_leads_to_the_right_one(word, instead):
     assert str(refused(word)).endswith(instead)
+
+
+def test_the_options_that_are_advised_exist():
+    folder = Path(__file__).parents[2] / "conf"
+    assert not [
+        path for path, option in OPTIONS.items() if not (folder / path.replace(".", "/") / f"{option}.yaml").is_file()
+    ]
 
 
 @pytest.mark.parametrize(

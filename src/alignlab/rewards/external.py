@@ -1,6 +1,7 @@
 """External rewards: a Python callable by its path, and an HTTP server."""
 
 import asyncio
+import contextlib
 import copy
 import importlib
 import importlib.util
@@ -53,13 +54,10 @@ class PythonReward(OwnProcessReward):
         try:
             result, self.style = self._call("text", *arguments), "text"
         except TAKEN_FOR_MESSAGES:
-            try:
-                result = self._call("messages", completions, prompts, columns)
-            except Exception:
-                result = None  # neither form suits it: the error of the first is the one to show
-            if result is None:
+            with contextlib.suppress(Exception):  # where neither form suits it, the error of the first is shown
+                result, self.style = self._call("messages", completions, prompts, columns), "messages"
+            if self.style == "auto":
                 raise
-            self.style = "messages"
             print(f"{self.path} takes completions as messages: method.reward.NAME.style=messages says so", flush=True)
         return result
 

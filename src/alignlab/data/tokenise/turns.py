@@ -7,14 +7,14 @@ reasoning, with another end token), so every turn is rendered as the last one.
 
 The dialogue that ends with the turn may begin otherwise than the context:
 
-| difference | templates | answer |
+| difference | for example | answer |
 |---|---|---|
-| blanks at the end of the context | Nemotron opens ``<think>\\n``, and writes ``<think></think>`` without reasoning | what follows the opening |
-| an opened thought is missing | DeepSeek-R1 opens ``<think>``, and never writes reasoning | reasoning, its end, what follows |
+| blanks at the end of the context | Nemotron breaks the line after ``<think>`` | what follows the opening |
+| an opened thought is missing | DeepSeek-R1 never writes reasoning | reasoning, its end, what follows |
 | earlier turns lose their reasoning | gpt-oss, once an answer follows a call | what follows the same opening |
 
 An answer of a template that writes no token after it (GLM) ends with the token that begins the next message.
-"""  # noqa: E501  (a table)
+"""
 
 import re
 from collections.abc import Sequence
