@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from alignlab.config.signatures import with_settings
 from alignlab.data.datamodule import DataModule
-from alignlab.data.tokenise.templates import NAMED, choose_template, stop_tokens
+from alignlab.data.tokenise.templates import NAMED, choose_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.losses.policy_gradient import clipped
 from alignlab.methods.grpo import GRPO
 from alignlab.methods.ppo import PPO

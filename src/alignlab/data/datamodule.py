@@ -20,7 +20,8 @@ from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.table.table import WithColumn
 from alignlab.data.tokenise.rows import TokenSettings
-from alignlab.data.tokenise.templates import choose_template, stop_tokens
+from alignlab.data.tokenise.templates import choose_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
 from alignlab.system.paths import reason, typed_path
 from alignlab.types.batch import StepBatch, StepTotals

@@ -5,7 +5,8 @@ from transformers import AutoTokenizer
 
 from alignlab.data.table.cache import table_key
 from alignlab.data.tokenise.rows import tokenize
-from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
+from alignlab.data.tokenise.templates import choose_template, set_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration
 from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user

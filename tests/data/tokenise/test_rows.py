@@ -7,7 +7,8 @@ from transformers import AutoTokenizer
 
 from alignlab.data.table.counts import Dropped
 from alignlab.data.tokenise.rows import tokenize, tokenize_counted
-from alignlab.data.tokenise.templates import choose_template, set_template, stop_tokens
+from alignlab.data.tokenise.templates import choose_template, set_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
 from alignlab.types.layout import find_paths
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired

@@ -5,7 +5,8 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer
 
 from alignlab.data.tokenise.rows import tokenize
-from alignlab.data.tokenise.templates import choose_template, render, set_template, stop_tokens
+from alignlab.data.tokenise.templates import choose_template, render, set_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
 from alignlab.types.rows import Prompt
 from tests.data.tokenise.tiny_tokenizers import CHATML, assistant, byte_tokenizer, token_settings, user

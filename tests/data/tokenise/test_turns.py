@@ -13,7 +13,8 @@ import pytest
 from jinja2 import TemplateError
 
 from alignlab.data.tokenise.rows import tokenize
-from alignlab.data.tokenise.templates import choose_template, find_turn_ends, render
+from alignlab.data.tokenise.templates import choose_template, render
+from alignlab.data.tokenise.turn_ends import find_turn_ends
 from alignlab.errors import InputError
 from alignlab.types.layout import find_paths
 from alignlab.types.rows import Demonstration, Preference

@@ -8,8 +8,9 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.tokenise.encode import Control, control_patterns
-from alignlab.data.tokenise.templates import Template, TurnEnds, adds_bos, choose_template, find_turn_ends, probe
+from alignlab.data.tokenise.templates import Template, adds_bos, choose_template, probe
 from alignlab.data.tokenise.truncate import Truncation
+from alignlab.data.tokenise.turn_ends import TurnEnds, find_turn_ends
 
 
 @dataclass(frozen=True, kw_only=True)
