@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from alignlab.errors import InputError, raise_all
 from alignlab.models.heads import TASKS, head_of
 from alignlab.models.opening import opening
+from alignlab.models.text_part import modules_beside_text
 from alignlab.types.adapted import is_adapted
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     # A copy: PEFT writes the resolved targets into the config, and a model may be built more than once.
     own_config = copy.deepcopy(peft_config)
     own_config.task_type = own_config.task_type or TASKS[head_of(model)]
+    if (beside := modules_beside_text(model)) and hasattr(own_config, "exclude_modules"):
+        own_config.exclude_modules = _excluded(own_config.exclude_modules, beside)
     unfit = opening(asked, f"it does not fit {type(model).__name__}", "Type peft=lora, which fits every model")
     # Drawn on the CPU, whatever the device of the base: another device would draw other numbers from the same seed.
     with unfit, torch.device("cpu"):
@@ -69,6 +72,15 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     if getattr(peft_config, "target_modules", None) == "all-linear" and (left_out := _frozen_experts(adapted)):
         log.info("not adapted: %d tensors of experts, such as %s; peft.target_parameters adapts such", *left_out)
     return adapted
+
+
+def _excluded(chosen: str | Collection[str] | None, beside: Collection[str]) -> str:
+    """A pattern of names that an adapter leaves out: those that the user chose, and all modules within others."""
+    within = rf"(?:{'|'.join(map(re.escape, beside))})\..*"
+    if not chosen:
+        return within
+    own = chosen if isinstance(chosen, str) else rf"(?:.*\.)?(?:{'|'.join(map(re.escape, chosen))})"
+    return f"(?:{own})|{within}"
 
 
 def _frozen_experts(adapted: "PeftModel") -> tuple[int, str] | None:
@@ -91,6 +103,7 @@ def unadapted_layers(adapted: "PeftModel") -> list[str]:
 
     base = adapted.get_base_model()
     within = tuple(f"{name}." for name, module in base.named_modules() if isinstance(module, BaseTunerLayer))
+    within = (*within, *(f"{name}." for name in modules_beside_text(base)))
     kept = {id(base.get_output_embeddings())}
     return [
         name

@@ -206,7 +206,8 @@ def reopen(folder: Path, like: "PreTrainedModel | PeftModel") -> "PreTrainedMode
     options = {"trust_remote_code": remote, "quantization": quantization, "head": head_of(live)}
     model = open_weights(location, live.dtype, attention, **options)
     if location.adapter:
-        model.config.pad_token_id = live.config.pad_token_id  # the base's config may lack it
+        # The base's config may lack it, and that of a model that reads images too has none.
+        model.config.pad_token_id = getattr(live.config, "pad_token_id", None)
         model = adapters.reattach(model, location.adapter)
     return model if quantization else model.to(live.device)
 

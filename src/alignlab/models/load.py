@@ -27,6 +27,7 @@ from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
 from alignlab.models.scratch import Texts, num_rows, prepare
+from alignlab.models.text_part import freeze_beside_text
 from alignlab.system.disk import MANIFEST, read_manifest
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ class Pretrained:
             log.info("the base is quantised as the adapter was trained: see %s/%s", location.adapter, QUANTIZATION)
         options = {"trust_remote_code": trust, "quantization": quantization, "head": head}
         model = open_weights(location, self.dtype, attention, **options)
+        freeze_beside_text(model)
         set_dropout(model, self.dropout)  # before there is an adapter, which keeps its own
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return adapters.reattach(model, location.adapter) if location.adapter else model
