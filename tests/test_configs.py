@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from alignlab.cli.composition.compose import ROOT, compose
 from alignlab.config import compat, schema
 from alignlab.errors import InputError
+from alignlab.run_folder.naming import name_of
 
 CONF = ROOT / "conf"
 CROSSED = ("method", "model", "data", "peft", "strategy", "optimizer", "scheduler", "logger", "callbacks", "trainer")
@@ -54,6 +55,12 @@ def test_every_experiment_passes(name):
 @pytest.mark.parametrize("name", options("../sweeps"))
 def test_every_sweep_composes(name):
     schema.check(compose([f"sweeps={name}"]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_one_name(method):
+    """The folder of its runs and the tables of results have the word that one types."""
+    assert name_of(OmegaConf.load(CONF / "method" / f"{method}.yaml")._target_) == method
 
 
 def test_the_default_run_is_sft_of_pocket_on_arithmetic():

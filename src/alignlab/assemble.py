@@ -1,7 +1,6 @@
 """Build the objects of a run from its config: data, model, method, trainer."""
 
 import logging
-import re
 from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
@@ -39,6 +38,7 @@ from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
+from alignlab.run_folder.naming import name_of
 from alignlab.types.adapted import base_model, is_adapted
 
 log = logging.getLogger(__name__)
@@ -338,13 +338,3 @@ def make_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     for logger in loggers:
         logger.log_hyperparams(config)
     return loggers
-
-
-def name_of(target: str) -> str:
-    """The name of a method or strategy in the config: ``alignlab.methods.group_dpo.GroupDPO`` is ``group_dpo``.
-
-    Args:
-        target: Dotted path of a class or function.
-    """
-    name = target.split(".")[-1]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

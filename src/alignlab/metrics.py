@@ -1,7 +1,10 @@
 """All logged metrics, with unit and meaning. Logging a name that is not listed here raises an error."""
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Mode = Literal["min", "max"]
+"""Which value of a metric is the best one."""
 
 
 class Metric(NamedTuple):
@@ -10,10 +13,12 @@ class Metric(NamedTuple):
     Args:
         unit: Unit of the value; ``1`` for a dimensionless number.
         meaning: One line, as shown in the docs and in dashboards.
+        best: Whether the smallest (``min``) or the largest (``max``) value is the best; ``None`` if that depends.
     """
 
     unit: str
     meaning: str
+    best: Mode | None = None
 
 
 METRICS: dict[str, Metric] = {
@@ -22,26 +27,32 @@ METRICS: dict[str, Metric] = {
     "progress/samples": Metric("rows", "training rows consumed, all ranks"),
     "progress/tokens": Metric("tokens", "tokens passed through the model in training, all ranks"),
     "progress/supervised_tokens": Metric("tokens", "targets of the loss so far, all ranks"),
-    "train/loss": Metric("nats", "the objective of this optimizer step, over all micro-batches and ranks"),
-    "train/nll": Metric("nats per token", "negative log-likelihood of the supervised tokens"),
-    "train/token_accuracy": Metric("fraction", "supervised tokens whose most likely prediction is correct"),
+    "train/loss": Metric("nats", "the objective of this optimizer step, over all micro-batches and ranks", "min"),
+    "train/nll": Metric("nats per token", "negative log-likelihood of the supervised tokens", "min"),
+    "train/token_accuracy": Metric("fraction", "supervised tokens whose most likely prediction is correct", "max"),
     "train/grad_norm": Metric("1", "global norm of the gradient before clipping"),
     "train/grad_norm_clipped": Metric("1", "global norm of the gradient after clipping"),
     "train/lr": Metric("1", "learning rate of the first parameter group in this step"),
     "train/tokens_per_second": Metric("tokens/s", "tokens passed through the model per second, all ranks"),
     "train/step_seconds": Metric("s", "wall time of this optimizer step"),
     "train/mfu": Metric("fraction", "model FLOPs utilisation: 6 N tokens/s over the device's peak, if it is known"),
-    "val/loss": Metric("nats", "the objective on held-out rows"),
-    "val/nll": Metric("nats per token", "negative log-likelihood of the supervised held-out tokens"),
-    "val/perplexity": Metric("1", "exp(val/nll)"),
-    "val/token_accuracy": Metric("fraction", "supervised held-out tokens whose most likely prediction is correct"),
-    "val/exact_match": Metric("fraction", "held-out prompts whose greedy completion gives the correct final answer"),
+    "val/loss": Metric("nats", "the objective on held-out rows", "min"),
+    "val/nll": Metric("nats per token", "negative log-likelihood of the supervised held-out tokens", "min"),
+    "val/perplexity": Metric("1", "exp(val/nll)", "min"),
+    "val/token_accuracy": Metric(
+        "fraction", "supervised held-out tokens whose most likely prediction is correct", "max"
+    ),
+    "val/exact_match": Metric(
+        "fraction", "held-out prompts whose greedy completion gives the correct final answer", "max"
+    ),
     "rewards/chosen": Metric("1", "reward of the chosen completions: beta times the log-ratio, or the head's score"),
     "rewards/rejected": Metric("1", "reward of the rejected completions"),
-    "rewards/margins": Metric("1", "reward of the chosen minus that of the rejected, mean over pairs"),
-    "rewards/accuracies": Metric("fraction", "pairs (groups) whose chosen completion has the highest reward"),
-    "rewards/margins_hardest": Metric("1", "reward of the chosen minus that of the hardest rejected of its group"),
-    "rewards/brier": Metric("1", "mean of (1 - predicted preference)^2; 0.25 for a preference of one half"),
+    "rewards/margins": Metric("1", "reward of the chosen minus that of the rejected, mean over pairs", "max"),
+    "rewards/accuracies": Metric("fraction", "pairs (groups) whose chosen completion has the highest reward", "max"),
+    "rewards/margins_hardest": Metric(
+        "1", "reward of the chosen minus that of the hardest rejected of its group", "max"
+    ),
+    "rewards/brier": Metric("1", "mean of (1 - predicted preference)^2; 0.25 for a preference of one half", "min"),
     "group/active_fraction": Metric("fraction", "groups whose loss is above 0"),
     "group/hardest_place": Metric("fraction", "position of the hardest among its rejected: 0 the first, 1 the last"),
     "group/hardest_changed": Metric("fraction", "rows seen before whose hardest rejected has changed"),
@@ -111,3 +122,15 @@ def is_known(name: str, known: Mapping[str, Metric] = METRICS) -> bool:
     """Whether a name has a meaning, as it is or without ``train/`` or ``val/`` in front."""
     plain = name.removeprefix("val/").removeprefix("train/")
     return name in known or plain in known or plain.startswith(tuple(FAMILIES))
+
+
+def best_mode(name: str, known: Mapping[str, Metric] = METRICS) -> Mode | None:
+    """Which value of a metric is the best one; ``None`` if its entry does not say.
+
+    Args:
+        name: As it is logged, with ``train/`` or ``val/`` in front.
+        known: Metrics by name.
+    """
+    plain = name.removeprefix("val/").removeprefix("train/")
+    entries = (known.get(key) for key in (name, plain))
+    return next((entry.best for entry in entries if entry is not None), None)

@@ -20,7 +20,6 @@ from alignlab.assemble import (
     check_sources,
     make_method,
     make_trainer,
-    name_of,
     open_model_and_data,
 )
 from alignlab.callbacks.card import result_card
@@ -38,6 +37,7 @@ from alignlab.run_folder.choice import make_run_folder
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.log import captured
 from alignlab.run_folder.loggers import close_loggers
+from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.plots import draw
 from alignlab.system.disk import disk_fault
 

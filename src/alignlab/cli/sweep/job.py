@@ -7,10 +7,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from alignlab.assemble import Config, name_of
+from alignlab.assemble import Config
 from alignlab.run_folder.choice import config_hash
 from alignlab.run_folder.folder import read_status
 from alignlab.run_folder.location import JOBS
+from alignlab.run_folder.naming import name_of
 from alignlab.system.disk import write_text
 
 STATUS = {0: "done", 2: "refused", 130: "stopped", 143: "stopped"}

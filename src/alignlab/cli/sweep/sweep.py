@@ -30,6 +30,9 @@ from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
 from alignlab.config.resolve import as_yaml
 from alignlab.distributed.ranks import first_error_only, own_rank, ranks
 from alignlab.errors import InputError, RunError
+from alignlab.report.records import read_records
+from alignlab.report.table import print_ranking
+from alignlab.report.write import PAGE, write_report
 from alignlab.run_folder.location import JOBS
 from alignlab.system.credentials import masked
 from alignlab.system.disk import write_text
@@ -71,6 +74,8 @@ class Sweep:
                 if process.poll() is None:
                     process.kill()
         print(f"sweep: {write_table(Begin.folder)}", flush=True)
+        if error is None:
+            report(Begin.folder)
 
     @property
     def exit_code(self) -> int:
@@ -128,6 +133,21 @@ class Sweep:
             if len(self.running) <= at_most:
                 return ended
             time.sleep(0.1)
+
+
+def report(folder: Path) -> None:
+    """Print a sweep's results, and write its report; a report that fails ends nothing.
+
+    Args:
+        folder: Folder of the sweep.
+    """
+    try:
+        ranking, metric = write_report(read_records([folder]), folder / "report")
+    except InputError as error:
+        print(f"no report: {masked(str(error))}", flush=True)
+        return
+    print_ranking(ranking, metric)
+    print(f"report: {folder / 'report' / PAGE}", flush=True)
 
 
 def start(config: Config, job: Job, slot: int, num_jobs: int) -> subprocess.Popen:

@@ -53,6 +53,29 @@ def check(
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
+def check_keys(cfg: DictConfig, hints: Hints) -> Config:
+    """Resolve and check the config of a verb without groups.
+
+    Args:
+        cfg: Composed config.
+        hints: Types by key.
+
+    Returns:
+        The resolved config as plain containers.
+
+    Raises:
+        InputError: As in ``check``.
+    """
+    findings = Findings()
+    plain, missing = _plain(cfg)
+    plain = hide_all("", plain)
+    for key in filter(partial(_is_not_given, plain), missing):
+        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
+    _check_section("", {key: value for key, value in plain.items() if key not in missing}, hints, findings)
+    raise_all(findings.all())
+    return plain
+
+
 def _source(data: Any) -> dict[str, Any]:
     """The node of the source, with the keys that are passed on from ``data``; empty without a source."""
     source = data.get("source") if isinstance(data, dict) else None

@@ -107,3 +107,6 @@ class Preview(TypedDict):
 
 PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
 """Sections of ``alignlab preview``."""
+
+REPORT: Hints = {"from": list[str], "to": str, "metric": str | None, "debug": bool}
+"""Keys of ``alignlab report``."""

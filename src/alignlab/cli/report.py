@@ -1,0 +1,42 @@
+"""Show what differs between runs and what came out, as one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from alignlab.cli.composition.command import command
+from alignlab.cli.composition.paths import paths_as_key
+
+
+def main(words: Sequence[str]) -> int:
+    """Write the report of the runs in some folders, and print its table.
+
+    Args:
+        words: Command line after the verb: folders, and ``key=value``.
+
+    Returns:
+        Exit code.
+    """
+    return command("report", paths_as_key(words, "from"), check, write)
+
+
+def check(cfg: DictConfig) -> dict[str, Any]:
+    """Check the config; return it resolved."""
+    from alignlab.config.schema import check_keys
+    from alignlab.config.schema.root import REPORT
+
+    return check_keys(cfg, REPORT)
+
+
+def write(config: dict[str, Any]) -> None:
+    """Write the report, and print the ranked settings."""
+    from alignlab.report.records import read_records
+    from alignlab.report.table import print_ranking
+    from alignlab.report.write import PAGE, write_report
+
+    records = read_records([Path(path) for path in config["from"]])
+    ranking, metric = write_report(records, Path(config["to"]), config["metric"])
+    print_ranking(ranking, metric)
+    print(f"report: {Path(config['to']) / PAGE}")

@@ -1,0 +1,1 @@
+"""Reports over several runs: what differs between them, what came out, and pages that show it."""
