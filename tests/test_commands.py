@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab import run
-from alignlab.cli import preview, report
+from alignlab.cli import compare, preview, report
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
@@ -75,6 +75,7 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.setattr(sweep, "start", lambda config, *_: made.append(config) or Popen("true"))
     monkeypatch.setattr(preview, "show", made.append)
     monkeypatch.setattr(report, "write", made.append)
+    monkeypatch.setattr(compare, "show", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "RUN").mkdir()

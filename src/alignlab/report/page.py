@@ -72,9 +72,11 @@ def page(
 
 
 def number(value: float | None) -> str:
-    """Four digits; a dash for what is missing."""
+    """Whole numbers in full, others with four digits; a dash for what is missing."""
     if value is None or not math.isfinite(value):
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4g}"
 
 

@@ -27,8 +27,8 @@ def differing(records: Sequence[Record]) -> dict[str, list[Any]]:
     Returns:
         Dotted key → the value of each run; ``MISSING`` for runs without the setting. Groups come first.
     """
-    settings = [_shown(record.settings) for record in records]
-    keys = dict.fromkeys(key for one in settings for key in one if key.split(".")[0] not in NOT_COMPARED)
+    settings = [settings_of(record) for record in records]
+    keys = dict.fromkeys(key for one in settings for key in one)
     columns = {key: [one.get(key, MISSING) for one in settings] for key in keys}
     several = {key: values for key, values in columns.items() if len(_distinct(values)) > 1}
     return dict(sorted(several.items(), key=_place))
@@ -41,11 +41,12 @@ def _place(item: tuple[str, Any]) -> tuple[bool, int]:
     return key == SEED or "." in key, FIRST.index(group) if group in FIRST else len(FIRST)
 
 
-def _shown(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with ``_target_`` folded into its group: ``method: dpo``."""
+def settings_of(record: Record) -> dict[str, Any]:
+    """The settings that are compared, with ``_target_`` folded into its group: ``method: dpo``."""
+    kept = {key: value for key, value in record.settings.items() if key.split(".")[0] not in NOT_COMPARED}
     return {
         key.removesuffix("._target_"): name_of(str(value)) if key.endswith("._target_") else value
-        for key, value in settings.items()
+        for key, value in kept.items()
     }
 
 

@@ -110,3 +110,6 @@ PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
 
 REPORT: Hints = {"from": list[str], "to": str, "metric": str | None, "debug": bool}
 """Keys of ``alignlab report``."""
+
+COMPARE: Hints = {"from": list[str], "debug": bool}
+"""Keys of ``alignlab compare``."""
