@@ -8,7 +8,20 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "alignlab"
 ORDER = [
     *("errors", "metrics", "system", "types", "losses", "distributed", "optim", "run_folder", "rendering", "models"),
-    *("data", "rewards", "rollout", "methods", "callbacks", "config", "assemble", "run", "report", "cli", "api"),
+    *(
+        "data",
+        "rewards",
+        "rollout",
+        "methods",
+        "callbacks",
+        "chat",
+        "config",
+        "assemble",
+        "run",
+        "report",
+        "cli",
+        "api",
+    ),
 ]
 """From what knows nothing of the others to what knows all of them."""
 

@@ -56,13 +56,15 @@ def test_the_page_loads_nothing(runs, tmp_path):
     assert not re.findall(r'(?:src|href)="(?!data:)', head)
 
 
-def test_the_text_has_the_tables_and_its_pictures(runs, tmp_path, capsys):
+def test_the_text_has_the_tables_and_its_pictures(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     assert alignlab("report", runs, f"to={tmp_path / 'out'}") == 0
     text = (tmp_path / "out" / "report.md").read_text()
     assert "| dpo1 | done | dpo | 0.1 | 1 | 0.5 | 0.7 | 2 | 1.5 |" in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures and all((tmp_path / "out" / name).stat().st_size > 5000 for name in pictures)
     said = capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
     assert "final val/loss" in said and "method=simpo" in said and "report.html" in said
 
 

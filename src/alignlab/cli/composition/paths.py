@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from alignlab.errors import InputError
+
 
 def paths_as_key(words: Sequence[str], key: str) -> list[str]:
     """Gather the words that are neither ``key=value`` nor a flag into one list: ``A B to=C`` is ``from=[A,B] to=C``.
@@ -13,6 +15,23 @@ def paths_as_key(words: Sequence[str], key: str) -> list[str]:
     paths = [word for word in words if "=" not in word and not word.startswith("-")]
     others = [word for word in words if word not in paths]
     return [*others, f"{key}=[{','.join(map(_quoted, paths))}]"] if paths else others
+
+
+def path_as_key(words: Sequence[str], key: str) -> list[str]:
+    """Take the one word that is neither ``key=value`` nor a flag as a key's value: ``A to=C`` is ``from=A to=C``.
+
+    Args:
+        words: Command line after the verb.
+        key: Name of the key.
+
+    Raises:
+        InputError: There are several.
+    """
+    paths = [word for word in words if "=" not in word and not word.startswith("-")]
+    if len(paths) > 1:
+        raise InputError(" ".join(paths), f"{key} is one path", f"Type {key}={paths[0]}")
+    others = [word for word in words if word not in paths]
+    return [*others, f"{key}={_quoted(paths[0])}"] if paths else others
 
 
 def _quoted(path: str) -> str:

@@ -53,12 +53,12 @@ def check(
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
-def check_keys(cfg: DictConfig, hints: Hints) -> Config:
+def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
     """Resolve and check the config of a verb without groups.
 
     Args:
         cfg: Composed config.
-        hints: Types by key.
+        sections: Sections by dotted key, the root under ``""``.
 
     Returns:
         The resolved config as plain containers.
@@ -71,7 +71,10 @@ def check_keys(cfg: DictConfig, hints: Hints) -> Config:
     plain = hide_all("", plain)
     for key in filter(partial(_is_not_given, plain), missing):
         findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
-    _check_section("", {key: value for key, value in plain.items() if key not in missing}, hints, findings)
+    for path, hints in sections.items():
+        values = plain.get(path, {}) if path else {key: value for key, value in plain.items() if key not in missing}
+        if isinstance(values, dict):
+            _check_section(path, values, {key: hint for key, hint in hints.items() if key not in missing}, findings)
     raise_all(findings.all())
     return plain
 

@@ -5,9 +5,11 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from alignlab.chat.speaker import SpeakerSettings
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import LoadSettings
 from alignlab.data.tokenise.context import TokenSettings
+from alignlab.models.load import Dtype
 
 
 def _with_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -108,8 +110,19 @@ class Preview(TypedDict):
 PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
 """Sections of ``alignlab preview``."""
 
-REPORT: Hints = {"from": list[str], "to": str, "metric": str | None, "debug": bool}
-"""Keys of ``alignlab report``."""
+REPORT: dict[str, Hints] = {"": {"from": list[str], "to": str, "metric": str | None, "debug": bool}}
+"""Sections of ``alignlab report``."""
 
-COMPARE: Hints = {"from": list[str], "debug": bool}
-"""Keys of ``alignlab compare``."""
+COMPARE: dict[str, Hints] = {"": {"from": list[str], "debug": bool}}
+"""Sections of ``alignlab compare``."""
+
+OPENED: Hints = {"from": str, "dtype": Dtype, "device": str, "trust_remote_code": bool, "debug": bool}
+"""Keys of every verb that opens a trained model."""
+
+TEMPLATE: Hints = {"chat_template": str, "chat_template_kwargs": dict[str, Any]}
+
+CHAT: dict[str, Hints] = {
+    "": {**OPENED, **TEMPLATE, "system": str | None, "seed": int | None, "sampling": dict[str, Any]},
+    "sampling": _hints(SpeakerSettings),
+}
+"""Sections of ``alignlab chat``."""

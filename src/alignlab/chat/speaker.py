@@ -1,0 +1,126 @@
+"""A model that answers in a dialogue, its text streamed as it is sampled."""
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from jinja2 import TemplateError
+from pydantic import Field
+from torch import nn
+from transformers import PreTrainedTokenizerBase, TextStreamer
+
+from alignlab.data.tokenise.templates import set_template
+from alignlab.data.tokenise.turn_ends import stop_tokens
+from alignlab.errors import InputError
+from alignlab.types.rows import Message
+from alignlab.types.settings import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakerSettings(Settings):
+    """How answers are sampled.
+
+    Args:
+        temperature: Temperature of sampling; 0 for the most likely tokens.
+        top_p: Smallest probability mass that is sampled from.
+        top_k: Number of tokens that are sampled from; 0 for all.
+        max_tokens: Maximum number of tokens of an answer.
+    """
+
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_k: Annotated[int, Field(ge=0)]
+    max_tokens: Annotated[int, Field(ge=1)]
+
+    def for_generate(self) -> dict[str, Any]:
+        """The same for ``generate`` of Transformers; every setting is given, so the model's own have no effect."""
+        shared = {"max_new_tokens": self.max_tokens, "repetition_penalty": 1.0, "num_beams": 1}
+        if self.temperature == 0:
+            return {**shared, "do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {**shared, "do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+
+
+class Speaker:
+    """A model that answers.
+
+    Args:
+        model: A causal language model in eval mode.
+        tokenizer: Its tokenizer; gets a chat template if it has none.
+        chat_template: As in ``templates.choose_template``.
+        variables: Values of the template's own variables.
+
+    Raises:
+        InputError: The template does not fit; see ``templates.set_template``.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str,
+        variables: Mapping[str, Any],
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        template = set_template(tokenizer, chat_template, variables)
+        declared = model.generation_config.eos_token_id
+        declared = [declared] if isinstance(declared, int) else list(declared or ())
+        self.stop_tokens = sorted({*stop_tokens(tokenizer, template), *declared})
+
+    def answer(self, messages: Sequence[Message], settings: SpeakerSettings, show: Callable[[str], None]) -> str:
+        """Sample an answer. An interruption by Ctrl-C ends it where it is.
+
+        Args:
+            messages: The dialogue so far, the user's turn last.
+            settings: How the answer is sampled.
+            show: Gets each new piece of the text.
+
+        Returns:
+            The whole answer.
+
+        Raises:
+            InputError: The template refuses the dialogue, or it has no room left in the model's context.
+        """
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )["input_ids"].to(self.model.device)
+        except TemplateError as error:
+            why, instead = (
+                f"the model's chat template refuses it: {error}",
+                "Begin anew, with user and assistant in turn",
+            )
+            raise InputError("this dialogue", why, instead) from error
+        self._refuse_beyond_context(ids.shape[1])
+        pieces: list[str] = []
+        with contextlib.suppress(KeyboardInterrupt), torch.inference_mode():
+            self.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                streamer=_Pieces(self.tokenizer, lambda piece: (pieces.append(piece), show(piece))),
+                eos_token_id=self.stop_tokens,
+                pad_token_id=self.tokenizer.pad_token_id,
+                **settings.for_generate(),
+            )
+        return "".join(pieces)
+
+    def _refuse_beyond_context(self, num_tokens: int) -> None:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and num_tokens >= limit:
+            why = f"it has {num_tokens} tokens, and the model reads {limit}"
+            raise InputError("this dialogue", why, "Begin anew")
+
+
+class _Pieces(TextStreamer):
+    """A streamer of Transformers that gives its text away in place of printing it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, give: Callable[[str], Any]):
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.give = give
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Give a piece away."""
+        if text:
+            self.give(text)

@@ -1,0 +1,88 @@
+"""A model that answers in a dialogue."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from alignlab.chat.speaker import Speaker, SpeakerSettings
+from alignlab.chat.terminal import talk
+from alignlab.errors import InputError
+from alignlab.models.opened import open_trained
+from alignlab.rollout.sampler.generate import complete
+
+GREEDY = SpeakerSettings(temperature=0.0, top_p=1.0, top_k=0, max_tokens=40)
+QUESTION = "Calculate 20 + 5."
+
+
+@pytest.fixture(scope="module")
+def speaker():
+    model, tokenizer = open_trained("pocket", dtype="auto", device="cpu", trust_remote_code=False)
+    return Speaker(model=model, tokenizer=tokenizer, chat_template="auto", variables={})
+
+
+def expected(speaker, messages):
+    """The answer by the sampler of rollouts, on tokens rendered apart from the speaker."""
+    text = speaker.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    ids = speaker.tokenizer(text, add_special_tokens=False).input_ids
+    limits = {"max_completion_tokens": 40, "stop_tokens": speaker.stop_tokens, "pad_token_id": 0, "batch_size": 1}
+    return speaker.tokenizer.decode(complete(speaker.model, [ids], **limits)[0], skip_special_tokens=True)
+
+
+def test_a_greedy_answer_is_that_of_the_sampler_and_comes_in_pieces(speaker):
+    pieces = []
+    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, pieces.append)
+    assert answer == expected(speaker, [{"role": "user", "content": QUESTION}])
+    assert "<answer>" in answer and len(pieces) > 1 and "".join(pieces) == answer
+
+
+def test_sampling_has_the_settings_and_not_those_of_the_model(speaker, monkeypatch):
+    monkeypatch.setattr(speaker.model.generation_config, "temperature", 1e-4)
+    monkeypatch.setattr(speaker.model.generation_config, "top_k", 1)
+    hot = SpeakerSettings(temperature=3.0, top_p=1.0, top_k=0, max_tokens=20)
+    answers = set()
+    for seed in range(3):
+        torch.manual_seed(seed)
+        answers.add(speaker.answer([{"role": "user", "content": QUESTION}], hot, str))
+    assert len(answers) == 3
+    torch.manual_seed(0)
+    assert speaker.answer([{"role": "user", "content": QUESTION}], hot, str) in answers
+
+
+def test_a_dialogue_keeps_its_turns_and_commands_change_it(speaker, capsys):
+    lines = [QUESTION, "/undo", "Calculate 7 + 1.", "", "/unknown", "And 2?", "/quit", "never"]
+    dialogue = talk(speaker, GREEDY, None, lines)
+    assert [message["content"] for message in dialogue[::2]] == ["Calculate 7 + 1.", "And 2?"]
+    assert dialogue[3]["content"] == expected(speaker, dialogue[:3])
+    assert "/system TEXT" in capsys.readouterr().out
+    assert talk(speaker, GREEDY, None, [QUESTION, "/system Be brief."]) == [{"role": "system", "content": "Be brief."}]
+    assert talk(speaker, GREEDY, "Be brief.", ["/system"]) == []
+
+
+def test_a_question_that_is_refused_is_taken_back(speaker, capsys):
+    long = "7 " * speaker.model.config.max_position_embeddings
+    assert talk(speaker, GREEDY, None, [long]) == []
+    assert "the model reads" in capsys.readouterr().err
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    speaker.tokenizer.chat_template, kept = strict, speaker.tokenizer.chat_template
+    with pytest.raises(InputError, match="no system"):
+        speaker.answer([{"role": "system", "content": "x"}], GREEDY, str)
+    speaker.tokenizer.chat_template = kept
+
+
+def test_ctrl_c_keeps_what_was_said(speaker):
+    def interrupt(piece):
+        raise KeyboardInterrupt
+
+    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, interrupt)
+    assert answer and expected(speaker, [{"role": "user", "content": QUESTION}]).startswith(answer)
+
+
+def test_the_verb_answers_what_is_piped_to_it(tmp_path, speaker):
+    words = ["chat", "pocket", "sampling.temperature=0", "sampling.max_tokens=40"]
+    command = [sys.executable, "-m", "alignlab.cli.main", *words]
+    options = {"input": f"{QUESTION}\n", "capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run(command, timeout=120, check=True, **options)
+    assert done.stdout.strip() == expected(speaker, [{"role": "user", "content": QUESTION}])
+    assert not list(tmp_path.iterdir())
