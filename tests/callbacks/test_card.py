@@ -65,7 +65,14 @@ def test_start_card_shows_model_data_batch_and_example(width):
     title = "sft · pocket · arithmetic"
     text = shown(
         card.start_card(
-            title, model=MODEL, data=DATA, batch=BATCH, loss_on="every turn", example=EXAMPLE, folder=Path("runs/sft/x")
+            title,
+            model=MODEL,
+            data=DATA,
+            unread=["columns not read: id, context"],
+            batch=BATCH,
+            loss_on="every turn",
+            example=EXAMPLE,
+            folder=Path("runs/sft/x"),
         ),
         width,
     )
@@ -73,6 +80,7 @@ def test_start_card_shows_model_data_batch_and_example(width):
     for said in (
         "20k of 1M parameters (2.00%), lora",
         "attention sdpa",
+        "columns not read: id, context",
         "What is 3+4?⟦<answer>7</answer>⟧",
         "runs/sft/x",
     ):

@@ -74,11 +74,11 @@ def test_terminal_colours_exactly_the_supervised_text(table, tokenizer):
 
 def test_terminal_shows_rows_histograms_and_counts(table, tokenizer):
     console = Console(file=io.StringIO(), width=200)
-    console.print(preview_terminal(table, tokenizer, [0, 2]))
+    console.print(preview_terminal(table, tokenizer, [0, 2], ["columns not read: id"]))
     printed = console.file.getvalue()
     assert "f<1>:1" in printed and "f<3>:1" in printed and "f<2>:1" not in printed
     assert "supervised tokens per row" in printed and "█" in printed
-    assert str(table.counts) in printed
+    assert f"{table.counts}\ncolumns not read: id" in printed
 
 
 def test_html_marks_exactly_the_supervised_text(table, tokenizer):

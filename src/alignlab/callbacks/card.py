@@ -74,6 +74,7 @@ def start_card(
     *,
     model: ModelFacts,
     data: Mapping[str, Mapping[str, int]],
+    unread: Sequence[str],
     batch: BatchFacts,
     loss_on: str,
     example: Iterable[Segment],
@@ -85,12 +86,14 @@ def start_card(
         title: Title of the card, such as ``sft · pocket · arithmetic``.
         model: Facts about the model.
         data: Part (``train``, ``validation``) → count by name (rows, tokens, …).
+        unread: Lines about columns of the data that nothing reads.
         batch: Facts about optimizer steps.
         loss_on: Which tokens are supervised, in words.
         example: A decoded row.
         folder: The run's folder.
     """
-    blocks = (model_table(model), counts_table(data), batch_table(batch), example_text(example, loss_on))
+    columns = [Text("\n".join(unread), style="dim")] if unread else []
+    blocks = (model_table(model), counts_table(data), *columns, batch_table(batch), example_text(example, loss_on))
     body = Group(*(line for block in blocks for line in (block, Text())), Text(f"run folder  {folder}", style="dim"))
     return Panel(body, title=f"[bold]{title}", title_align="left", border_style="blue", padding=(1, 2))
 

@@ -46,6 +46,7 @@ class StartCard(lightning.Callback):
             self.title,
             model=model,
             data=data_counts(data),
+            unread=data.unread_columns,
             batch=batch_facts(data, trainer.world_size),
             loss_on=loss_on(data),
             example=[] if data.train is None else decode_segments(data.train[0], data.tokenizer),

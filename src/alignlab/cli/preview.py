@@ -43,7 +43,7 @@ def show(config: dict[str, Any]) -> Any:
     config = config | {"data": config["data"] | {"streaming": False}}  # lengths and counts need all rows
     _, data = open_model_and_data(config)
     indices = range(min(config["preview"]["num_rows"], len(data.train)))
-    console.show(preview_terminal(data.train, data.tokenizer, indices))
+    console.show(preview_terminal(data.train, data.tokenizer, indices, data.unread_columns))
     if (file := config["preview"]["html"]) is not None:
         page = preview_html(data.train, data.tokenizer, indices, title="alignlab preview")
         write_page(Path(file), page)

@@ -22,6 +22,7 @@ from alignlab.data.table.table import WithColumn
 from alignlab.data.tokenise.rows import TokenSettings
 from alignlab.data.tokenise.templates import choose_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
+from alignlab.data.unread import describe_unread
 from alignlab.errors import InputError
 from alignlab.system.paths import reason, typed_path
 from alignlab.types.batch import StepBatch, StepTotals
@@ -131,6 +132,12 @@ class DataModule(lightning.LightningDataModule):
         tokens = self.tokens
         template = choose_template(self.tokenizer, tokens.chat_template, tokens.chat_template_kwargs)
         return sorted(stop_tokens(self.tokenizer, template) | self.model_stop_tokens)
+
+    @property
+    def unread_columns(self) -> list[str]:
+        """Lines about the columns of the training rows that nothing reads; none for a stream."""
+        counts = {} if self.train is None else self.train.counts.unread
+        return describe_unread(counts, self.kind, (*self.tokens.number_columns, "answer"))
 
     def window(self, number: int, num_steps: int) -> tuple[Sequence[TokenRow], float]:
         """The training rows of several optimizer steps, in the order of the plan.

@@ -1,6 +1,6 @@
 """Preview of what the model sees: decoded rows with coloured supervised tokens, length histograms, and counts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import count, groupby
 from pathlib import Path
@@ -90,13 +90,16 @@ def length_histogram(lengths: np.ndarray, num_bins: int = 12) -> list[Bin]:
     return [Bin(low + i * width, min(low + (i + 1) * width - 1, high), int(n)) for i, n in enumerate(counts)]
 
 
-def preview_terminal(table: TokenTable, tokenizer: PreTrainedTokenizerBase, indices: Iterable[int]) -> RenderableType:
+def preview_terminal(
+    table: TokenTable, tokenizer: PreTrainedTokenizerBase, indices: Iterable[int], notes: Sequence[str]
+) -> RenderableType:
     """Render rows, histograms and counts for a rich console.
 
     Args:
         table: Token rows.
         tokenizer: The tokenizer that encoded the rows.
         indices: Rows to show.
+        notes: Lines about the data, after the counts.
     """
     parts: list[RenderableType] = [row_text(table[index], tokenizer) for index in indices]
     for name, lengths in _histograms(table):
@@ -104,7 +107,7 @@ def preview_terminal(table: TokenTable, tokenizer: PreTrainedTokenizerBase, indi
         most = max((bin_.count for bin_ in bins), default=1)
         lines = [f"{b.low:>8,} – {b.high:<8,} {b.count:>8,} {'█' * -(-b.count * _BAR_WIDTH // most)}" for b in bins]
         parts.append(Text("\n".join([f"{name} per row", *lines, ""])))
-    return Group(*parts, Text(str(table.counts)))
+    return Group(*parts, Text("\n".join([str(table.counts), *notes])))
 
 
 def row_text(row: TokenRow, tokenizer: PreTrainedTokenizerBase) -> Text:

@@ -23,10 +23,12 @@ class Row:
     Args:
         origin: File and line of the row, ``file.jsonl:12`` (lines count from 1), for error messages.
         columns: Further columns of the record, JSON values, kept for rewards and metrics (``answer``, ``margin``, …).
+        unread: Names of those that the format of the record did not read, and that hold something.
     """
 
     origin: str
     columns: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

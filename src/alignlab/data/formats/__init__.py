@@ -15,6 +15,7 @@ and refuses.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -116,11 +117,13 @@ def to_row(record: Record, format: str, columns: Mapping[str, str]) -> Row:
     try:
         fields = _fields(record, format, columns)
         name = _detect(fields) if format == "auto" else format
-        return FORMATS[name].read(fields, record.origin)
+        row = FORMATS[name].read(fields, record.origin)
     except BadRow as bad:
         absent = [name for name in columns.values() if isinstance(record.value, dict) and name not in record.value]
         why = bad.why + "".join(f"; there is no column {name!r} as data.columns says" for name in absent)
         raise InputError(record.origin, why, bad.instead or MEND) from bad
+    # A format pops what it reads.
+    return replace(row, unread=tuple(name for name, value in fields.items() if value not in (None, "", [], {})))
 
 
 def _fields(record: Record, format: str, columns: Mapping[str, str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 
 from alignlab.data.formats.messages import split
 from alignlab.data.sources.files.record import MEND
+from alignlab.data.unread import hints
 from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration, Encoded, Message, Preference, Prompt, Row, Text, Unpaired, WholeText
 
@@ -92,15 +93,16 @@ def convert(row: Row, kind: type[Row]) -> Row:
     if isinstance(row, kind):
         return row
     if (type(row), kind) in CONVERSIONS:
-        return CONVERSIONS[type(row), kind](row)
+        return replace(CONVERSIONS[type(row), kind](row), unread=row.unread)
     possible = [type(row), *(to for source, to in CONVERSIONS if source is type(row))]
     why = f"the method needs {_describe(kind)}, and the row is {_describe(type(row))}"
     instead = f"Choose a method that trains on {' or '.join(one.__name__ for one in possible)} rows, or other data"
     if kind is Unpaired and "label" in row.columns:
         instead = "Type data.format=unpaired to read its column 'label' as desirable or not"
+    instead = ". ".join([instead, *hints(row.unread, kind)])
     raise InputError(row.origin, why, instead)
 
 
 def _describe(kind: type[Row]) -> str:
-    own = {field.name for field in fields(kind)} - {"origin", "columns", "tools", "scores"}
+    own = {field.name for field in fields(kind)} - {"origin", "columns", "unread", "tools", "scores"}
     return f"a {kind.__name__} ({', '.join(sorted(own))})"

@@ -1,6 +1,7 @@
 """Counts of the rows that were kept, cut and dropped, and their limits."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from alignlab.errors import InputError, raise_all
@@ -37,6 +38,7 @@ class Counts:
         dropped_rows: Dropped rows.
         dropped_tokens: Tokens of dropped rows.
         reasons: Number of dropped rows by reason.
+        unread: Number of rows with something in a column that no format read, by column.
     """
 
     kept_rows: int = 0
@@ -47,10 +49,10 @@ class Counts:
     dropped_rows: int = 0
     dropped_tokens: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Counts") -> "Counts":
-        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if name != "reasons"}
-        return Counts(**sums, reasons=dict(Counter(self.reasons) + Counter(other.reasons)))
+        return Counts(**{name: _sum(value, getattr(other, name)) for name, value in vars(self).items()})
 
     def __str__(self) -> str:
         """The counts in one line."""
@@ -87,12 +89,17 @@ class Counts:
         raise_all(errors)
 
 
-def count(outcome: TokenRow | Dropped, cut_tokens: int = 0) -> Counts:
+def _sum(first: int | dict[str, int], second: int | dict[str, int]) -> int | dict[str, int]:
+    return first + second if isinstance(first, int) else dict(Counter(first) + Counter(second))
+
+
+def count(outcome: TokenRow | Dropped, cut_tokens: int = 0, unread: Iterable[str] = ()) -> Counts:
     """Count one row.
 
     Args:
         outcome: The row's tokens, or the dropped row.
         cut_tokens: Number of tokens that truncation removed from it.
+        unread: Columns of the row that hold something and that no format read.
     """
     if isinstance(outcome, Dropped):
         return Counts(dropped_rows=1, dropped_tokens=outcome.tokens, reasons={outcome.reason: 1})
@@ -102,4 +109,5 @@ def count(outcome: TokenRow | Dropped, cut_tokens: int = 0) -> Counts:
         supervised_tokens=sum(outcome.supervised),
         cut_rows=int(cut_tokens > 0),
         cut_tokens=cut_tokens,
+        unread=dict.fromkeys(unread, 1),
     )

@@ -64,10 +64,10 @@ def tokenize_counted(
         dropped = Dropped("cannot be tokenised", row.origin, detail=str(error))
         return dropped, count(dropped)
     if isinstance(row, Text):
-        return whole, count(whole)
+        return whole, count(whole, unread=row.unread)
     fitted = truncate(whole, settings.max_tokens_per_sequence, settings.truncation, context.bos)
     cut_tokens = 0 if isinstance(fitted, Dropped) else len(whole.tokens) - len(fitted.tokens)
-    return fitted, count(fitted, cut_tokens)
+    return fitted, count(fitted, cut_tokens, row.unread)
 
 
 def _tokenize_whole(row: Row, context: Context) -> TokenRow:
