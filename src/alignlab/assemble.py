@@ -113,7 +113,7 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
         kind=method.row_kind,
         mismatched=method.needs_mismatched,
         tokenizer=tokenizer,
-        tokens=pick(TokenSettings, node | {"number_columns": number_columns(config, method)}),
+        tokens=pick(TokenSettings, node | what_is_computed(config, method)),
         plan=pick(PlanSettings, node),
         load=pick(LoadSettings, node),
     )
@@ -121,6 +121,15 @@ def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -
     num_epoch_steps = data.num_epoch_steps and data.num_epoch_steps * passes
     data.num_steps = num_steps(num_epoch_steps, **pick_keys(config["trainer"], "max_steps", "max_epochs"))
     return data
+
+
+def what_is_computed(config: Config, method: type[Method]) -> dict[str, Any]:
+    """Settings of tokenisation that say what the method computes with."""
+    return {
+        "number_columns": number_columns(config, method),
+        "weight_column": config["method"].get("weight_column"),
+        "weighs_turns": method.weighs_turns,
+    }
 
 
 def number_columns(config: Config, method: type[Method]) -> tuple[str, ...]:

@@ -112,6 +112,46 @@ def test_sft(folder, loss, reduction, packing):
     compare(run, expected, policy.weights)
 
 
+WORTH = (0.5, 2.0, 0.0, 1.25, 3.0, 0.1, 1.0, 0.7)
+"""Weights of eight rows, one of them 0."""
+
+
+@pytest.mark.parametrize("packing", ["true", "false"])
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("kinds", ["rows", "turns", "rows and turns"])
+def test_sft_with_weights(folder, kinds, reduction, packing):
+    """Σ weight · loss / Σ weight, the weights those of rows, of turns (fractions too, and 0), or their products."""
+    rows = [row | {"worth": worth} for row, worth in zip(dialogues(), WORTH, strict=True)]
+    if "turns" in kinds:
+        for index, row in enumerate(rows):
+            answers = [message for message in row["messages"] if message["role"] == "assistant"]
+            for place, message in enumerate(answers[index // 6 :]):
+                message["weight"] = (0.25, 0, 1, 3.5)[(index + place) % 4] if len(answers) > 1 else 0.75
+    words = [f"method.reduction={reduction}", f"data.packing={packing}"]
+    run = train(folder, rows, "method=sft", *words, *["method.weight_column=worth"] * ("rows" in kinds))
+    policy, expected = policy_of(run), []
+    for step in range(2):
+        scored, parts = [], []
+        for row in rows[4 * step : 4 * step + 4]:
+            weights, answered = [], []
+            for message in row["messages"]:
+                weight = message.get("weight", 1.0) if message["role"] == "assistant" else 0.0
+                tokens = ids(message["content"]) + [END] * (message["role"] == "assistant")
+                weights += [weight] * len(tokens)
+                answered += tokens
+            logps, right = supervised(policy, answered, [weight > 0 for weight in weights])
+            scored.append((logps, right))
+            worth = row["worth"] if "rows" in kinds else 1.0
+            parts.append((worth, [(w, -x) for w, x in zip(filter(None, weights), logps, strict=True)]))
+        if reduction == "sequence":
+            means = [(worth, sum(w * x for w, x in some) / sum(w for w, _ in some)) for worth, some in parts]
+        else:
+            means = [(worth * w, x) for worth, some in parts for w, x in some]
+        total = sum(w * x for w, x in means) / sum(w for w, _ in means)
+        expected.append(update(total, policy.parameters, step) | token_metrics(scored))
+    compare(run, expected, policy.weights)
+
+
 # Every answer begins with x; the last also with z, which the template leaves out once the dialogue goes on.
 FORGETFUL = (
     "{%- for m in messages %}{% if m.role == 'assistant' %}{{ 'x' ~ ('z' if loop.last else '') ~ m.content ~ '<end>' }}"
@@ -321,9 +361,16 @@ def preference_losses(name, pairs, beta, score=DIVERGENCES["reverse_kl"]):
     return [PAIR_LOSSES[name](c[0] - c[1], r[0] - r[1], c[2], r[2], beta, score) for c, r in pairs]
 
 
-def step_mean(name, losses, pairs):
-    """Over pairs, or for imitation over the tokens of the chosen."""
-    return sum(losses) / (sum(c[2] for c, _ in pairs) if name == "sft" else len(pairs))
+def step_mean(name, losses, pairs, worths=None):
+    """Over pairs, or for imitation over the tokens of the chosen; each pair by the weight of its row."""
+    worths = worths or [1.0] * len(pairs)
+    counts = [w * (c[2] if name == "sft" else 1) for w, (c, _) in zip(worths, pairs, strict=True)]
+    return sum(w * x for w, x in zip(worths, losses, strict=True)) / sum(counts)
+
+
+def worth_of_pairs(rows):
+    """The weight of the row of each pair."""
+    return [row["worth"] for row in rows for _ in row["rejected"]]
 
 
 def dpo_words(losses):
@@ -346,6 +393,8 @@ DPO = {
     "no reference": (["sigmoid"], {"reference": "none"}),
     "precomputed": (["sigmoid"], {"precompute_reference": "true"}),
     "padded": (["sigmoid"], {"packing": "false"}),
+    "rows with weights": (["sigmoid", "sft"], {"weight_column": "worth", "loss_weights": [1.0, 0.4]}),
+    "rows and pairs with weights": (["hinge"], {"weight_column": "worth", "weighting": "wpo"}),
 }
 
 
@@ -370,10 +419,12 @@ def test_dpo(folder, case):
         against = None if options["reference"] == "none" else reference
         pairs = pairs_of(some, policy, against, options.get("length_desensitisation", 1.0))
         factors = pair_weights(policy, some) if "weighting" in options else [1.0] * len(pairs)
+        worths = worth_of_pairs(some) if "weight_column" in options else [1.0] * len(pairs)
         total = 0.0
         for name, weight in weights.items():
             losses = preference_losses(name, pairs, 0.3, DIVERGENCES[divergence])
-            total = total + weight * step_mean(name, [x * y for x, y in zip(losses, factors, strict=True)], pairs)
+            losses = [x * y for x, y in zip(losses, factors, strict=True)]
+            total = total + weight * step_mean(name, losses, pairs, worths)
         expected.append(update(total, policy.parameters, step, lr=lr) | pair_metrics(pairs, 0.3))
         move(policy)
     compare(run, expected, policy.weights)
@@ -395,23 +446,24 @@ def pair_weights(policy, rows):
 
 
 @pytest.mark.parametrize("names", [["sigmoid"], ["hinge", "ipo"]], ids="+".join)
-@pytest.mark.parametrize("sft_weight", [0.0, 0.7])
-def test_cpo(folder, names, sft_weight):
+@pytest.mark.parametrize(("sft_weight", "column"), [(0.0, "null"), (0.7, "null"), (0.7, "worth")])
+def test_cpo(folder, names, sft_weight, column):
     rows = comparisons()
-    words = [*dpo_words(names), "method.beta=0.3", f"method.sft_weight={sft_weight}"]
+    words = [*dpo_words(names), "method.beta=0.3", f"method.sft_weight={sft_weight}", f"method.weight_column={column}"]
     run = train(folder, rows, "method=cpo", *words)
     policy, expected = policy_of(run), []
     for step in range(2):
-        pairs = pairs_of(rows[4 * step : 4 * step + 4], policy)
-        total = sum(step_mean(name, preference_losses(name, pairs, 0.3), pairs) for name in names)
-        total = total + sft_weight * step_mean("sft", preference_losses("sft", pairs, 0.3), pairs)
+        some = rows[4 * step : 4 * step + 4]
+        pairs, worths = pairs_of(some, policy), worth_of_pairs(some) if column == "worth" else None
+        total = sum(step_mean(name, preference_losses(name, pairs, 0.3), pairs, worths) for name in names)
+        total = total + sft_weight * step_mean("sft", preference_losses("sft", pairs, 0.3), pairs, worths)
         expected.append(update(total, policy.parameters, step) | pair_metrics(pairs, 0.3))
     compare(run, expected, policy.weights)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"margin": 0.2}, {"alpha": 0.25}, {"label_smoothing": 0.1}, {"sft_weight": 0.6}],
+    [{}, {"margin": 0.2}, {"alpha": 0.25}, {"label_smoothing": 0.1}, {"sft_weight": 0.6}, {"weight_column": "worth"}],
     ids=lambda options: "".join(options) or "plain",
 )
 def test_simpo(folder, options):
@@ -419,28 +471,32 @@ def test_simpo(folder, options):
     run = train(folder, rows, "method=simpo", "method.beta=1.5", *(f"method.{k}={v}" for k, v in given.items()))
     policy, expected = policy_of(run), []
     for step in range(2):
-        pairs, losses = pairs_of(rows[4 * step : 4 * step + 4], policy), []
+        some, losses = rows[4 * step : 4 * step + 4], []
+        pairs, worths = pairs_of(some, policy), worth_of_pairs(some) if "weight_column" in options else None
         for (chosen, _, m), (rejected, _, n) in pairs:
             ours, theirs = chosen / m, rejected / n
             if given["alpha"]:
                 ours, theirs = ((1 - torch.exp(x) ** -given["alpha"]) / given["alpha"] for x in (ours, theirs))
             losses.append(smoothed(1.5 * (ours - theirs) - given["margin"], given["label_smoothing"]))
         imitation = step_mean("sft", preference_losses("sft", pairs, 1.0), pairs)
-        total = mean(losses) + given["sft_weight"] * imitation
+        total = step_mean("", losses, pairs, worths) + given["sft_weight"] * imitation
         expected.append(update(total, policy.parameters, step) | pair_metrics(pairs, 1.5))
     compare(run, expected, policy.weights)
 
 
-def test_orpo(folder):
+@pytest.mark.parametrize("column", ["null", "worth"])
+def test_orpo(folder, column):
     rows = comparisons()
-    run = train(folder, rows, "method=orpo", "method.beta=0.4")
+    run = train(folder, rows, "method=orpo", "method.beta=0.4", f"method.weight_column={column}")
     policy, expected = policy_of(run), []
     for step in range(2):
-        pairs, losses = pairs_of(rows[4 * step : 4 * step + 4], policy), []
+        some, losses = rows[4 * step : 4 * step + 4], []
+        pairs, worths = pairs_of(some, policy), worth_of_pairs(some) if column == "worth" else None
         for (chosen, _, m), (rejected, _, n) in pairs:
             ours, theirs = torch.exp(chosen / m), torch.exp(rejected / n)
             losses.append(-log_sigmoid(torch.log(ours / (1 - ours)) - torch.log(theirs / (1 - theirs))))
-        total = step_mean("sft", preference_losses("sft", pairs, 1.0), pairs) + 0.4 * mean(losses)
+        total = step_mean("sft", preference_losses("sft", pairs, 1.0), pairs, worths)
+        total = total + 0.4 * step_mean("", losses, pairs, worths)
         expected.append(update(total, policy.parameters, step) | pair_metrics(pairs, 0.4))
     compare(run, expected, policy.weights)
 
@@ -493,6 +549,7 @@ GROUPS = {
     "synchronised": ("group_softmax", {"reference": "synchronised"}),
     "precomputed": ("group_softmax", {"precompute_reference": "true"}),
     "padded": ("group_softmax", {}),
+    "rows with weights": ("group_softmax", {"weight_column": "worth"}),
 }
 
 
@@ -536,7 +593,9 @@ def test_group_dpo(folder, case):
         if before:
             logged["group/hardest_changed"] = mean(float(a != b) for a, b in zip(before, now, strict=True))
         before = now
-        expected.append(update(mean(losses), policy.parameters, step) | logged)
+        worths = [row["worth"] if "weight_column" in options else 1.0 for row in rows]
+        total = sum(w * x for w, x in zip(worths, losses, strict=True)) / sum(worths)
+        expected.append(update(total, policy.parameters, step) | logged)
         move(policy)
     compare(run, expected, policy.weights)
 
@@ -551,6 +610,7 @@ KTO = {
     "ema": ("kto", {"reference": "ema"}),
     "precomputed": ("kto", {"precompute_reference": "true"}),
     "padded": ("kto", {}),
+    "rows with weights": ("kto", {"weight_column": "worth"}),
 }
 
 
@@ -562,7 +622,8 @@ def test_kto(folder, case):
     words += [f"method.{key}={value}" for key, value in options.items()] + ["data.packing=false"] * (case == "padded")
     said = texts(4, 16)
     rows = [
-        {"prompt": said[2 * index], "completion": said[2 * index + 1], "label": index % 3 != 1} for index in range(8)
+        {"prompt": said[2 * at], "completion": said[2 * at + 1], "label": at % 3 != 1, "worth": WORTH[at]}
+        for at in range(8)
     ]
     run = train(folder, rows, *words)
     policy, expected = policy_of(run), []
@@ -595,7 +656,9 @@ def test_kto(folder, case):
             "kto/reference_point": point,
             "kto/desirable_fraction": mean(map(float, verdicts)),
         }
-        expected.append(update(mean(losses), policy.parameters, step) | logged)
+        worths = [rows[at]["worth"] if "weight_column" in options else 1.0 for at in places]
+        total = sum(w * x for w, x in zip(worths, losses, strict=True)) / sum(worths)
+        expected.append(update(total, policy.parameters, step) | logged)
         move(policy)
     assert case == "initial" or expected[0]["kto/reference_point"] + expected[1]["kto/reference_point"] > 0
     compare(run, expected, policy.weights)
@@ -616,7 +679,7 @@ def test_reward_model(folder, options, packing):
     run = train(folder, rows, "method=reward_model", *words)
     model, expected = reward_model_of(run), []
     for step in range(2):
-        losses, values = [], []
+        losses, weights, values = [], [], []
         for row in rows[4 * step : 4 * step + 4]:
             prompt, completions = completions_of(row)
             last = [
@@ -629,6 +692,7 @@ def test_reward_model(folder, options, packing):
                 weight = row["worth"] if "weight_column" in options else 1.0
                 loss = -log_sigmoid(chosen - other - margin) + options.get("centring", 0.0) * (chosen + other) ** 2
                 losses.append(weight * loss)
+                weights.append(weight)
                 values.append((chosen.item(), other.item()))
         logged = {
             "rewards/chosen": mean(a for a, _ in values),
@@ -637,7 +701,7 @@ def test_reward_model(folder, options, packing):
             "rewards/accuracies": mean(float(a > b) for a, b in values),
             "rewards/brier": mean((1 - 1 / (1 + math.exp(b - a))) ** 2 for a, b in values),
         }
-        expected.append(update(mean(losses), model.parameters, step) | logged)
+        expected.append(update(sum(losses) / sum(weights), model.parameters, step) | logged)
     compare(run, expected, model.weights)
 
 

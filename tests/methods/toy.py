@@ -37,11 +37,19 @@ REFERENCE = {
     "precompute_reference": False,
 }
 SIGMOID = {"sigmoid": functools.partial(preference.sigmoid, label_smoothing=0.0)}
-PAIRS = {"divergence": reverse_kl, "length_desensitisation": 1.0, "weighting": "none", "loss_weights": None}
+PAIRS = {
+    "divergence": reverse_kl,
+    "length_desensitisation": 1.0,
+    "weighting": "none",
+    "loss_weights": None,
+    "weight_column": None,
+}
 HINGE = functools.partial(group.group_hinge, margin=1.0, inverse_temperature=None)
 METHODS = {
-    "sft": functools.partial(made, SFT, loss=nll, reduction="token", neftune_alpha=0.0),
-    "sft_by_sequence": functools.partial(made, SFT, loss=nll, reduction="sequence", neftune_alpha=0.0),
+    "sft": functools.partial(made, SFT, loss=nll, reduction="token", weight_column=None, neftune_alpha=0.0),
+    "sft_by_sequence": functools.partial(
+        made, SFT, loss=nll, reduction="sequence", weight_column="worth", neftune_alpha=0.0
+    ),
     "pretrain": functools.partial(made, Pretrain),
     "dpo": functools.partial(made, DPO, beta=0.5, loss=SIGMOID, **PAIRS, **REFERENCE),
     "dpo_with_sft": functools.partial(
@@ -49,15 +57,27 @@ METHODS = {
         DPO,
         beta=0.5,
         loss={**SIGMOID, "sft": preference.sft},
-        **{**PAIRS, "loss_weights": [0.8, 0.2], "weighting": "wpo", "length_desensitisation": 0.5},
+        **{
+            **PAIRS,
+            "loss_weights": [0.8, 0.2],
+            "weighting": "wpo",
+            "length_desensitisation": 0.5,
+            "weight_column": "worth",
+        },
         **REFERENCE,
     ),
     "dpo_ema": functools.partial(made, DPO, beta=0.5, loss=SIGMOID, **PAIRS, **{**REFERENCE, "reference": "ema"}),
-    "group_dpo": functools.partial(made, GroupDPO, beta=0.5, loss=HINGE, length_normalised=False, **REFERENCE),
-    "orpo": functools.partial(made, ORPO, beta=0.5),
-    "simpo": functools.partial(made, SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1),
-    "cpo": functools.partial(made, CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0),
-    "kto": functools.partial(made, KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, **REFERENCE),
+    "group_dpo": functools.partial(
+        made, GroupDPO, beta=0.5, loss=HINGE, length_normalised=False, weight_column=None, **REFERENCE
+    ),
+    "orpo": functools.partial(made, ORPO, beta=0.5, weight_column=None),
+    "simpo": functools.partial(
+        made, SimPO, beta=2.0, margin=0.5, alpha=0.0, label_smoothing=0.0, sft_weight=0.1, weight_column=None
+    ),
+    "cpo": functools.partial(made, CPO, beta=0.5, loss=SIGMOID, sft_weight=1.0, weight_column=None),
+    "kto": functools.partial(
+        made, KTO, beta=0.5, loss=kto, desirable_weight=1.0, undesirable_weight=1.3, weight_column=None, **REFERENCE
+    ),
     "reward_model": functools.partial(made, RewardModel, margin_column=None, weight_column=None, centring=0.1),
     **ONLINE,
 }
@@ -75,7 +95,7 @@ class Rows(list):
     def lengths(self):
         return np.array([len(row.tokens) for row in self])
 
-    key, counts, longest_sequence = "toy", None, 60
+    key, counts, longest_sequence, weight_column = "toy", None, 60, None
 
 
 def make_rows(num_rows=13, seed=0):
@@ -85,7 +105,25 @@ def make_rows(num_rows=13, seed=0):
 
 
 def rows_for(name, num_rows=13):
-    """Rows of the kind that a method trains on: for groups one chosen and one to three rejected completions."""
+    """Rows of the kind that a method trains on: for groups one chosen and one to three rejected completions.
+
+    If the method weighs rows, they have weights, and so have the tokens of demonstrations.
+    """
+    rows = _rows_for(name, num_rows)
+    if METHODS[name].keywords.get("weight_column") is None:
+        return rows
+    rows = Rows(_weighted(index, row, class_of(name).weighs_turns) for index, row in enumerate(rows))
+    rows.weight_column = METHODS[name].keywords["weight_column"]
+    return rows
+
+
+def _weighted(index, row, weighs_turns):
+    weights = [(0.5 if place % 7 < 3 else 2.0) * flag for place, flag in enumerate(row.supervised)]
+    changes = {"weights": weights} if weighs_turns and index % 3 else {}
+    return dataclasses.replace(row, columns=row.columns | {"worth": 0.25 + index % 4}, **changes)
+
+
+def _rows_for(name, num_rows):
     draw = torch.Generator().manual_seed(0)
     kind = KINDS[class_of(name).row_kind]
     if kind == "prompts":
@@ -182,7 +220,8 @@ def make_loader(rows, batch_size_per_device, *, packing=True, num_steps=4, rank=
     if not any(any(row.supervised) for row in rows):
         return PromptData(rows, settings, packing, num_steps)
     steps = functools.partial(table_steps, rows, settings, rank, num_ranks)
-    return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, num_workers=workers, resumable=True)
+    options = {"num_workers": workers, "resumable": True, "weight_column": getattr(rows, "weight_column", None)}
+    return StepLoader(steps, num_steps=num_steps, packing=packing, pad_token_id=0, **options)
 
 
 def fit(method, loader, *, weights=True, callbacks=(), resume=None, **options):

@@ -65,6 +65,8 @@ def scores_in_training(folder, prompts=PROMPTS, texts=TEXTS):
         bad_rows="error",
         cross_document_attention=False,
         number_columns=(),
+        weight_column=None,
+        weighs_turns=False,
     )
     turns = [[({"role": "assistant", "content": text},) for text in group] for group in texts]
     rows = [

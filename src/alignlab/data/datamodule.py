@@ -197,6 +197,7 @@ class DataModule(lightning.LightningDataModule):
             pad_token_id=self.tokenizer.pad_token_id or 0,
             num_workers=self.load.num_workers,
             resumable=resumable,
+            weight_column=self.tokens.weight_column,
         )
 
     def _rank(self) -> tuple[int, int]:

@@ -132,7 +132,11 @@ class Method(lightning.LightningModule):
     """Whether a step also has mismatched rows, each a prompt with the completion of another row (for KTO)."""
 
     number_columns: ClassVar[tuple[str, ...]] = ()
-    """Names of the settings that select a numeric column, which every row must then have."""
+    """Names of the settings that select a numeric column, which every row must then have. ``weight_column`` weighs
+    rows: a step counts every unit by it, and the method multiplies each loss by that of its row."""
+
+    weighs_turns: ClassVar[bool] = False
+    """Whether the method multiplies the losses of tokens by ``batch.turn_weights``, by which a step counts tokens."""
 
     def __init__(self, *, factories: Factories):
         super().__init__()

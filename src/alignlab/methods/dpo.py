@@ -17,9 +17,9 @@ from torch import Tensor
 
 from alignlab.errors import InputError
 from alignlab.losses.logps import desensitised_sums, pair_index, segment_sums, token_counts
-from alignlab.losses.preference import SORTED, Pairs, wpo_weights
+from alignlab.losses.preference import Pairs, wpo_weights
 from alignlab.methods.base import Factories, Method
-from alignlab.methods.pairs import pair_metrics, pair_term
+from alignlab.methods.pairs import pair_metrics, pair_term, refuse_sorted, weigh_pairs
 from alignlab.methods.reference import ReferencePolicy, ReferenceSettings
 from alignlab.models.scoring import token_scores
 from alignlab.optim.rates import FROM_COMPARISONS
@@ -41,12 +41,14 @@ class DPO(Method):
         divergence: Log-ratio → score; see ``losses.divergence``.
         length_desensitisation: Weight of tokens beyond the pair's shorter completion (LD-DPO, arXiv 2409.06411).
         weighting: ``wpo`` weights pairs by the probability that the policy samples them (WPO, arXiv 2406.11827).
+        weight_column: Numeric column with the weight of each row; ``None`` for 1 each.
         reference: Settings of the reference.
         factories: See ``Method``.
     """
 
     row_kind = Preference
     learning_rates = FROM_COMPARISONS
+    number_columns = ("weight_column",)
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class DPO(Method):
         divergence: Callable[[Tensor], Tensor],
         length_desensitisation: Annotated[float, Field(ge=0, le=1)],
         weighting: Literal["none", "wpo"],
+        weight_column: str | None,
         reference: ReferenceSettings,
         factories: Factories,
     ):
@@ -64,9 +67,11 @@ class DPO(Method):
         self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.losses, self.divergence = beta, loss, divergence
         self.loss_weights = name_weights(loss, loss_weights)
-        if weighting == "wpo" and (sorted_losses := sorted({*loss} & {*SORTED})):
-            why = f"{', '.join(sorted_losses)} sorts over pairs, so its values cannot be weighted pair by pair"
-            raise InputError("method.weighting=wpo", why, "Type method.weighting=none, or another method/loss")
+        if weighting == "wpo":
+            refuse_sorted("method.weighting=wpo", loss, "method.weighting=none")
+        if weight_column is not None:
+            refuse_sorted(f"method.weight_column={weight_column}", loss, "method.weight_column=null")
+        self.weight_column = weight_column
         self.length_desensitisation, self.weighting = length_desensitisation, weighting
         if reference.precompute_reference and length_desensitisation < 1:
             raise InputError(
@@ -84,7 +89,7 @@ class DPO(Method):
             index = pair_index(batch.group_ids)
             log_weights = wpo_weights(scores.logps, scores.log_collisions, batch.sequence_ids, batch.num_sequences)
             terms = [term * (log_weights[index.chosen] + log_weights[index.rejected]).exp() for term in terms]
-        return LossOutput(terms, pair_metrics(pairs, self.beta))
+        return LossOutput(weigh_pairs(terms, batch, self.weight_column), pair_metrics(pairs, self.beta))
 
     def _pairs(self, token_logps: Tensor, batch: MicroBatch) -> Pairs:
         index, num_sequences = pair_index(batch.group_ids), batch.num_sequences

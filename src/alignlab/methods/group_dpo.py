@@ -32,12 +32,14 @@ class GroupDPO(Method):
         beta: Scale of the log-ratios; a larger one keeps the policy closer to the reference.
         loss: ``(groups)`` → one loss per group; see ``losses.group``.
         length_normalised: Whether to divide the reward of a completion by its number of tokens.
+        weight_column: Numeric column with the weight of each row; ``None`` for 1 each.
         reference: Settings of the reference.
         factories: See ``Method``.
     """
 
     row_kind = Preference
     learning_rates = FROM_COMPARISONS
+    number_columns = ("weight_column",)
 
     def __init__(
         self,
@@ -45,12 +47,14 @@ class GroupDPO(Method):
         beta: Annotated[float, Field(gt=0)],
         loss: Callable[[Groups], Tensor],
         length_normalised: bool,
+        weight_column: str | None,
         reference: ReferenceSettings,
         factories: Factories,
     ):
         super().__init__(factories=factories)
         self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.loss, self.length_normalised = beta, loss, length_normalised
+        self.weight_column = weight_column
         self.hardest_seen: dict[int, int] = {}
 
     def compute_loss(self, batch: MicroBatch) -> LossOutput:
@@ -62,7 +66,10 @@ class GroupDPO(Method):
         groups = Groups(rewards, batch.group_ids, batch.columns.get("scores"))
         losses = self.loss(groups)
         metrics = group_metrics(groups, losses) | self._changes(batch, groups)
-        return LossOutput([LossTerm(losses, "groups")], metrics)
+        term = LossTerm(losses, "groups")
+        if self.weight_column is not None:
+            term = term * batch.columns[self.weight_column][firsts(batch.group_ids)]
+        return LossOutput([term], metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Also save the index of the hardest rejected completion of each row."""

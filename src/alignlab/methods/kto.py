@@ -36,12 +36,14 @@ class KTO(Method):
         desirable_weight: λ_D, weight of desirable completions.
         undesirable_weight: λ_U, weight of undesirable completions. For unbalanced data, choose the weights so that
             λ_D n_D / (λ_U n_U) is between 1 and 4/3 (section 4.2).
+        weight_column: Numeric column with the weight of each row, in addition to λ; ``None`` for 1 each.
         reference: Settings of the reference.
         factories: See ``Method``.
     """
 
     row_kind = Unpaired
     learning_rates = FROM_COMPARISONS
+    number_columns = ("weight_column",)
     needs_mismatched = True
 
     def __init__(
@@ -51,13 +53,14 @@ class KTO(Method):
         loss: Callable[Concatenate[LogRatios, ...], Tensor],
         desirable_weight: Annotated[float, Field(ge=0)],
         undesirable_weight: Annotated[float, Field(ge=0)],
+        weight_column: str | None,
         reference: ReferenceSettings,
         factories: Factories,
     ):
         super().__init__(factories=factories)
         self.reference = ReferencePolicy(reference, factories.open_model)
         self.beta, self.loss = beta, loss
-        self.weights = (desirable_weight, undesirable_weight)
+        self.weights, self.weight_column = (desirable_weight, undesirable_weight), weight_column
         self.point = torch.zeros(())
 
     @torch.no_grad()
@@ -77,7 +80,9 @@ class KTO(Method):
         desirable = batch.columns["desirable"].bool()
         losses = self.loss(LogRatios(ratios, desirable, self.point.to(ratios)), beta=self.beta)
         weighted = torch.where(desirable, *(losses * weight for weight in self.weights))
-        return LossOutput([LossTerm(weighted, "sequences")], self._metrics(ratios.detach(), desirable))
+        term = LossTerm(weighted, "sequences")
+        term = term if self.weight_column is None else term * batch.columns[self.weight_column]
+        return LossOutput([term], self._metrics(ratios.detach(), desirable))
 
     def _log_ratios(self, batch: MicroBatch) -> Tensor:
         logps = segment_sums(token_scores(self.policy, batch).logps, batch.sequence_ids, batch.num_sequences)

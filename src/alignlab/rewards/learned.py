@@ -79,6 +79,8 @@ class LearnedReward:
             bad_rows="drop",
             cross_document_attention=False,
             number_columns=(),
+            weight_column=None,
+            weighs_turns=False,
         )
         self.one_at_a_time = threading.Lock()  # an abandoned call may still compute
         self._check_template(f"{KEY}.path={path}")

@@ -34,6 +34,7 @@ class MicroBatch:
         group_ids: Group of each sequence, ascending; the first sequence of a group is the chosen. Shape ``[S]``.
         columns: Numeric columns per sequence, each of shape ``[S]``.
         token_columns: Numeric columns per supervised token, each of shape ``[N]``.
+        turn_weights: Weight of each supervised token by its turn; None if all are 1. Shape ``[N]``.
         num_tokens: Number of tokens without padding, with each prompt counted once.
         last_positions: Position, in the flattened ``input_ids``, of the last token of each sequence. Shape ``[S]``.
         counted: Factor of every sum and weight: 1, or 0 for a filler that gives all ranks the same number of
@@ -50,6 +51,7 @@ class MicroBatch:
     num_tokens: int
     last_positions: Tensor
     token_columns: dict[str, Tensor] = field(default_factory=dict)
+    turn_weights: Tensor | None = None
     counted: int = 1
     origins: Sequence[str] = ()
 
@@ -70,6 +72,8 @@ class StepTotals:
         tokens: Number of tokens that pass through the model.
         rows: Number of rows of data.
         chosen_tokens: Number of supervised tokens of the chosen completions, each counted once per rejected one.
+        weighted: The counts of all units with each row, and each supervised token, counted by its weight; empty if
+            nothing has a weight.
         columns: Sum over the rows of each numeric column with one value per row.
     """
 
@@ -79,6 +83,7 @@ class StepTotals:
     tokens: int
     rows: int
     chosen_tokens: int = 0
+    weighted: Mapping[str, float] = field(default_factory=dict)
     columns: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -87,7 +92,7 @@ class StepTotals:
         return self.sequences - self.groups
 
     def count(self, unit: str) -> float:
-        """The count of a unit in the step.
+        """The count of a unit in the step, by weight where the data has weights.
 
         Args:
             unit: One of ``UNITS``, or the name of a numeric column, for its sum.
@@ -96,7 +101,7 @@ class StepTotals:
             InputError: There is no such unit.
         """
         if unit in UNITS:
-            return getattr(self, unit)
+            return self.weighted.get(unit, getattr(self, unit))
         if unit in self.columns:
             return self.columns[unit]
         raise InputError(f"a loss per {unit!r}", "a step counts no such unit", nearest(unit, [*UNITS, *self.columns]))

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from alignlab.errors import InputError
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -32,7 +34,14 @@ class LossTerm:
         return self.losses.sum()
 
     def __mul__(self, factor: float | Tensor) -> "LossTerm":
-        """The term with every loss multiplied; a tensor has the shape of ``losses``."""
+        """The term with every loss multiplied; a tensor has the shape of ``losses``.
+
+        Raises:
+            InputError: It has another shape: the loss returned a sum, whose parts cannot be weighed.
+        """
+        if isinstance(factor, Tensor) and factor.dim() and factor.shape != self.losses.shape:
+            why = f"there are {factor.numel()} weights, and the loss has the shape {list(self.losses.shape)}"
+            raise InputError(f"a loss per {self.unit!r} with weights", why, "Return one loss for each item, not a sum")
         return LossTerm(self.losses * factor, self.unit)
 
 

@@ -10,7 +10,8 @@ from alignlab.types.layout import find_paths
 
 Message = Mapping[str, Any]
 """A chat message: ``role``, ``content`` and further keys that the template uses (``tool_calls``,
-``reasoning_content``, ``name``). ``supervised: False`` excludes an assistant turn from the loss."""
+``reasoning_content``, ``name``). ``supervised: False`` excludes an assistant turn from the loss, and ``weight`` weighs
+it there."""
 
 
 # --- rows: the output of a format, before any tokenizer ---------------------------------------------------------------
@@ -28,7 +29,7 @@ class Row:
 
     origin: str
     columns: dict[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
+    unread: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ class TokenRow:
         record: Only for a prompt: what rewards receive, ``prompt`` (its messages) and ``columns``.
         branches: By number of a completion, for those whose turns were answered in different contexts: the tokens
             before each branch, and its length (``types.layout.Branches``).
+        weights: Weight of each token in the loss by its turn, 0 if it is not supervised; empty if all others are 1.
         mismatched: The prompt with the completion of another row, without gradient, if the method needs it (KTO).
     """
 
@@ -121,6 +123,7 @@ class TokenRow:
     token_columns: dict[str, Sequence[float] | Tensor] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
     branches: dict[int, list[list[int]]] = field(default_factory=dict)
+    weights: list[float] = field(default_factory=list)
     mismatched: "TokenRow | None" = None
 
 

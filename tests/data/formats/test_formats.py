@@ -102,6 +102,10 @@ DEMONSTRATIONS = [
         },
         [user("q"), assistant("a", supervised=False), user("r"), assistant("b")],
     ),
+    (
+        {"messages": [user("q") | {"weight": 0}, assistant("a", weight=0.5), user("r"), assistant("b", weight=1.0)]},
+        [user("q"), assistant("a", weight=0.5), user("r"), assistant("b")],
+    ),
 ]
 
 
@@ -269,7 +273,10 @@ REFUSED = [
     ({"messages": [*TALK, RESULT]}, "'tool' follows an assistant message without tool calls"),
     ({"messages": [*TALK, user("r")]}, "ends with role 'user'"),
     ({"messages": [user("q"), assistant("a", loss_weight=0)]}, "no assistant message in the loss"),
-    ({"messages": [user("q"), assistant("a", loss_weight=0.5)]}, "field 'messages[1].loss_weight' is 0.5"),
+    ({"messages": [user("q"), assistant("a", loss_weight=-0.5)]}, "field 'messages[1].loss_weight' is -0.5"),
+    ({"messages": [user("q"), assistant("a", weight="x")]}, "field 'messages[1].weight' is 'x'"),
+    ({"messages": [user("q"), assistant("a", weight=10**400)]}, "field 'messages[1].weight' is 1"),
+    ({"chosen": [user("q"), assistant("a", weight=0.5)], "rejected": "b"}, "a message has a weight of its own"),
     ({"messages": [user("q") | {"weight": 1}, *A]}, "puts a message of role 'user' into the loss"),
     ({"messages": [user([{"type": "image_url"}]), *A]}, "field 'messages[0].content[0]' is of type 'image_url'"),
     ({"messages": [user("q"), {"from": "function_call", "value": "f(x)"}]}, "is a tool call that is not a JSON object"),

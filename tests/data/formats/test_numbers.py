@@ -70,6 +70,12 @@ def test_scores_beyond_the_largest_float_are_refused(scores):
         to_row(Record("f.jsonl:1", {**PAIR, "scores": scores}), "auto", {})
 
 
+def test_a_row_with_a_negative_weight_is_refused():
+    with pytest.raises(InputError, match="field 'margin' is -1, and the weight of a row is 0 or more"):
+        token_row(-1, weight_column="margin")
+    assert token_row(0, weight_column="margin").columns["margin"] == 0
+
+
 def test_which_columns_are_needed_is_said_by_the_settings():
     data = {"order": "curriculum", "order_column": "level"}
     config = {"method": {"margin_column": "margin", "weight_column": None}, "data": data}

@@ -1,17 +1,20 @@
 import gzip
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from transformers import AutoTokenizer
 
+from alignlab.data.formats.conversions import convert
 from alignlab.data.table.counts import Dropped
 from alignlab.data.tokenise.rows import tokenize, tokenize_counted
 from alignlab.data.tokenise.templates import choose_template, set_template
+from alignlab.data.tokenise.truncate import truncate
 from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
 from alignlab.types.layout import find_paths
-from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
+from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired, longest_sequence
 from tests.data.tokenise.tiny_tokenizers import CHATML, FORGETFUL, assistant, byte_tokenizer, token_settings, user
 
 TOKENIZERS = ["bytes", "bytes with bos", "minimind", "qwen2.5", "qwen3", "smollm2", "stories260K"]
@@ -342,3 +345,45 @@ def test_text_is_a_document_that_ends_in_eos(adds_bos):
 def test_text_needs_an_eos():
     with pytest.raises(InputError, match="no eos_token"):
         tokenize(Text(origin="t:1", text="ab"), byte_tokenizer(eos=None), token_settings(chat_template="chatml"))
+
+
+WEIGHTS = Demonstration(
+    origin="f:1",
+    messages=(
+        user("q"),
+        assistant("a", weight=0.5),
+        user("r"),
+        assistant("b", supervised=False),
+        user("s"),
+        assistant("c"),
+    ),
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, FORGETFUL])
+def test_every_token_of_a_turn_has_its_weight(template):
+    """Also where earlier turns are branches, and where a row is cut."""
+    tokenizer = byte_tokenizer(template=template)
+    row = tokenize(WEIGHTS, tokenizer, token_settings())
+    by_weight = {w: [t for t, x in zip(row.tokens, row.weights, strict=True) if x == w] for w in (0.0, 0.5, 1.0)}
+    said = {w: tokenizer.decode(tokens).replace("<think></think>", "") for w, tokens in by_weight.items()}
+    assert (said[0.5], said[1.0]) == ("a<|im_end|>", "c<|im_end|>")
+    assert row.supervised == [weight > 0 for weight in row.weights]
+    plain = [{k: v for k, v in m.items() if k != "weight"} for m in WEIGHTS.messages]
+    unweighted = tokenize(replace(WEIGHTS, messages=tuple(plain)), tokenizer, token_settings())
+    assert unweighted == replace(row, weights=[])
+    limit = longest_sequence(row) - 2
+    for policy in ("left_prompt", "right_completion"):
+        cut = truncate(row, limit, policy)
+        assert len(cut.tokens) == len(cut.weights) and cut.supervised == [weight > 0 for weight in cut.weights]
+        assert 0.5 in cut.weights
+
+
+def test_weights_of_turns_are_refused_where_they_would_be_ignored():
+    tokenizer = byte_tokenizer(template=CHATML)
+    with pytest.raises(InputError, match="the method does not weigh turns"):
+        tokenize(WEIGHTS, tokenizer, token_settings(weighs_turns=False))
+    with pytest.raises(InputError, match="puts everything into the loss"):
+        tokenize(WEIGHTS, tokenizer, token_settings(loss_on="all"))
+    with pytest.raises(InputError, match="documents have none"):
+        convert(WEIGHTS, Text)

@@ -54,6 +54,8 @@ def token_settings(**changes) -> TokenSettings:
         "bad_rows": "error",
         "cross_document_attention": False,
         "number_columns": (),
+        "weight_column": None,
+        "weighs_turns": True,
     }
     return TokenSettings(**{**settings, **changes})
 

@@ -82,7 +82,7 @@ def _hints(*classes: type) -> Hints:
     return {key: hint for kind in classes for key, hint in get_type_hints(kind, include_extras=True).items()}
 
 
-DERIVED = ("seed", "number_columns")
+DERIVED = ("seed", "number_columns", "weight_column", "weighs_turns")
 """Data settings that are derived from others."""
 
 SECTIONS: dict[str, Hints] = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from alignlab.types.batch import MicroBatch, StepTotals
+from alignlab.types.batch import UNITS, MicroBatch, StepTotals
 from alignlab.types.layout import Branches, Path, find_paths, packed_layout, positions
 from alignlab.types.rows import TokenRow
 
@@ -56,23 +56,52 @@ def collate(
         num_tokens=len(tokens),
         last_positions=torch.tensor([last[row] for row in firsts], dtype=torch.long),
         token_columns={name: _side_by_side([row.token_columns[name] for row in rows]) for name in per_token},
+        turn_weights=_side_by_side(list(map(token_weights, rows)))[target] if any(r.weights for r in rows) else None,
         counted=counted,
         origins=tuple(row.origin for row in rows),
     )
 
 
-def totals(rows: Sequence[TokenRow]) -> StepTotals:
-    """Sizes of a step, counted in the same way as by ``collate``."""
-    groups = [group for row in rows for group in row.groups]
-    return StepTotals(
-        supervised_tokens=sum(count_targets(row) for row in rows),
-        sequences=sum(len(group) - 1 for group in groups),
-        groups=len(groups),
-        tokens=sum(len(row.tokens) for row in rows),
-        rows=len(rows),
-        chosen_tokens=sum(_count_chosen(row) for row in rows),
-        columns=_column_sums(rows),
-    )
+def totals(rows: Sequence[TokenRow], weight_column: str | None = None) -> StepTotals:
+    """Sizes of a step, counted in the same way as by ``collate``.
+
+    Args:
+        rows: Rows of the step, over all ranks.
+        weight_column: Numeric column with the weight of each row; None for 1 each.
+    """
+    counts = list(map(_row_counts, rows))
+    weighted: dict[str, float] = {}
+    if weight_column is not None or any(row.weights for row in rows):
+        row_weights = [1.0 if weight_column is None else row.columns[weight_column] for row in rows]
+        by_turn = [one | {"supervised_tokens": _turn_weight(row)} for row, one in zip(rows, counts, strict=True)]
+        weighted = {unit: sum(w * one[unit] for w, one in zip(row_weights, by_turn, strict=True)) for unit in UNITS}
+    sums = {unit: sum(one[unit] for one in counts) for unit in UNITS if unit != "pairs"}
+    return StepTotals(**sums, weighted=weighted, columns=_column_sums(rows))
+
+
+def _row_counts(row: TokenRow) -> dict[str, int]:
+    """The count of each unit in a row."""
+    sequences, groups = sum(len(group) - 1 for group in row.groups), len(row.groups)
+    return {
+        "supervised_tokens": count_targets(row),
+        "sequences": sequences,
+        "pairs": sequences - groups,
+        "groups": groups,
+        "tokens": len(row.tokens),
+        "rows": 1,
+        "chosen_tokens": _count_chosen(row),
+    }
+
+
+def token_weights(row: TokenRow) -> Sequence[float]:
+    """Weight of each token of a row in the loss, by its turn."""
+    return row.weights or [float(flag) for flag in row.supervised]
+
+
+def _turn_weight(row: TokenRow) -> float:
+    """Sum of the weights of the targets of a row."""
+    weights = token_weights(row)
+    return sum(sum(weights[slice(*_targets_on(path))]) for path in find_paths(row.groups, row.branches))
 
 
 def _column_sums(rows: Sequence[TokenRow]) -> dict[str, float]:
@@ -105,8 +134,12 @@ def _count_chosen(row: TokenRow) -> int:
 
 
 def _count(row: TokenRow, path: Path) -> int:
-    first = path.start if path.context else path.start + 1
-    return sum(row.supervised[first : path.start + path.length])
+    return sum(row.supervised[slice(*_targets_on(path))])
+
+
+def _targets_on(path: Path) -> tuple[int, int]:
+    """Flat positions of a path that have a predecessor."""
+    return path.start if path.context else path.start + 1, path.start + path.length
 
 
 def _targets(paths: Sequence[Path], supervised: Tensor) -> tuple[Tensor, Tensor, Tensor]:

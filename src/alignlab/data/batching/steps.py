@@ -125,6 +125,7 @@ class StepLoader:
         num_workers: 1 to collate ahead in another process, 0 to collate in this one.
         resumable: Whether an iteration continues where the last one stopped (training); otherwise each starts at the
             first step (validation).
+        weight_column: Numeric column with the weight of each row; None for 1 each.
     """
 
     def __init__(
@@ -136,8 +137,9 @@ class StepLoader:
         pad_token_id: int,
         num_workers: int,
         resumable: bool,
+        weight_column: str | None = None,
     ):
-        self.resumable = resumable
+        self.resumable, self.weight_column = resumable, weight_column
         self.plan, self.num_steps, self.num_workers = plan, num_steps, num_workers
         self.packing, self.pad_token_id = packing, pad_token_id
         self.next_step = 0
@@ -173,7 +175,7 @@ class _Steps(IterableDataset):
             yield self._collate(planned)
 
     def _collate(self, planned: PlannedRows) -> StepBatch:
-        sizes = totals(planned.rows)
+        sizes = totals(planned.rows, self.loader.weight_column)
         options = {"packing": self.loader.packing, "pad_token_id": self.loader.pad_token_id}
         batches, mismatched = [], []
         for batch in planned.micro_batches:

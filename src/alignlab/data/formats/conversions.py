@@ -27,6 +27,8 @@ def _prompt_of_dialogue(row: Demonstration) -> Prompt:
 
 
 def _plain_text(row: Demonstration) -> Text:
+    if any("weight" in message for message in row.messages):
+        raise InputError(row.origin, "a message has a weight of its own, and documents have none", MEND)
     text = "\n\n".join(message["content"] for message in row.messages if message["content"])
     return Text(text=text, origin=row.origin, columns=row.columns)
 

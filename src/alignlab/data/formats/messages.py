@@ -9,8 +9,9 @@
 | parts of type reasoning; ``reasoning_content``, ``reasoning`` or ``thinking`` | ``reasoning_content`` |
 | function_call messages or keys, tool_call parts, ``tool_calls`` | ``tool_calls``, their arguments as objects |
 | ``loss_weight``, ``weight``, ``loss``: 0 or false on an assistant message | ``supervised: False`` |
+| the same with another number above 0 but 1 | ``weight`` |
 | further keys | kept; keys that are null are left out |
-| fractional loss weights; loss on messages that are not the assistant's; parts that are not text | refused |
+| negative loss weights; loss on messages that are not the assistant's; parts that are not text | refused |
 | empty user messages; empty assistant messages without tool calls; a content that is not a text | refused |
 | empty system and tool messages | kept |
 
@@ -19,10 +20,11 @@ with tool calls. A second system message, two users or two assistants in a row, 
 refused.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from alignlab.data.formats.fields import BadRow, filled_text, from_json_text, type_name
+from alignlab.data.formats.fields import BadRow, filled_text, from_json_text, is_finite, type_name
 
 Dialogue = list[dict[str, Any]]
 
@@ -103,14 +105,14 @@ def _message(raw: Any, field: str) -> dict[str, Any]:
     if named in CALLS:
         text, calls = "", _as_list(_parsed(text, f"{field}.content"))
     calls += _as_list(message.pop("tool_calls", [])) + _as_list(message.pop("function_call", []))
-    supervised = _supervised(message, role, field)
+    weight = _weight(message, role, field)
     if not (text.strip() or calls or role in ("system", "tool")):
         raise BadRow(f"field '{field}.content' is empty")
     reasoning = _reasoning(message, reasoning, field)
     normal = {"role": role, "content": text} | message
     normal |= {"reasoning_content": reasoning} if reasoning else {}
     normal |= {"tool_calls": [_call(call, f"{field}.tool_calls") for call in calls]} if calls else {}
-    return normal | ({} if supervised else {"supervised": False})
+    return normal | ({} if weight == 1 else {"weight": weight} if weight else {"supervised": False})
 
 
 def _role(message: dict[str, Any], field: str) -> str:
@@ -190,16 +192,17 @@ def _call(call: Any, field: str) -> dict[str, Any]:
     return {"type": "function"} | rest | {"function": {"name": function["name"], "arguments": arguments}}
 
 
-def _supervised(message: dict[str, Any], role: str, field: str) -> bool:
+def _weight(message: dict[str, Any], role: str, field: str) -> float:
+    """Pop the weight of a message in the loss, under any of its names; 1 for messages without."""
     flags = {key: message.pop(key) for key in LOSS_FLAGS if key in message}
     for key, value in flags.items():
-        if value not in (0, 1):
-            raise BadRow(f"field '{field}.{key}' is {value!r}; a message is in the loss (1) or not (0)")
+        if not isinstance(value, int | float) or not is_finite(value) or value < 0:
+            raise BadRow(f"field '{field}.{key}' is {value!r}; a message is in the loss (1), not (0), or by a weight")
         if value and role != "assistant":
             raise BadRow(
                 f"field '{field}.{key}' puts a message of role {role!r} into the loss", "Type data.loss_on=all"
             )
-    return all(flags.values()) or role != "assistant"
+    return math.prod(map(float, flags.values())) if role == "assistant" else 1.0
 
 
 def check_order(dialogue: Dialogue, field: str) -> None:

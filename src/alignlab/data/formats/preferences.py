@@ -124,7 +124,14 @@ def _common_beginning(dialogues: Sequence[Sequence[dict[str, Any]]]) -> tuple[di
 
 
 def _without_loss_flags(messages: Sequence[dict[str, Any]]) -> tuple[dict[str, Any], ...]:
-    """Messages without loss flags, which have no meaning where whole completions are compared."""
+    """Messages without loss flags, which have no meaning where whole completions are compared.
+
+    Raises:
+        BadRow: A message has another weight than 0 or 1.
+    """
+    if any("weight" in message for message in messages):
+        why = "a message has a weight of its own, and completions are compared as a whole"
+        raise BadRow(why, "Remove it, or type method.weight_column=COLUMN for one weight per row")
     return tuple({key: value for key, value in message.items() if key != "supervised"} for message in messages)
 
 

@@ -26,6 +26,7 @@ _SCHEMA = pa.schema(
         "columns": pa.string(),
         "record": pa.string(),
         "branches": pa.string(),
+        "weights": pa.list_(pa.float64()),
         "longest_sequence": pa.int32(),
         "num_supervised": pa.int32(),
     }
@@ -59,6 +60,7 @@ class TokenTable:
             columns=json.loads(row["columns"].as_py()) | {"row": index},
             record=json.loads(row["record"].as_py()),
             branches={int(number): parts for number, parts in json.loads(row["branches"].as_py()).items()},
+            weights=row["weights"].as_py(),
         )
 
     def __iter__(self) -> Iterator[TokenRow]:

@@ -36,6 +36,8 @@ class TokenSettings:
         bad_rows: ``error`` raises for a row that cannot be tokenised; ``drop`` drops and counts it.
         cross_document_attention: Whether documents in one block of text attend to each other.
         number_columns: Columns that must hold a finite number in every row, because something computes with them.
+        weight_column: The one of them that weighs rows in the loss; None if nothing does.
+        weighs_turns: Whether the method weighs the turns of a dialogue.
     """
 
     chat_template: str
@@ -50,6 +52,8 @@ class TokenSettings:
     bad_rows: Literal["error", "drop"]
     cross_document_attention: bool
     number_columns: tuple[str, ...]
+    weight_column: str | None
+    weighs_turns: bool
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from alignlab.types.rows import Message
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
+LOSS_KEYS = ("supervised", "weight")
+"""Fields of a message that are about the loss; templates do not see them."""
+
 Render = Callable[[Sequence[Message]], str]
 """Renders messages as they are."""
 
@@ -47,7 +50,7 @@ class Dialect:
         Args:
             message: A message with ``reasoning_content``, a content of text and arguments that are objects.
         """
-        written = {key: value for key, value in message.items() if key != "supervised" and value is not None}
+        written = {key: value for key, value in message.items() if key not in LOSS_KEYS and value is not None}
         if "reasoning_content" in written:
             written[self.reasoning] = written.pop("reasoning_content")
         content = written.get("content") or ""

@@ -73,6 +73,7 @@ def tokenize_counted(
 def _tokenize_whole(row: Row, context: Context) -> TokenRow:
     """Tokenise a row without truncation."""
     check_numbers(row, context.settings.number_columns)
+    check_weight(row, context.settings.weight_column)
     try:
         return _TOKENIZERS[type(row)](row, context)
     except TemplateMisfit as error:
@@ -167,9 +168,10 @@ def _encoded(row: Encoded, context: Context) -> TokenRow:
 
 
 def _demonstration(row: Demonstration, context: Context) -> TokenRow:
-    group = supervise([render_dialogue(row, row.messages, row.tools, context)], None)
-    columns = _numeric_columns(row)
-    return TokenRow(group.tokens, group.supervised, [group.lengths], row.origin, columns, branches=group.branches)
+    if not context.settings.weighs_turns and any("weight" in message for message in row.messages):
+        why = "a message has a weight of its own, and the method does not weigh turns"
+        raise refusal(row, context, why, "method=sft", LEAVE_OUT)
+    return supervise([render_dialogue(row, row.messages, row.tools, context)], None).row(row, _numeric_columns(row))
 
 
 def _preference(row: Preference, context: Context) -> TokenRow:
@@ -191,9 +193,7 @@ def _unpaired(row: Unpaired, context: Context) -> TokenRow:
 def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str, Any], context: Context) -> TokenRow:
     """A prompt and its completions, each rendered after the prompt; the tokens of the prompt are kept once."""
     dialogues = [render_dialogue(row, (*row.prompt, *turns), row.tools, context) for turns in completions]
-    group = supervise(dialogues, len(row.prompt))
-    columns = {**_numeric_columns(row), **columns}
-    return TokenRow(group.tokens, group.supervised, [group.lengths], row.origin, columns, branches=group.branches)
+    return supervise(dialogues, len(row.prompt)).row(row, {**_numeric_columns(row), **columns})
 
 
 def _prompt(row: Prompt, context: Context) -> TokenRow:
@@ -241,6 +241,21 @@ def check_numbers(row: Row, columns: Sequence[str]) -> None:
         if not is_finite(value):
             shown = value if isinstance(value, float) else "too large"
             raise InputError(row.origin, f"field {name!r} is {shown} where a finite number is needed", MEND)
+
+
+def check_weight(row: Row, column: str | None) -> None:
+    """Check that the weight of a row is not negative: the sum of the weights divides the loss.
+
+    Args:
+        row: A row whose column holds a number.
+        column: Name of the column; None if rows have no weights.
+
+    Raises:
+        InputError: It is negative.
+    """
+    if column is not None and row.columns[column] < 0:
+        why = f"field {column!r} is {row.columns[column]:g}, and the weight of a row is 0 or more"
+        raise InputError(row.origin, why, MEND)
 
 
 def _numeric_columns(row: Row) -> dict[str, Any]:

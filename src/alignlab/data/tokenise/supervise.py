@@ -11,11 +11,12 @@ The last supervised token of a turn is one that generation stops on; a line brea
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, Dialogue
 from alignlab.data.tokenise.encode import encode_continuation
 from alignlab.data.tokenise.turns import Turn, check_answer, check_contents, find_turn
-from alignlab.types.rows import Message
+from alignlab.types.rows import Message, Row, TokenRow
 
 _ALL = "data.loss_on=all"
 
@@ -26,28 +27,38 @@ class MaskedPath:
 
     Args:
         tokens: Token ids.
-        supervised: Whether each is supervised.
+        weights: Weight of each in the loss; 0 if it is not supervised.
     """
 
     tokens: list[int]
-    supervised: list[bool]
+    weights: list[float]
+
+    @property
+    def first(self) -> int:
+        """Position of the first supervised token."""
+        return next(position for position, weight in enumerate(self.weights) if weight)
 
     def join(self, other: "MaskedPath") -> int:
         """Supervise also what another path supervises in their common beginning; return its length."""
         shared = common_length(self.tokens, other.tokens)
-        for position in range(shared):
-            self.supervised[position] |= other.supervised[position]
+        self.weights[:shared] = map(max, self.weights[:shared], other.weights[:shared])
         return shared
 
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt with its completions, one after the other; the fields are those of ``TokenRow``."""
+    """A prompt with its completions, one after the other."""
 
     tokens: list[int]
-    supervised: list[bool]
+    weights: list[float]
     lengths: list[int]
     branches: dict[int, list[list[int]]]
+
+    def row(self, row: Row, columns: dict[str, Any]) -> TokenRow:
+        """The token row of a row, with some numeric columns."""
+        supervised, weighs = [weight > 0 for weight in self.weights], not {*self.weights} <= {0.0, 1.0}
+        kept = {"columns": columns, "branches": self.branches, "weights": self.weights if weighs else []}
+        return TokenRow(self.tokens, supervised, [self.lengths], row.origin, **kept)
 
 
 def supervise(dialogues: Sequence[Dialogue], num_given: int | None) -> Group:
@@ -63,18 +74,18 @@ def supervise(dialogues: Sequence[Dialogue], num_given: int | None) -> Group:
     """
     completions = [_paths(dialogue, num_given) for dialogue in dialogues]
     mains = [paths[0] for paths in completions]
-    prompt = min(main.supervised.index(True) for main in mains)
+    prompt = min(main.first for main in mains)
     if num_given is not None:
         opening = dialogues[0].encode(dialogues[0].render(num_given, add_generation_prompt=True))
         prompt = min(prompt, *(common_length(opening, main.tokens) for main in mains))
         prompt = min(prompt, *(common_length(mains[0].tokens, main.tokens) for main in mains))
-    group = Group(mains[0].tokens[:prompt], [False] * prompt, [prompt], {})
+    group = Group(mains[0].tokens[:prompt], [0.0] * prompt, [prompt], {})
     for number, (main, *others) in enumerate(completions):
         forks = [common_length(main.tokens, path.tokens) for path in others]
         start = len(group.tokens)
         for fork, path in zip([prompt, *forks], [main, *others], strict=True):
             group.tokens.extend(path.tokens[fork:])
-            group.supervised.extend(path.supervised[fork:])
+            group.weights.extend(path.weights[fork:])
         group.lengths.append(len(group.tokens) - start)
         if others:
             parts = zip([prompt, *forks], [main, *others], strict=True)
@@ -127,15 +138,15 @@ def _paths(dialogue: Dialogue, num_given: int | None) -> list[MaskedPath]:
     for number in reversed(turns):
         turn = find_turn(dialogue, number)
         check_answer(dialogue, number, turn)
-        path = _path_of(dialogue, turn)
+        path = _path_of(dialogue, turn, dialogue.messages[number].get("weight", 1.0))
         check_doubled(dialogue, path.tokens)
         _check_end(dialogue, path.tokens, turn)
         _add(paths, path)
     for path in paths[1:]:
         paths[0].join(path)
     for path in paths:
-        path.supervised[:1] = [False]  # Nothing predicts it.
-    if not any(paths[0].supervised):
+        path.weights[:1] = [0.0]  # Nothing predicts it.
+    if not any(paths[0].weights):
         raise dialogue.refusal("nothing would be supervised: the answer is empty", _ALL, ANOTHER_TEMPLATE, LEAVE_OUT)
     return paths
 
@@ -159,13 +170,16 @@ def _supervised_turns(messages: Sequence[Message], first: int, loss_on: str) -> 
 
 def _whole(dialogue: Dialogue, num_given: int | None) -> MaskedPath:
     """The whole dialogue, supervised after its prompt."""
+    if any("weight" in message for message in dialogue.messages):
+        why = "a message has a weight of its own, and data.loss_on=all puts everything into the loss"
+        raise dialogue.refusal(why, "data.loss_on=assistant", LEAVE_OUT)
     prompt = "" if num_given is None else dialogue.render(num_given, add_generation_prompt=True)
     if not dialogue.text.startswith(prompt):
         raise dialogue.misfit("the rendered prompt is not the beginning of the dialogue")
-    return _path_of(dialogue, Turn(prompt, dialogue.text[len(prompt) :]))
+    return _path_of(dialogue, Turn(prompt, dialogue.text[len(prompt) :]), 1.0)
 
 
-def _path_of(dialogue: Dialogue, turn: Turn) -> MaskedPath:
+def _path_of(dialogue: Dialogue, turn: Turn, weight: float) -> MaskedPath:
     """Encode a turn such that the ids before the answer are those of the context.
 
     A token that would cross the beginning of the answer (an answer that begins with a line break) is split there, as in
@@ -179,7 +193,7 @@ def _path_of(dialogue: Dialogue, turn: Turn) -> MaskedPath:
     if turn.given:
         before = dialogue.encode(turn.context + turn.answer[: turn.given])
         first = max(first, common_length(before, tokens))
-    return MaskedPath(tokens, [False] * first + [True] * (len(tokens) - first))
+    return MaskedPath(tokens, [0.0] * first + [weight] * (len(tokens) - first))
 
 
 def _check_end(dialogue: Dialogue, tokens: Sequence[int], turn: Turn) -> None:

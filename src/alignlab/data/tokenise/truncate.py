@@ -26,11 +26,17 @@ Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
 
 
 class _Piece(NamedTuple):
-    """Tokens with their mask; ``fork`` is the number of tokens before a branch, 0 for a prompt."""
+    """Tokens with their mask and weights; ``fork`` is the number of tokens before a branch, 0 for a prompt."""
 
     fork: int
     tokens: list[int]
     supervised: list[bool]
+    weights: list[float]
+
+    def keep(self, *ranges: slice) -> "_Piece":
+        """The piece with some of its tokens."""
+        tokens, supervised, weights = ([x for kept in ranges for x in values[kept]] for values in self[1:])
+        return _Piece(self.fork, tokens, supervised, weights)
 
 
 _Group = tuple[_Piece, list[list[_Piece]]]
@@ -105,7 +111,7 @@ def _cut_prompt(prompt: _Piece, completions: list[list[_Piece]], limit: int, bos
     room = limit - max(longest, len(prompt.tokens)) + len(prompt.tokens)
     head = int(prompt.tokens[:1] == [bos] and room > 1)
     start = max(head, len(prompt.tokens) - max(room, 0) + head)
-    kept = _Piece(0, prompt.tokens[:head] + prompt.tokens[start:], prompt.supervised[:head] + prompt.supervised[start:])
+    kept = prompt.keep(slice(head), slice(start, None))
 
     def moved(branch: _Piece) -> _Piece:
         return branch._replace(fork=max(branch.fork - start + head, min(branch.fork, head)))
@@ -115,8 +121,7 @@ def _cut_prompt(prompt: _Piece, completions: list[list[_Piece]], limit: int, bos
 
 def _cut_completions(prompt: _Piece, completions: list[list[_Piece]], limit: int, bos: int | None) -> _Group:
     def cut(branch: _Piece) -> _Piece:
-        room = max(limit - branch.fork, 0)
-        return _Piece(branch.fork, branch.tokens[:room], branch.supervised[:room])
+        return branch.keep(slice(max(limit - branch.fork, 0)))
 
     parts = [[cut(branch) for branch in one] for one in completions]
     return prompt, [[first, *(branch for branch in others if any(branch.supervised))] for first, *others in parts]
@@ -148,7 +153,8 @@ def _groups(row: TokenRow) -> Iterator[_Group]:
     def piece(fork: int, length: int) -> _Piece:
         nonlocal start
         start += length
-        return _Piece(fork, row.tokens[start - length : start], row.supervised[start - length : start])
+        own = slice(start - length, start)
+        return _Piece(fork, row.tokens[own], row.supervised[own], row.weights[own])
 
     for prompt, *completions in row.groups:
         first = piece(0, prompt)
@@ -164,6 +170,7 @@ def _row(row: TokenRow, groups: Sequence[_Group]) -> TokenRow:
         row,
         tokens=[token for piece in pieces for token in piece.tokens],
         supervised=[flag for piece in pieces for flag in piece.supervised],
+        weights=[weight for piece in pieces for weight in piece.weights],
         groups=lengths,
         branches={
             number: [[branch.fork, len(branch.tokens)] for branch in parts]
