@@ -95,7 +95,11 @@ class Rows(list):
     def lengths(self):
         return np.array([len(row.tokens) for row in self])
 
-    key, counts, longest_sequence, weight_column = "toy", None, 60, None
+    @property
+    def weight_column(self):
+        return "worth" if "worth" in self[0].columns else None
+
+    key, counts, longest_sequence = "toy", None, 60
 
 
 def make_rows(num_rows=13, seed=0):
@@ -112,9 +116,7 @@ def rows_for(name, num_rows=13):
     rows = _rows_for(name, num_rows)
     if METHODS[name].keywords.get("weight_column") is None:
         return rows
-    rows = Rows(_weighted(index, row, class_of(name).weighs_turns) for index, row in enumerate(rows))
-    rows.weight_column = METHODS[name].keywords["weight_column"]
-    return rows
+    return Rows(_weighted(index, row, class_of(name).weighs_turns) for index, row in enumerate(rows))
 
 
 def _weighted(index, row, weighs_turns):
