@@ -30,7 +30,7 @@ from alignlab.data.tokenise.texts import row_texts
 from alignlab.distributed import launch
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
-from alignlab.metrics import METRICS, is_known
+from alignlab.metrics import METRICS, in_sets, is_known
 from alignlab.models import locations
 from alignlab.models.adapters import attach, unadapted_layers
 from alignlab.models.heads import set_pad_token
@@ -80,6 +80,8 @@ def check_monitors(config: Config) -> None:
         InputError: A callback monitors an unknown metric, or one without its stage (``kl``, not ``val/kl``).
     """
     known = METRICS | locate(config["method"]["_target_"]).own_metrics
+    source = build("data.source", source_node(config["data"]))
+    known |= in_sets(known, getattr(source, "validation_sets", ()))
     for name, node in config["callbacks"].items():
         monitor = (node or {}).get("monitor")
         if monitor is not None and not ("/" in monitor and is_known(monitor, known)):

@@ -102,6 +102,20 @@ FAMILIES: dict[str, Metric] = {
 """Metrics whose names depend on the run, by prefix."""
 
 
+def in_sets(known: Mapping[str, Metric], sets: Iterable[str]) -> dict[str, Metric]:
+    """Metrics of named validation sets: ``val/SET/loss``, ``val/SET/rewards/margins``.
+
+    Args:
+        known: Metrics by name.
+        sets: Names of the sets.
+    """
+    plain = {name.removeprefix("val/"): metric for name, metric in known.items() if not name.startswith(_NOT_HELD_OUT)}
+    return {f"val/{one}/{name}": metric for one in sets for name, metric in plain.items()}
+
+
+_NOT_HELD_OUT = ("train/", "progress/", "time/", "rollout/")
+
+
 def check_names(names: Iterable[str], known: Mapping[str, Metric] = METRICS) -> None:
     """Check that every logged name has a meaning.
 

@@ -1,7 +1,7 @@
 """Evaluation by generation: the share of held-out prompts that the policy answers correctly."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import lightning
 import torch
@@ -20,11 +20,21 @@ from alignlab.types.rows import TokenRow
 log = logging.getLogger(__name__)
 
 
+class HeldOut(NamedTuple):
+    """A held-out prompt, with its right answer and the name of its validation set, if it has one."""
+
+    validation_set: str | None
+    tokens: list[int]
+    answer: str
+
+
 class ExactMatch(lightning.Callback):
     """Logs ``val/exact_match`` after every validation, if held-out rows have an ``answer`` column.
 
+    With several validation sets also ``val/SET/exact_match``.
+
     Args:
-        num_prompts: Maximum number of held-out prompts to complete.
+        num_prompts: Maximum number of held-out prompts to complete, of each validation set.
         max_completion_tokens: Maximum tokens of a completion.
         batch_size: Number of prompts completed at once.
     """
@@ -39,7 +49,7 @@ class ExactMatch(lightning.Callback):
         self.num_prompts = num_prompts
         self.max_completion_tokens = max_completion_tokens
         self.batch_size = batch_size
-        self.prompts: list[tuple[list[int], str]] | None = None
+        self.prompts: list[HeldOut] | None = None
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
         """Complete the prompts greedily, divided among the ranks, and log the share of right answers."""
@@ -55,20 +65,29 @@ class ExactMatch(lightning.Callback):
         with method.sharding.whole(method.policy):
             completions = complete(
                 method.policy,
-                [prompt for prompt, _ in share],
+                [one.tokens for one in share],
                 max_completion_tokens=self.max_completion_tokens,
                 stop_tokens=data.stop_tokens,
                 pad_token_id=tokenizer.pad_token_id,
                 batch_size=self.batch_size,
             )
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        num_right = sum(exact_answer(text, answer) for text, (_, answer) in zip(texts, share, strict=True))
-        counts = torch.tensor([num_right, len(share)], device=method.device, dtype=torch.float64)
+        right = [exact_answer(text, one.answer) for text, one in zip(texts, share, strict=True)]
+        shares = {}
+        for name in dict.fromkeys((None, *(one.validation_set for one in self.prompts))):
+            own = [x for x, one in zip(right, share, strict=True) if name in (None, one.validation_set)]
+            metric = "exact_match" if name is None else f"{name}/exact_match"
+            shares[metric] = Ratio(*torch.tensor([sum(own), len(own)], device=method.device, dtype=torch.float64))
         running = RunningMeans()
-        running.add(LossOutput([], {"exact_match": Ratio(*counts)}))
-        method.log("val/exact_match", running.means()["exact_match"].float())
+        running.add(LossOutput([], shares))
+        for name, mean in running.means().items():
+            method.log(f"val/{name}", mean.float())
 
-    def _prompts(self, data: DataModule) -> list[tuple[list[int], str]]:
-        rows = data.validation_prompts(self.num_prompts)
-        rows = [(tokenize(row, data.tokenizer, data.tokens), str(row.columns["answer"])) for row in rows]
-        return [(row.tokens, answer) for row, answer in rows if isinstance(row, TokenRow)]
+    def _prompts(self, data: DataModule) -> list[HeldOut]:
+        rows = [(name, row) for name, rows in data.validation_prompts(self.num_prompts).items() for row in rows]
+        encoded = [(name, row, tokenize(row, data.tokenizer, data.tokens)) for name, row in rows]
+        return [
+            HeldOut(name, one.tokens, str(row.columns["answer"]))
+            for name, row, one in encoded
+            if isinstance(one, TokenRow)
+        ]

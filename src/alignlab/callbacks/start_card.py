@@ -77,6 +77,8 @@ def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer, optimi
 def data_counts(data: DataModule) -> dict[str, dict[str, int]]:
     """Collect the numbers of rows and tokens of each part that were kept, cut and dropped."""
     tables = {"train": data.train, "validation": data.validation}
+    if data.validation_sets:
+        tables |= {f"validation/{name}": table for name, table in data.validation.tables.items()}
     return {part: _counts(table) for part, table in tables.items() if table is not None}
 
 

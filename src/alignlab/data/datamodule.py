@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -14,11 +14,18 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.batching.mismatch import WithMismatched
 from alignlab.data.batching.plan import PlanSettings
-from alignlab.data.batching.steps import PlannedRows, StepLoader, num_epoch_steps, stream_steps, table_steps
+from alignlab.data.batching.steps import (
+    PlannedRows,
+    StepLoader,
+    num_epoch_steps,
+    stream_steps,
+    table_steps,
+    validation_steps,
+)
 from alignlab.data.formats.conversions import convert, converts, prepend
 from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
-from alignlab.data.table.table import WithColumn
+from alignlab.data.table.table import Joined, WithColumn
 from alignlab.data.tokenise.rows import TokenSettings
 from alignlab.data.tokenise.templates import choose_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
@@ -106,8 +113,13 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.source, self.kind, self.mismatched, self.tokenizer = source, kind, mismatched, tokenizer
         self.tokens, self.plan, self.load = tokens, plan, load
-        self.train = None if load.streaming else self._table("train")
-        self.validation = self._table("validation")
+        self.train = None if load.streaming else self._mismatched(self._table("train"))
+        names = getattr(source, "validation_sets", ())
+        tables = {name: self._table(f"validation/{name}") for name in names}
+        joined = Joined({name: table for name, table in tables.items() if table is not None}) if names else None
+        self.validation = self._mismatched(joined if names else self._table("validation"))
+        self.validation_sets: Mapping[str, range] = joined.ranges if joined else {}
+        """Indices of the validation rows of each named set."""
         self.num_steps = self.num_epoch_steps
         self.rollout: RowSampler | None = None
         self.model_stop_tokens: frozenset[int] = frozenset()
@@ -154,7 +166,10 @@ class DataModule(lightning.LightningDataModule):
         return step.rows, step.epoch
 
     def rows(self, part: Part) -> Iterator[Row]:
-        """Yield the rows of a split. Validation rows are those of the source, or held out from its training rows."""
+        """Yield the rows of a split or of a named validation set (``validation/NAME``).
+
+        Validation rows are those of the source, or held out from its training rows.
+        """
         rows = split_rows(self.source, part, self.load.validation_size, self.load.streaming)
         rows = islice(rows, self.load.num_rows) if part == "train" else rows
         return (prepend(row, self.load.prepend) for row in rows) if self.load.prepend else rows
@@ -165,9 +180,13 @@ class DataModule(lightning.LightningDataModule):
         """Add a numeric column to the rows of a split, and to their mismatched rows if there are any."""
         setattr(self, part, WithColumn(getattr(self, part), name, values, mismatched_values))
 
-    def validation_prompts(self, limit: int) -> list[Prompt]:
-        """The first ``limit`` validation rows with an ``answer`` column, as prompts."""
-        answered = (row for row in self.rows("validation") if "answer" in row.columns and converts(row, Prompt))
+    def validation_prompts(self, limit: int) -> dict[str | None, list[Prompt]]:
+        """The first ``limit`` validation rows with an ``answer`` column, as prompts; of each named set."""
+        return {name: self._prompts(name, limit) for name in self.validation_sets or (None,)}
+
+    def _prompts(self, name: str | None, limit: int) -> list[Prompt]:
+        rows = self.rows("validation" if name is None else f"validation/{name}")
+        answered = (row for row in rows if "answer" in row.columns and converts(row, Prompt))
         return [convert(row, Prompt) for row in islice(answered, limit)]
 
     def train_dataloader(self) -> Iterable[StepBatch]:
@@ -179,15 +198,16 @@ class DataModule(lightning.LightningDataModule):
         return self._loader(partial(table_steps, self.train, self.plan), self.num_steps, resumable=True)
 
     def val_dataloader(self) -> Iterable[StepBatch]:
-        """The validation rows once, in order."""
+        """The validation rows once, in order; a step has rows of one validation set."""
         if self.validation is None:
             return []
         if self.kind is Prompt:
             # Prompts have no loss; callbacks sample completions for them at the end of validation.
             return Steps([StepBatch([], StepTotals(supervised_tokens=0, sequences=0, groups=0, tokens=0, rows=0), 0.0)])
         plan = replace(self.plan, order="as_is", global_batch_size=VALIDATION_ROWS)
-        num_steps = num_epoch_steps(len(self.validation), plan)
-        return self._loader(partial(table_steps, self.validation, plan), num_steps, resumable=False)
+        sets = self.validation_sets or {None: range(len(self.validation))}
+        num_steps = sum(num_epoch_steps(len(indices), plan) for indices in sets.values())
+        return self._loader(partial(validation_steps, self.validation, sets, plan), num_steps, resumable=False)
 
     def _loader(self, steps: Callable[..., Iterator[PlannedRows]], num_steps: int, resumable: bool) -> StepLoader:
         return StepLoader(
@@ -230,9 +250,13 @@ class DataModule(lightning.LightningDataModule):
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
             raise InputError(asked, f"no training row is left: {table.counts}", instead)
-        if part == "validation" and len(table) == 0 and self.load.validation_size is not None:
-            log.warning("no validation row is left, so there is no validation: %s", table.counts)
-        if not len(table):
+        if part != "train" and len(table) == 0 and self.load.validation_size is not None:
+            log.warning("no row of %s is left, so it is not measured: %s", part, table.counts)
+        return table if len(table) else None
+
+    def _mismatched(self, table: "TokenTable | Joined | None") -> "TokenTable | Joined | WithMismatched | None":
+        """The rows, with their mismatched rows if the method needs them; ``None`` without rows."""
+        if table is None or not len(table):
             return None
         return WithMismatched(table, self.tokens.max_tokens_per_sequence) if self.mismatched else table
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from alignlab.distributed.comm import num_ranks
 from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
-from alignlab.metrics import METRICS, Metric, check_names
+from alignlab.metrics import METRICS, Metric, check_names, in_sets
 from alignlab.models.adapters import SPARSE, zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
@@ -144,7 +144,8 @@ class Method(lightning.LightningModule):
         self.factories = factories
         self.policy: nn.Module | None = None
         self.progress = Progress()
-        self.validation = RunningMeans()
+        self.validation: dict[str | None, RunningMeans] = {}
+        """Sums of the validation, of all rows under None and of each named set."""
         self.skipped_steps = SkippedSteps()
         self.checks_gradients, self.is_verified = True, False
         self._num_censuses, self._without_gradient = 0, None
@@ -251,19 +252,25 @@ class Method(lightning.LightningModule):
             self.skipped_steps.count(not (loss_is_finite and norm_is_finite), step, losses, self.progress.step)
 
     def validation_step(self, step: StepBatch, batch_index: int) -> None:
-        """Add up sums and counts, for means over the whole validation set."""
+        """Add up sums and counts, for means over all validation rows, and over each named set."""
         self.prepare_step(step)
+        sums = [self.validation.setdefault(name, RunningMeans()) for name in dict.fromkeys((None, step.validation_set))]
         for batch in step.micro_batches:
             output = self.sharding.forward(self.compute_loss, batch)
-            self.validation.add(output, batch.counted)
-        self.validation.close_step(step.totals)
+            for running in sums:
+                running.add(output, batch.counted)
+        for running in sums:
+            running.close_step(step.totals)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the means over all validation rows and ranks."""
-        means = _named(self.validation.means(), "val")
-        if "val/nll" in means:
-            means["val/perplexity"] = means["val/nll"].exp()
-        self._log(means)
+        """Log the means over all validation rows and ranks, and over those of each named set."""
+        values = {}
+        for name, running in self.validation.items():
+            means = running.means()
+            if "nll" in means:
+                means["perplexity"] = means["nll"].exp()
+            values |= _named(means, "val" if name is None else f"val/{name}")
+        self._log(values)
 
     def carries(self, name: str) -> bool:
         """Whether a frozen weight changes during training, so that checkpoints must include it."""
@@ -352,7 +359,8 @@ class Method(lightning.LightningModule):
 
     def _log(self, values: Mapping[str, Tensor | float]) -> None:
         """Log values with the progress, which is the x-axis of the curves. Names must be known metrics."""
-        check_names(values, METRICS | self.own_metrics)
+        known = METRICS | self.own_metrics
+        check_names(values, known | in_sets(known, filter(None, self.validation)))
         progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
         self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})
 

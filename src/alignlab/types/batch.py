@@ -121,6 +121,7 @@ class StepBatch:
         mismatched: For each micro-batch, its rows with the completions of other rows, if the method needs them.
         metrics: Values to log with the step, in addition to the metrics of the method.
         has_signal: Whether every trained tensor should receive a gradient in this step; the same on all ranks.
+        validation_set: Name of the validation set of the rows, if they are of one.
     """
 
     def __init__(
@@ -131,16 +132,18 @@ class StepBatch:
         mismatched: Sequence[MicroBatch] = (),
         metrics: Mapping[str, float] | None = None,
         has_signal: bool = True,
+        validation_set: str | None = None,
     ):
         self.micro_batches, self.totals, self.epoch, self.mismatched = micro_batches, totals, epoch, mismatched
-        self.metrics, self.has_signal = metrics or {}, has_signal
+        self.metrics, self.has_signal, self.validation_set = metrics or {}, has_signal, validation_set
 
     def to(self, device, non_blocking: bool = False) -> "StepBatch":
         """Copy the step to a device."""
         batches, mismatched = (
             [move(batch, device, non_blocking) for batch in group] for group in (self.micro_batches, self.mismatched)
         )
-        return StepBatch(batches, self.totals, self.epoch, mismatched, self.metrics, self.has_signal)
+        kept = (self.metrics, self.has_signal, self.validation_set)
+        return StepBatch(batches, self.totals, self.epoch, mismatched, *kept)
 
 
 def move(value: Any, device, non_blocking: bool = False) -> Any:

@@ -34,7 +34,7 @@ class Data(TypedDict):
     path: str | list[str] | None
     format: str
     columns: dict[str, str | None]
-    validation_path: str | list[str] | None
+    validation_path: str | list[str] | dict[str, str | list[str]] | None
 
 
 class CheckpointSection(TypedDict):

@@ -4,7 +4,7 @@ Only the plan knows epochs. The loader yields ``num_steps`` steps, so resuming i
 resuming anywhere else.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from alignlab.data.batching.collate import collate, totals
 from alignlab.data.batching.plan import PlannedMicroBatch, PlanSettings, plan_epoch, plan_step
 from alignlab.data.table.cache import TokenTable
+from alignlab.data.table.table import Slice
 from alignlab.errors import InputError, nearest
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
@@ -31,11 +32,13 @@ class PlannedRows(NamedTuple):
             done before it.
         rows: Rows of the step, over all ranks.
         micro_batches: Micro-batches of this rank, as indices into ``rows``.
+        validation_set: Name of the validation set of the rows, if they are of one.
     """
 
     epoch: float
     rows: Sequence[TokenRow]
     micro_batches: Sequence[PlannedMicroBatch]
+    validation_set: str | None = None
 
 
 def num_epoch_steps(num_rows: int, settings: PlanSettings) -> int:
@@ -63,6 +66,31 @@ def table_steps(
             ranks = plan_step(table.lengths[indices], settings, num_ranks)
             yield PlannedRows(epoch + step / len(steps), [table[int(i)] for i in indices], ranks[rank])
         skip = 0
+
+
+def validation_steps(
+    table: TokenTable, sets: Mapping[str | None, range], settings: PlanSettings, rank: int, num_ranks: int, first: int
+) -> Iterator[PlannedRows]:
+    """Yield the steps of validation sets once, one set after the other; no step has rows of two.
+
+    Args:
+        table: All validation rows.
+        sets: Indices of the rows of each set.
+        settings: As in ``table_steps``.
+        rank: As in ``table_steps``.
+        num_ranks: As in ``table_steps``.
+        first: As in ``table_steps``.
+    """
+
+    def steps() -> Iterator[PlannedRows]:
+        for name, indices in sets.items():
+            part = Slice(table, indices)
+            planned = table_steps(part, settings, rank, num_ranks, 0)
+            yield from (
+                step._replace(validation_set=name) for step in islice(planned, num_epoch_steps(len(part), settings))
+            )
+
+    return islice(steps(), first, None)
 
 
 def _curriculum(table: TokenTable, column: str | None) -> np.ndarray:
@@ -183,4 +211,4 @@ class _Steps(IterableDataset):
             batches.append(collate(rows, counted=batch.counted, **options))
             if rows[0].mismatched is not None:
                 mismatched.append(collate([row.mismatched for row in rows], counted=batch.counted, **options))
-        return StepBatch(batches, sizes, planned.epoch, mismatched)
+        return StepBatch(batches, sizes, planned.epoch, mismatched, validation_set=planned.validation_set)

@@ -2,9 +2,11 @@
 
 Every source has
 
-    rows(split)     yields rows lazily and always in the same order; no rows if the source has no such part
-    fingerprint()   hash of everything that decides the rows
-    dropped         number of dropped rows by reason, in the last complete pass over each part
+    rows(split)       yields rows lazily and always in the same order; no rows if the source has no such part
+    fingerprint()     hash of everything that decides the rows
+    dropped           number of dropped rows by reason, in the last complete pass over each part
+    validation_sets   names of its validation sets, whose rows ``rows("validation/NAME")`` yields; a source without
+                      named sets need not have it
 """
 
 from collections import Counter
@@ -19,20 +21,26 @@ from alignlab.data.sources import hub
 from alignlab.data.sources.files import Record, listing, read
 from alignlab.data.sources.fingerprint import digest, file_hashes
 from alignlab.data.sources.mixture import Mixture
+from alignlab.data.sources.validation import set_names, splits_of, validation_parts
 from alignlab.errors import InputError, raise_all
 from alignlab.types.rows import Row
 
 __all__ = ["Files", "Hub", "Mixture", "Registry"]
 
-Split = Literal["train", "validation"]
+Split = str
+"""``train``, ``validation``, or ``validation/NAME``."""
+
+Named = Mapping[str, str]
+"""Validation sets by name."""
+
 BadRows = Literal["error", "drop"]
 
 
 class _Reader:
     """Base of the sources of records: converts records to rows, and counts dropped ones."""
 
-    def __init__(self, bad_rows: str):
-        self.bad_rows = bad_rows
+    def __init__(self, bad_rows: str, splits: Iterable[str]):
+        self.bad_rows, self.validation_sets = bad_rows, set_names(splits)
         self._dropped: dict[str, Counter[str]] = {}
 
     @property
@@ -57,7 +65,7 @@ class Files(_Reader):
         format: ``auto``, or the name of a format.
         columns: Canonical column name → name of that column in the files.
         bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
-        validation_path: Files of the validation part; None if there is none.
+        validation_path: Files of the validation part, or of several by name; None if there is none.
 
     Raises:
         InputError: No path is given, there is no such file, or no such format.
@@ -70,25 +78,26 @@ class Files(_Reader):
         format: str,
         columns: Mapping[str, str],
         bad_rows: BadRows,
-        validation_path: str | Sequence[str] | None,
+        validation_path: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None,
     ):
-        super().__init__(bad_rows)
+        parts = validation_parts("validation_path", validation_path)
+        super().__init__(bad_rows, parts)
         if not path:
             raise InputError("data.path=null", "this source reads files", "Type data.path=FILE or data.path=FOLDER")
         check_format(format)
         self.format, self.columns = format, dict(columns)
-        self.paths = {"train": _as_list(path), "validation": _as_list(validation_path or [])}
+        self.paths = {split: _as_list(part) for split, part in {"train": path, **parts}.items()}
         for paths in self.paths.values():
             for each in paths:
                 listing(each)
 
     def rows(self, split: Split) -> Iterator[Row]:
         """Yield the rows of a part."""
-        paths = self.paths[split]
-        if paths:
-            key = "path" if split == "train" else "validation_path"
+        for name in splits_of(split, self.paths):
+            paths = self.paths[name]
+            key = "path" if split == "train" else name.replace("validation", "validation_path").replace("/", ".")
             asked = f"data.{key}={paths[0] if len(paths) == 1 else paths}"
-            yield from self._rows(split, asked, chain.from_iterable(map(read, paths)), self.format, self.columns)
+            yield from self._rows(name, asked, chain.from_iterable(map(read, paths)), self.format, self.columns)
 
     def fingerprint(self) -> str:
         """Hash the contents of all files and the settings."""
@@ -103,7 +112,7 @@ class Hub(_Reader):
         path: Name of the data set, or a local folder in the hub's layout.
         subset: Configuration of the data set, if it has several.
         split: Split to train on, or a slice of one such as ``train[:1000]``.
-        validation_split: Split to validate on; None if there is none.
+        validation_split: Split to validate on, or several by name; None if there is none.
         format: ``auto``, or the name of a format.
         columns: Canonical column name → name of that column in the data set.
         bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
@@ -116,29 +125,30 @@ class Hub(_Reader):
         path: str,
         subset: str | None,
         split: str,
-        validation_split: str | None,
+        validation_split: str | Named | None,
         format: str,
         columns: Mapping[str, str],
         bad_rows: BadRows,
         streaming: bool,
     ):
-        super().__init__(bad_rows)
+        parts = validation_parts("validation_split", validation_split)
+        super().__init__(bad_rows, parts)
         check_format(format)
         self.path, self.subset, self.format, self.columns = path, subset, format, dict(columns)
-        self.splits, self.streaming = {"train": split, "validation": validation_split}, streaming
+        self.splits, self.streaming = {"train": split, **parts}, streaming
 
     def rows(self, split: Split) -> Iterator[Row]:
         """Yield the rows of a part."""
-        name = self.splits[split]
-        if name:
+        for part in splits_of(split, self.splits):
+            name = self.splits[part]
             records = hub.hub_records(self.path, name, self._load(name))
-            yield from self._rows(split, f"data.path={self.path} data.split={name}", records, self.format, self.columns)
+            yield from self._rows(part, f"data.path={self.path} data.split={name}", records, self.format, self.columns)
 
     def fingerprint(self) -> str:
         """Hash the loaded data and the settings; for streamed data only the names of the splits are known."""
-        contents = [getattr(self._load(name), "_fingerprint", name) for name in self.splits.values() if name]
+        contents = {part: getattr(self._load(name), "_fingerprint", name) for part, name in self.splits.items()}
         if self.streaming:
-            contents = list(self.splits.values())
+            contents = self.splits
         return digest("hub", self.path, self.subset, contents, self.format, self.columns, self.bad_rows)
 
     def _load(self, split: str) -> Any:
@@ -151,7 +161,7 @@ class Registry(_Reader):
     Args:
         dataset_info: Path of the registry or of its folder; file names in the registry are relative to that folder.
         name: The data set to train on.
-        validation_name: The data set to validate on; None if there is none.
+        validation_name: The data set to validate on, or several by a name each; None if there is none.
         bad_rows: ``error`` refuses bad rows and reports them together; ``drop`` drops and counts them.
         streaming: Read sets on the hub while training instead of downloading first.
 
@@ -164,11 +174,12 @@ class Registry(_Reader):
         *,
         dataset_info: str | None,
         name: str | None,
-        validation_name: str | None,
+        validation_name: str | Named | None,
         bad_rows: BadRows,
         streaming: bool,
     ):
-        super().__init__(bad_rows)
+        parts = validation_parts("validation_name", validation_name)
+        super().__init__(bad_rows, parts)
         missing = {"data.dataset_info": dataset_info, "data.name": name}
         raise_all(
             [
@@ -177,25 +188,23 @@ class Registry(_Reader):
                 if not value
             ]
         )
-        self.entries = {"train": read_entry(dataset_info, name)}
-        if validation_name:
-            self.entries["validation"] = read_entry(dataset_info, validation_name)
-        self.names, self.streaming = {"train": name, "validation": validation_name}, streaming
+        self.names, self.streaming = {"train": name, **parts}, streaming
+        self.entries = {split: read_entry(dataset_info, one) for split, one in self.names.items()}
 
     def rows(self, split: Split) -> Iterator[Row]:
         """Yield the rows of a part."""
-        if split in self.entries:
-            entry = self.entries[split]
+        for part in splits_of(split, self.entries):
+            entry = self.entries[part]
             records = (translate(record, entry) for record in islice(self._records(entry), entry.num_samples))
             columns = {ours: theirs for ours, theirs in entry.columns.items() if entry.declared or ours != theirs}
-            yield from self._rows(split, f"data.name={self.names[split]}", records, entry.format, columns)
+            yield from self._rows(part, f"data.name={self.names[part]}", records, entry.format, columns)
 
     def fingerprint(self) -> str:
         """Hash the entries, the data and the settings."""
-        contents = [
-            file_hashes(entry.path) if entry.path else getattr(self._load(entry), "_fingerprint", entry.hub)
-            for entry in self.entries.values()
-        ]
+        contents = {
+            part: file_hashes(entry.path) if entry.path else getattr(self._load(entry), "_fingerprint", entry.hub)
+            for part, entry in self.entries.items()
+        }
         settings = [entry._replace(path=None) for entry in self.entries.values()]
         return digest("registry", settings, contents, self.bad_rows)
 

@@ -35,7 +35,8 @@ class Mixture:
         seed: Seed of the draws.
 
     Raises:
-        InputError: Names of sources and weights differ, or ``never`` without ``num_rows``.
+        InputError: Names of sources and weights differ, a source has named validation sets, or ``never`` without
+            ``num_rows``.
     """
 
     def __init__(
@@ -51,6 +52,15 @@ class Mixture:
         faults = [
             InputError(f"data.weights.{name}", "names and weights of the sources differ", nearest(name, sources))
             for name in sorted(set(sources) ^ set(weights))
+        ]
+        faults += [
+            InputError(
+                f"the validation sets of data.source.sources.{name}",
+                "the sources of a mixture have one validation part each, and their names would be lost",
+                "Give a file, a split or a list in place of names",
+            )
+            for name, source in sources.items()
+            if getattr(source, "validation_sets", ())
         ]
         if stop == "never" and num_rows is None:
             faults.append(InputError("data.stop=never", "the mixture has no end", "Add data.num_rows=NUMBER"))

@@ -5,12 +5,13 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 from alignlab.errors import InputError
 from alignlab.types.rows import Row, Text
 
-Part = Literal["train", "validation"]
+Part = str
+"""``train``, ``validation``, or ``validation/NAME`` of a source with named validation sets."""
 
 MAX_WORD = 200
 """Characters after the split point that are searched for a blank; some scripts have none."""
@@ -39,7 +40,7 @@ def split_rows(source: Source, part: Part, validation_size: float | None, stream
 
     Args:
         source: Source of the rows. If it has a validation part, ``validation_size`` is ignored.
-        part: ``train`` or ``validation``.
+        part: ``train``, ``validation``, or a named validation set of the source.
         validation_size: Share (below 1) or number of training rows to hold out; ``None`` for no validation.
         streaming: Decide row by row, without reading all rows first; a number then means the first rows.
 

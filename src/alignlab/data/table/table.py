@@ -1,10 +1,10 @@
 """A table of token rows, read from disk by memory map."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice, pairwise, starmap
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,80 @@ class View:
         if name == "table":  # not set yet while the view is unpickled
             raise AttributeError(name)
         return getattr(self.table, name)
+
+
+class Slice(View):
+    """Some adjacent rows of a table.
+
+    Args:
+        table: The rows.
+        indices: Their indices.
+    """
+
+    def __init__(self, table: "TokenTable | View", indices: range):
+        super().__init__(table)
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return self.table[self.indices[index]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row. Shape ``[rows]``."""
+        return self.table.lengths[self.indices.start : self.indices.stop]
+
+
+class Joined:
+    """The rows of several tables, one table after the other; has the attributes of a table.
+
+    Args:
+        tables: Tables by name.
+    """
+
+    def __init__(self, tables: Mapping[str, TokenTable]):
+        self.tables = dict(tables)
+        ends = list(accumulate(len(table) for table in self.tables.values()))
+        self.ranges = dict(zip(self.tables, starmap(range, pairwise([0, *ends])), strict=True))
+        """Indices of the rows of each table."""
+
+    def __len__(self) -> int:
+        return sum(map(len, self.tables.values()))
+
+    def __getitem__(self, index: int) -> TokenRow:
+        name, rows = next((name, rows) for name, rows in self.ranges.items() if index in rows)
+        row = self.tables[name][index - rows.start]
+        return replace(row, columns=row.columns | {"row": index})
+
+    def __iter__(self) -> Iterator[TokenRow]:
+        return (self[index] for index in range(len(self)))
+
+    @property
+    def key(self) -> str:
+        """Keys under which the tables are cached."""
+        return " ".join(table.key for table in self.tables.values())
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row. Shape ``[rows]``."""
+        return np.concatenate([table.lengths for table in self.tables.values()])
+
+    @cached_property
+    def num_supervised(self) -> np.ndarray:
+        """Supervised tokens per row. Shape ``[rows]``."""
+        return np.concatenate([table.num_supervised for table in self.tables.values()])
+
+    @property
+    def longest_sequence(self) -> int:
+        """Tokens of the longest prompt with one completion."""
+        return max(table.longest_sequence for table in self.tables.values())
+
+    @property
+    def counts(self) -> Counts:
+        """Numbers of rows of all tables."""
+        return sum((table.counts for table in self.tables.values()), Counts())
 
 
 class WithColumn(View):
