@@ -45,7 +45,8 @@ def test_a_source_takes_only_what_it_has_an_argument_for():
 
 
 @pytest.mark.parametrize(
-    "word", ["data.path=5", "data.columns=5", "data.bad_rows=maybe", "data.validation_path={}", "data.streaming=often"]
+    "word",
+    ["data.path=5", "data.columns=5", "data.bad_rows=maybe", "data.validation_path={a: 5}", "data.streaming=often"],
 )
 def test_values_are_checked_as_the_source_wants_them(word):
     with pytest.raises(InputError, match=word.split("=")[0]):

@@ -719,13 +719,16 @@ ANY = ["method.reward.early.least=1", "method.reward.vowels.least=1"]
 TWICE, HALVES = ["method.num_iterations=2"], ["method.steps_per_rollout=2"]
 
 
-def check_online(folder, *words):
-    """Replay a method that samples."""
+def check_online(folder, *words, prefix=""):
+    """Replay a method that samples, perhaps with prompts that open the answer."""
     rows = [{"prompt": text} for text in texts(5, 12)]
+    if prefix:
+        opened = {"role": "assistant", "content": prefix, "prefix": True}
+        rows = [{"prompt": [{"role": "user", "content": row["prompt"]}, opened]} for row in rows]
     words = [word.replace("OTHER", str(folder / "other")) for word in (*REWARDS, "method.reference=OTHER", *words)]
     run = train(folder, rows, *words)
     temperature = run.config["rollout"]["temperature"]
-    replay = Replay(run, *references(folder, run, 0.7, temperature))
+    replay = Replay(run, *references(folder, run, 0.7, temperature), prefix)
     expected = replay.steps()
     compare(run, expected, replay.end)
     return run, expected
@@ -794,6 +797,12 @@ GRPO = {
 @pytest.mark.parametrize("case", GRPO)
 def test_grpo(folder, case):
     check_online(folder, "method=grpo", *GRPO[case])
+
+
+def test_grpo_of_answers_that_the_prompt_opens(folder):
+    """The prefix is in the prompt, and the rewards judge it with what is sampled."""
+    run, _ = check_online(folder, "method=grpo", *TWICE, prefix="aeb")
+    assert [row.tokens for row in run.rollouts[0].prompts] == [ids(text) + ids("aeb") for text in texts(5, 12)[:2]]
 
 
 RLOO = {

@@ -49,10 +49,11 @@ class Replay:
         run: What was trained.
         reference: Of the first step.
         move: Moves the reference after a step.
+        prefix: What every prompt opens its answer with.
     """
 
-    def __init__(self, run, reference, move):
-        self.run, self.reference, self.move = run, reference, move
+    def __init__(self, run, reference, move, prefix=""):
+        self.run, self.reference, self.move, self.prefix = run, reference, move, prefix
         self.settings, self.sampling = run.config["method"], run.config["rollout"]
         self.name = self.settings["_target_"].rsplit(".", 1)[1]
         self.policy = policy_of(run, self.sampling["temperature"])
@@ -128,7 +129,7 @@ class Replay:
 
     def rewards(self, tokens, finished):
         """Rewards of a completion by name, None where one is missing."""
-        text = "".join(chr(ord("a") + token) for token in tokens if token < 26)
+        text = self.prefix + "".join(chr(ord("a") + token) for token in tokens if token < 26)
         nodes = self.settings["reward"]
         given = {name: share(text, node["letters"], node["least"]) for name, node in nodes.items()}
         if self.settings["truncated"] == "penalise":

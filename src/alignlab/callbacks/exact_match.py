@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from alignlab.data.datamodule import DataModule
+from alignlab.data.formats.messages import split_opened
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.distributed.comm import num_ranks
 from alignlab.methods.base import Method
@@ -21,10 +22,11 @@ log = logging.getLogger(__name__)
 
 
 class HeldOut(NamedTuple):
-    """A held-out prompt, with its right answer and the name of its validation set, if it has one."""
+    """A held-out prompt, with the answer that it opens, the right one, and its validation set, if it has one."""
 
     validation_set: str | None
     tokens: list[int]
+    prefix: str
     answer: str
 
 
@@ -72,7 +74,7 @@ class ExactMatch(lightning.Callback):
                 batch_size=self.batch_size,
             )
         texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
-        right = [exact_answer(text, one.answer) for text, one in zip(texts, share, strict=True)]
+        right = [exact_answer(one.prefix + text, one.answer) for text, one in zip(texts, share, strict=True)]
         shares = {}
         for name in dict.fromkeys((None, *(one.validation_set for one in self.prompts))):
             own = [x for x, one in zip(right, share, strict=True) if name in (None, one.validation_set)]
@@ -87,7 +89,7 @@ class ExactMatch(lightning.Callback):
         rows = [(name, row) for name, rows in data.validation_prompts(self.num_prompts).items() for row in rows]
         encoded = [(name, row, tokenize(row, data.tokenizer, data.tokens)) for name, row in rows]
         return [
-            HeldOut(name, one.tokens, str(row.columns["answer"]))
+            HeldOut(name, one.tokens, split_opened(row.prompt)[1], str(row.columns["answer"]))
             for name, row, one in encoded
             if isinstance(one, TokenRow)
         ]

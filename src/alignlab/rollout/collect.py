@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from alignlab.data.formats.messages import split_opened
 from alignlab.distributed.comm import all_gather, num_ranks, rank, sum_over_ranks
 from alignlab.rewards.counts import RewardCounts, merge_counts
 from alignlab.rewards.scorer import Scorer
@@ -111,10 +112,13 @@ def reward(
         return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in drawn.token_lists()]
     records = [row.record for row in prompts for _ in range(len(texts) // len(prompts))]
+    # A reward judges the whole answer, of which the prompt may hold the beginning.
+    asked, prefixes = zip(*(split_opened(record["prompt"]) for record in records), strict=True)
+    texts = list(map(str.__add__, prefixes, texts))
     # Columns of these names would stand where the completions and prompts of the rollout belong.
     extra = sorted({name for record in records for name in record["columns"]} - {"completions", "prompts"})
     given = {name: [record["columns"].get(name) for record in records] for name in extra}
-    scores = scorer(texts, [record["prompt"] for record in records], given | {"num_tokens": drawn.lengths.tolist()})
+    scores = scorer(texts, asked, given | {"num_tokens": drawn.lengths.tolist()})
     columns = {f"reward/{name}": _column(values) for name, values in scores.by_name.items()}
     total = _column(scores.total)
     if settings.truncated == "penalise":

@@ -11,7 +11,8 @@ from alignlab.types.layout import find_paths
 Message = Mapping[str, Any]
 """A chat message: ``role``, ``content`` and further keys that the template uses (``tool_calls``,
 ``reasoning_content``, ``name``). ``supervised: False`` excludes an assistant turn from the loss, and ``weight`` weighs
-it there."""
+it there. ``prefix`` is the beginning of an assistant's content that is given, and not supervised; a prompt may end in a
+message that is all prefix, which the model continues."""
 
 
 # --- rows: the output of a format, before any tokenizer ---------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import fields, replace
 
-from alignlab.data.formats.messages import split
+from alignlab.data.formats.messages import opening, split
 from alignlab.data.sources.files.record import MEND
 from alignlab.data.unread import hints
 from alignlab.errors import InputError
@@ -16,14 +16,18 @@ def _chosen_dialogue(row: Preference) -> Demonstration:
 
 
 def _prompt_of(row: Preference | Unpaired) -> Prompt:
-    return Prompt(prompt=row.prompt, tools=row.tools, origin=row.origin, columns=row.columns)
+    completion = row.chosen if isinstance(row, Preference) else row.completion
+    return Prompt(prompt=(*row.prompt, *opening(completion)), tools=row.tools, origin=row.origin, columns=row.columns)
 
 
 def _prompt_of_dialogue(row: Demonstration) -> Prompt:
-    """Keep everything up to the last user message; the rest becomes the column ``completion``, for rewards."""
+    """Keep everything up to the last user message, and the prefix of the answer.
+
+    The last answer becomes the column ``completion``, for rewards.
+    """
     prompt, completion = split(list(row.messages))
     columns = {"completion": completion[-1]["content"]} | row.columns
-    return Prompt(prompt=tuple(prompt), tools=row.tools, origin=row.origin, columns=columns)
+    return Prompt(prompt=(*prompt, *opening(completion)), tools=row.tools, origin=row.origin, columns=columns)
 
 
 def _plain_text(row: Demonstration) -> Text:

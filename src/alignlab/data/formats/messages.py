@@ -10,7 +10,9 @@
 | function_call messages or keys, tool_call parts, ``tool_calls`` | ``tool_calls``, their arguments as objects |
 | ``loss_weight``, ``weight``, ``loss``: 0 or false on an assistant message | ``supervised: False`` |
 | the same with another number above 0 but 1 | ``weight`` |
+| ``prefix: true`` on a last assistant message, which the model continues | ``prefix``, its content |
 | further keys | kept; keys that are null are left out |
+| ``prefix`` on another message, or with tool calls | refused |
 | negative loss weights; loss on messages that are not the assistant's; parts that are not text | refused |
 | empty user messages; empty assistant messages without tool calls; a content that is not a text | refused |
 | empty system and tool messages | kept |
@@ -105,12 +107,13 @@ def _message(raw: Any, field: str) -> dict[str, Any]:
     if named in CALLS:
         text, calls = "", _as_list(_parsed(text, f"{field}.content"))
     calls += _as_list(message.pop("tool_calls", [])) + _as_list(message.pop("function_call", []))
-    weight = _weight(message, role, field)
+    weight, opened = _weight(message, role, field), _opened(message, role, field)
     if not (text.strip() or calls or role in ("system", "tool")):
         raise BadRow(f"field '{field}.content' is empty")
     reasoning = _reasoning(message, reasoning, field)
     normal = {"role": role, "content": text} | message
     normal |= {"reasoning_content": reasoning} if reasoning else {}
+    normal |= {"prefix": text} if opened else {}
     normal |= {"tool_calls": [_call(call, f"{field}.tool_calls") for call in calls]} if calls else {}
     return normal | ({} if weight == 1 else {"weight": weight} if weight else {"supervised": False})
 
@@ -192,6 +195,58 @@ def _call(call: Any, field: str) -> dict[str, Any]:
     return {"type": "function"} | rest | {"function": {"name": function["name"], "arguments": arguments}}
 
 
+def _opened(message: dict[str, Any], role: str, field: str) -> bool:
+    """Pop whether a message is the beginning of an answer, which the model continues."""
+    value = message.pop("prefix", False)
+    if not isinstance(value, bool):
+        raise BadRow(f"field '{field}.prefix' is {type_name(value)} where true or false is needed")
+    if value and role != "assistant":
+        raise BadRow(f"field '{field}.prefix': only a message of the assistant can be continued")
+    return value
+
+
+def is_opened(dialogue: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a dialogue ends in a message that the model continues."""
+    return bool(dialogue) and dialogue[-1].get("prefix", None) == dialogue[-1]["content"]
+
+
+def split_opened(prompt: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """The messages of a prompt before the answer that it opens, and the text of that; empty text if it opens none."""
+    return (list(prompt[:-1]), prompt[-1]["content"]) if is_opened(prompt) else (list(prompt), "")
+
+
+def continued(prompt: Dialogue, completion: Dialogue, field: str) -> Dialogue:
+    """A prompt and its completion as one dialogue; a last message that is to be continued becomes one with the first.
+
+    Args:
+        prompt: Messages before the completion.
+        completion: At least one message.
+        field: Name of the completion in the error.
+
+    Raises:
+        BadRow: The prompt ends in an opened answer, and the completion cannot continue it.
+    """
+    if not is_opened(prompt):
+        return prompt + completion
+    (*before, opened), (first, *others) = prompt, completion
+    if first["role"] != "assistant" or first.get("reasoning_content") or not first["content"]:
+        raise BadRow(f"field {field!r} cannot continue the opened answer: it needs a text of the assistant")
+    return [*before, opened | first | {"content": opened["content"] + first["content"]}, *others]
+
+
+def opening(completion: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], ...]:
+    """The opened answer with which a completion begins, as the end of a prompt; empty if it begins with none.
+
+    Args:
+        completion: At least one message.
+    """
+    first = completion[0]
+    if "prefix" not in first:
+        return ()
+    kept = {key: first[key] for key in ("role", "reasoning_content", "prefix") if key in first}
+    return (kept | {"content": first["prefix"]},)
+
+
 def _weight(message: dict[str, Any], role: str, field: str) -> float:
     """Pop the weight of a message in the loss, under any of its names; 1 for messages without."""
     flags = {key: message.pop(key) for key in LOSS_FLAGS if key in message}
@@ -221,6 +276,10 @@ def check_order(dialogue: Dialogue, field: str) -> None:
         if role not in FOLLOWS[before]:
             position = "come first" if before == "start" else f"follow {before!r}"
             raise BadRow(f"field '{field}[{index}].role': {role!r} cannot {position}")
+        if "prefix" in message and is_opened([message]) and index < len(dialogue) - 1:
+            raise BadRow(f"field '{field}[{index}].prefix': only the last message can be continued")
+        if "prefix" in message and message.get("tool_calls") and is_opened([message]):
+            raise BadRow(f"field '{field}[{index}].prefix': a message with tool calls cannot be continued")
         if role == "tool" and before == "assistant" and not calls:
             raise BadRow(f"field '{field}[{index}].role': 'tool' follows an assistant message without tool calls")
         before, calls = role, bool(message.get("tool_calls"))

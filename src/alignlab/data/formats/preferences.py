@@ -21,7 +21,7 @@ from itertools import takewhile
 from typing import Any
 
 from alignlab.data.formats.fields import BadRow, filled, from_json_text, is_finite, pop, pop_tools, type_name
-from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, split
+from alignlab.data.formats.messages import Dialogue, as_messages, as_turns, check_order, continued, is_opened, split
 from alignlab.data.formats.prompts import DIALOGUES, QUESTIONS, pop_dialogue, pop_prompt, with_system
 from alignlab.types.rows import Preference, Unpaired
 
@@ -69,7 +69,7 @@ def unpaired(record: dict[str, Any], origin: str) -> Unpaired:
         messages = pop_dialogue(record)
     else:
         name = next(iter(filled(record, ("completion", "response", "output", "answer"))), "completion")
-        messages = pop_prompt(record) + as_turns(pop(record, name), name, "assistant")
+        messages = continued(pop_prompt(record), as_turns(pop(record, name), name, "assistant"), name)
     prompt, completion = split(messages)
     _check(prompt, completion, "messages")
     tools = pop_tools(record)
@@ -95,6 +95,8 @@ def _compare(record: dict[str, Any], origin: str, completions: list[Dialogue], s
     lead = with_system(record, []) if has_prompt else []
     has_prompt_field = not has_prompt or filled(record, (*DIALOGUES, *QUESTIONS))
     given = pop_prompt(record) if has_prompt_field else []
+    if is_opened(given) and not has_prompt:
+        given, completions = given[:-1], [continued(given[-1:], one, "chosen or rejected") for one in completions]
     dialogues = [_without_loss_flags((lead if has_prompt else given) + completion) for completion in completions]
     prompt = _common_beginning(dialogues) if has_prompt else _without_loss_flags(given)
     if not prompt:

@@ -21,7 +21,7 @@ from alignlab.types.rows import Message
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 
-LOSS_KEYS = ("supervised", "weight")
+LOSS_KEYS = ("supervised", "weight", "prefix")
 """Fields of a message that are about the loss; templates do not see them."""
 
 Render = Callable[[Sequence[Message]], str]

@@ -88,7 +88,7 @@ def guard_dialogue(
 
 
 def _guarded(message: Message, control: Control, guard: str | None) -> dict[str, Any]:
-    said = ("content", "reasoning_content") if message["role"] == "assistant" else ()
+    said = ("content", "reasoning_content", "prefix") if message["role"] == "assistant" else ()
     patterns = {key: control.answers if key in said else control.contents for key in message}
     return {key: protect(value, patterns[key], guard) for key, value in message.items()}
 

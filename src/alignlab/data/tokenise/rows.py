@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.formats.fields import is_finite, type_name
+from alignlab.data.formats.messages import is_opened
 from alignlab.data.sources.files.record import MEND
 from alignlab.data.table.counts import Counts, Dropped, count
 from alignlab.data.tokenise.context import Context, TokenSettings, derive_context
@@ -19,7 +20,7 @@ from alignlab.data.tokenise.encode import REASONING, encode, find_guard, protect
 from alignlab.data.tokenise.supervise import check_doubled, supervise
 from alignlab.data.tokenise.templates import TemplateLimit, template_names
 from alignlab.data.tokenise.truncate import truncate
-from alignlab.data.tokenise.turns import check_contents
+from alignlab.data.tokenise.turns import check_contents, open_answer
 from alignlab.errors import InputError, nearest
 from alignlab.rendering import template_variables
 from alignlab.types.rows import Demonstration, Encoded, Preference, Prompt, Row, Text, TokenRow, Unpaired, WholeText
@@ -197,9 +198,10 @@ def _group(row: Preference | Unpaired, completions: Sequence, columns: dict[str,
 
 
 def _prompt(row: Prompt, context: Context) -> TokenRow:
-    dialogue = render_dialogue(row, row.prompt, row.tools, context, generate=True)
+    opened = is_opened(row.prompt)
+    dialogue = render_dialogue(row, row.prompt, row.tools, context, generate=not opened)
     check_contents(dialogue)
-    tokens = dialogue.encode(dialogue.text)
+    tokens = dialogue.encode(open_answer(dialogue, len(row.prompt) - 1) if opened else dialogue.text)
     check_doubled(dialogue, tokens)
     if not tokens:
         raise refusal(row, context, "its prompt renders to nothing", ANOTHER_TEMPLATE, LEAVE_OUT)

@@ -15,7 +15,7 @@ from typing import Any
 
 from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, Dialogue
 from alignlab.data.tokenise.encode import encode_continuation
-from alignlab.data.tokenise.turns import Turn, check_answer, check_contents, find_turn
+from alignlab.data.tokenise.turns import Turn, after_prefix, check_answer, check_contents, find_turn, open_answer
 from alignlab.types.rows import Message, Row, TokenRow
 
 _ALL = "data.loss_on=all"
@@ -76,7 +76,7 @@ def supervise(dialogues: Sequence[Dialogue], num_given: int | None) -> Group:
     mains = [paths[0] for paths in completions]
     prompt = min(main.first for main in mains)
     if num_given is not None:
-        opening = dialogues[0].encode(dialogues[0].render(num_given, add_generation_prompt=True))
+        opening = dialogues[0].encode(_opening(dialogues[0], num_given))
         prompt = min(prompt, *(common_length(opening, main.tokens) for main in mains))
         prompt = min(prompt, *(common_length(mains[0].tokens, main.tokens) for main in mains))
     group = Group(mains[0].tokens[:prompt], [0.0] * prompt, [prompt], {})
@@ -91,6 +91,13 @@ def supervise(dialogues: Sequence[Dialogue], num_given: int | None) -> Group:
             parts = zip([prompt, *forks], [main, *others], strict=True)
             group.branches[number] = [[fork, len(path.tokens) - fork] for fork, path in parts]
     return group
+
+
+def _opening(dialogue: Dialogue, num_given: int) -> str:
+    """What generation sees of a dialogue whose first messages are given: these, and the prefix of the next one."""
+    if "prefix" in dialogue.messages[num_given]:
+        return open_answer(dialogue, num_given)
+    return dialogue.render(num_given, add_generation_prompt=True)
 
 
 def common_length(first: Sequence[int], second: Sequence[int]) -> int:
@@ -138,6 +145,7 @@ def _paths(dialogue: Dialogue, num_given: int | None) -> list[MaskedPath]:
     for number in reversed(turns):
         turn = find_turn(dialogue, number)
         check_answer(dialogue, number, turn)
+        turn = after_prefix(dialogue, number, turn)
         path = _path_of(dialogue, turn, dialogue.messages[number].get("weight", 1.0))
         check_doubled(dialogue, path.tokens)
         _check_end(dialogue, path.tokens, turn)

@@ -63,6 +63,52 @@ def find_turn(dialogue: Dialogue, number: int) -> Turn:
     return Turn(context, answer, 0 if supervises_reasoning else _end_of_reasoning(dialogue, message, answer))
 
 
+PREFIX_END = "0PrefixEnd0"
+"""What stands after a prefix while its end is found."""
+
+
+def open_answer(dialogue: Dialogue, number: int) -> str:
+    """What generation sees of an answer of which the prefix is given: the context of the turn, and the prefix.
+
+    It is what the template renders before the first character after the prefix, as with ``continue_final_message`` of
+    Transformers; blanks at the end of the prefix stay.
+
+    Args:
+        dialogue: A rendered dialogue.
+        number: Number of a message with a ``prefix``.
+
+    Raises:
+        InputError: The template does not render the prefix.
+    """
+    message = {key: value for key, value in dialogue.messages[number].items() if key != "tool_calls"}
+    message["content"] = message["prefix"] + PREFIX_END
+    turn = find_turn(dialogue.with_messages([*dialogue.messages[:number], message], dialogue.tools), number)
+    before, found, _ = turn.answer.partition(PREFIX_END)
+    if not found or not before.endswith(message["prefix"].lstrip()):
+        raise dialogue.loss(f"the prefix of an answer: {message['prefix'][:40]!r}")
+    return turn.context + before
+
+
+def after_prefix(dialogue: Dialogue, number: int, turn: Turn) -> Turn:
+    """The part of a turn after its prefix, which becomes part of the context.
+
+    Args:
+        dialogue: A rendered dialogue.
+        number: Number of the message.
+        turn: Its texts.
+
+    Raises:
+        InputError: The template writes the prefix in another way if more follows.
+    """
+    if "prefix" not in dialogue.messages[number]:
+        return turn
+    opened, whole = open_answer(dialogue, number), turn.context + turn.answer
+    if not whole.startswith(opened):
+        raise dialogue.misfit(f"an answer differs from its prefix ({_difference(opened, whole)})")
+    given = max(0, turn.given - len(opened) + len(turn.context))
+    return Turn(opened, whole[len(opened) :], given)
+
+
 def _through(dialogue: Dialogue, number: int) -> str:
     """The dialogue that ends with a turn, up to the token that ends it."""
     ends, text = dialogue.context.ends, dialogue.render(number + 1).rstrip()
