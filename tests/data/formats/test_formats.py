@@ -9,8 +9,10 @@ from alignlab.data.formats import FORMATS, to_row
 from alignlab.data.formats.conversions import convert
 from alignlab.data.formats.reading import to_rows
 from alignlab.data.sources.files import Record
+from alignlab.data.tokenise.rows import tokenize
 from alignlab.errors import InputError
 from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
+from tests.data.tokenise.tiny_tokenizers import byte_tokenizer, token_settings
 
 
 def row(value, format="auto", columns=None, **record):
@@ -322,6 +324,21 @@ def test_a_named_format_does_not_look_for_another():
         row({"prompt": "q", "completion": "a"}, "alpaca")
     with pytest.raises(InputError, match="field 'output"):
         row({"instruction": "q", "output": ["a", "b"]}, "alpaca")
+
+
+def test_the_prompt_of_alpaca():
+    """As in its ``train.py``: another one where the input is empty, and the answer right after it."""
+    instruction, answer = "Say {x}.", "y"
+    asked = "Write a response that appropriately completes the request.\n\n### Instruction:\nSay {x}.\n\n"
+    plain = f"Below is an instruction that describes a task. {asked}### Response:"
+    further = "Below is an instruction that describes a task, paired with an input that provides further context. "
+    full = f"{further}{asked}### Input:\n1 2\n\n### Response:"
+    for given, prompt in {"": plain, "1 2": full}.items():
+        made = row({"instruction": instruction, "input": given, "output": answer, "text": "x"}, "alpaca_prompt")
+        assert list(made.messages) == [user(prompt), assistant(answer)] and made.unread == ("text",)
+        tokenizer = byte_tokenizer()
+        tokens = tokenize(made, tokenizer, token_settings(chat_template="none"))
+        assert tokenizer.decode(tokens.tokens) == f"{prompt}{answer}</s>" and sum(tokens.supervised) == 2
 
 
 def test_columns_rename():

@@ -215,6 +215,7 @@ GOOD = {
     "messages": {"messages": [*TALK, {"role": "user", "content": [{"type": "text", "text": "x"}]}, TALK[1]]},
     "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", "weight": 1}]},
     "alpaca": {"instruction": "i", "input": "x", "output": "o", "history": [["q", "a"]], "system": "s"},
+    "alpaca_prompt": {"instruction": "i", "input": "x", "output": "o", "history": [["q", "a"]]},
     "prompt_completion": {"prompt": TALK[:1], "completion": TALK[1:]},
     "prompt_response": {"prompt": "q", "response": "a"},
     "question_answer": {"question": "q", "answer": "a"},

@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-from alignlab.data.formats.demonstrations import completion, dialogue, prompt, text
+from alignlab.data.formats.demonstrations import alpaca_prompt, completion, dialogue, prompt, text
 from alignlab.data.formats.encoded import pair, sequence
 from alignlab.data.formats.fields import BadRow, type_name, without_filled_nulls
 from alignlab.data.formats.preferences import preference, ranked, unpaired
@@ -35,7 +35,7 @@ class Format(NamedTuple):
 
     Args:
         read: Makes a row of a record and its origin. It pops the fields that it reads; the others become columns.
-        fits: Whether a record looks like this format; used under ``auto``.
+        fits: Whether ``auto`` takes a record for this format.
     """
 
     read: Callable[[dict[str, Any], str], Row]
@@ -81,6 +81,7 @@ FORMATS: dict[str, Format] = {
     "messages": Format(dialogue, _has_any("messages")),
     "sharegpt": Format(dialogue, _has_any("conversations", "conversation")),
     "alpaca": Format(partial(completion, prompt="instruction", completion="output"), _has_any("instruction")),
+    "alpaca_prompt": Format(alpaca_prompt, lambda record: False),  # only by its name
     "prompt_completion": _pair("prompt", "completion"),
     "prompt_response": _pair("prompt", "response"),
     "question_answer": _pair("question", "answer"),

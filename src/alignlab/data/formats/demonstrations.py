@@ -10,7 +10,7 @@ from typing import Any
 
 from alignlab.data.formats.fields import BadRow, filled_text, pop, pop_tools
 from alignlab.data.formats.messages import Dialogue, as_turns, check_order, continued, is_opened
-from alignlab.data.formats.prompts import pop_dialogue, pop_prompt
+from alignlab.data.formats.prompts import pop_alpaca_prompt, pop_dialogue, pop_prompt
 from alignlab.types.rows import Demonstration, Prompt, Text
 
 KEPT = ("answer",)
@@ -37,6 +37,12 @@ def completion(record: dict[str, Any], origin: str, *, prompt: str, completion: 
     kept = {completion: after} if completion in KEPT else {}
     turns = as_turns(after, completion, "assistant")
     return _demonstration(continued(before, turns, completion), completion, record, origin, **kept)
+
+
+def alpaca_prompt(record: dict[str, Any], origin: str) -> Demonstration:
+    """``instruction``, ``input`` and ``output``, with the first two in Alpaca's own prompt."""
+    record["instruction"] = pop_alpaca_prompt(record)
+    return completion(record, origin, prompt="instruction", completion="output")
 
 
 def prompt(record: dict[str, Any], origin: str) -> Prompt:

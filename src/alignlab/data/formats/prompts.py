@@ -4,7 +4,7 @@
 |---|---|
 | ``prompt``, ``question``, ``query``, ``input``: a text | a user message |
 | ``prompt``: a list of messages | these messages |
-| ``instruction`` and, where it is filled, ``input`` | one user message, the two joined by a line break |
+| ``instruction`` and, where it is filled, ``input`` | one user message: joined by a line break, or Alpaca's prompt |
 | ``messages``, ``conversations``, ``conversation`` | a dialogue |
 | ``system`` | a system message at the start; null or empty means none |
 | ``history``: pairs of user and assistant texts | messages before the prompt; null or empty means none |
@@ -25,6 +25,15 @@ from alignlab.data.formats.messages import Dialogue, as_messages, as_turns
 
 DIALOGUES = ("messages", "conversations", "conversation")
 QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+
+_REQUEST = "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    + _REQUEST
+    + "### Input:\n{input}\n\n### Response:"
+)
+ALPACA_WITHOUT_INPUT = "Below is an instruction that describes a task. " + _REQUEST + "### Response:"
+"""The prompts of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca, ``train.py``)."""
 
 
 def pop_dialogue(record: dict[str, Any]) -> Dialogue:
@@ -79,6 +88,18 @@ def _instruction(record: dict[str, Any]) -> str:
     if question is None:
         return filled_text(instruction, "instruction")
     return question if instruction == "" else f"{filled_text(instruction, 'instruction')}\n{question}"
+
+
+def pop_alpaca_prompt(record: dict[str, Any]) -> str:
+    """Pop ``instruction`` and ``input``, and write Alpaca's prompt with them.
+
+    Raises:
+        BadRow: The instruction is missing or empty, or one of them is not a text.
+    """
+    instruction, text = filled_text(pop(record, "instruction"), "instruction"), pop_optional_text(record, "input")
+    if text is None:
+        return ALPACA_WITHOUT_INPUT.format(instruction=instruction)
+    return ALPACA_WITH_INPUT.format(instruction=instruction, input=text)
 
 
 def _history(record: dict[str, Any]) -> Dialogue:
