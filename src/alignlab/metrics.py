@@ -45,6 +45,7 @@ METRICS: dict[str, Metric] = {
     "val/exact_match": Metric(
         "fraction", "held-out prompts whose greedy completion gives the correct final answer", "max"
     ),
+    "val/reward": Metric("1", "weighted sum of the rewards, mean over sampled completions of held-out prompts", "max"),
     "rewards/chosen": Metric("1", "reward of the chosen completions: beta times the log-ratio, or the head's score"),
     "rewards/rejected": Metric("1", "reward of the rejected completions"),
     "rewards/margins": Metric("1", "reward of the chosen minus that of the rejected, mean over pairs", "max"),
@@ -98,6 +99,8 @@ METRICS: dict[str, Metric] = {
 
 FAMILIES: dict[str, Metric] = {
     "reward/": Metric("1", "one reward by its name, mean over a rollout's completions; with _std its deviation"),
+    "pass@": Metric("fraction", "held-out prompts of which one of k sampled completions passes, unbiased estimate"),
+    "mean@": Metric("fraction", "sampled completions that pass, mean over the first k of each held-out prompt"),
 }
 """Metrics whose names depend on the run, by prefix."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from alignlab.losses.advantages import estimate
-from alignlab.losses.pass_at_k import pass_at_k
+from alignlab.losses.pass_at_k import pass_at_k, pass_rate
 
 
 def slow(rewards, k):
@@ -61,3 +61,11 @@ def test_large_groups_stay_exact():
     advantages, _ = pass_at_k(rewards, torch.zeros(256, dtype=torch.long), 64)
     expected = comb(253, 64) / comb(256, 64)
     assert advantages[0].item() == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(("size", "k"), [(1, 1), (5, 1), (5, 2), (6, 6), (7, 4)])
+def test_the_pass_rate_is_the_share_of_sets_with_one_that_passes(size, k):
+    found = pass_rate(torch.arange(size + 1), size, k)
+    for passed in range(size + 1):
+        sets = list(combinations([1] * passed + [0] * (size - passed), k))
+        assert found[passed].item() == pytest.approx(sum(map(any, sets)) / len(sets), abs=1e-12)

@@ -9,14 +9,12 @@ from pydantic import Field
 
 from alignlab.data.datamodule import DataModule
 from alignlab.data.formats.messages import split_opened
-from alignlab.data.tokenise.rows import tokenize
 from alignlab.distributed.comm import num_ranks
 from alignlab.methods.base import Method
 from alignlab.optim.reduction import RunningMeans
 from alignlab.rewards.exact_answer import exact_answer
 from alignlab.rollout.sampler.generate import complete
 from alignlab.types.loss import LossOutput, Ratio
-from alignlab.types.rows import TokenRow
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +57,8 @@ class ExactMatch(lightning.Callback):
             return
         data: DataModule = trainer.datamodule
         if self.prompts is None:
-            self.prompts = self._prompts(data)
+            rows = data.validation_prompts(self.num_prompts, ["answer"])
+            self.prompts = [(row.tokens, str(row.record["columns"]["answer"])) for row in rows]
         if not self.prompts:
             return
         share = self.prompts[trainer.global_rank :: num_ranks()]
@@ -86,10 +85,8 @@ class ExactMatch(lightning.Callback):
             method.log(f"val/{name}", mean.float())
 
     def _prompts(self, data: DataModule) -> list[HeldOut]:
-        rows = [(name, row) for name, rows in data.validation_prompts(self.num_prompts).items() for row in rows]
-        encoded = [(name, row, tokenize(row, data.tokenizer, data.tokens)) for name, row in rows]
         return [
-            HeldOut(name, one.tokens, split_opened(row.prompt)[1], str(row.columns["answer"]))
-            for name, row, one in encoded
-            if isinstance(one, TokenRow)
+            HeldOut(name, row.tokens, split_opened(row.record["prompt"])[1], str(row.record["columns"]["answer"]))
+            for name, rows in data.validation_prompts(self.num_prompts, ["answer"]).items()
+            for row in rows
         ]

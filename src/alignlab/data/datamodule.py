@@ -2,7 +2,7 @@
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -26,7 +26,7 @@ from alignlab.data.formats.conversions import convert, converts, prepend
 from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.table.table import Joined, WithColumn
-from alignlab.data.tokenise.rows import TokenSettings
+from alignlab.data.tokenise.rows import TokenSettings, tokenize
 from alignlab.data.tokenise.templates import choose_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.data.unread import describe_unread
@@ -180,14 +180,22 @@ class DataModule(lightning.LightningDataModule):
         """Add a numeric column to the rows of a split, and to their mismatched rows if there are any."""
         setattr(self, part, WithColumn(getattr(self, part), name, values, mismatched_values))
 
-    def validation_prompts(self, limit: int) -> dict[str | None, list[Prompt]]:
-        """The first ``limit`` validation rows with an ``answer`` column, as prompts; of each named set."""
-        return {name: self._prompts(name, limit) for name in self.validation_sets or (None,)}
+    def validation_prompts(self, limit: int, columns: Collection[str]) -> dict[str | None, list[TokenRow]]:
+        """The first ``limit`` validation rows that have certain columns, as prompts; of each named set.
 
-    def _prompts(self, name: str | None, limit: int) -> list[Prompt]:
+        Rows that are too long are left out.
+
+        Args:
+            limit: Maximum number of rows, of each set.
+            columns: Names of the columns.
+        """
+        return {name: self._prompts(name, limit, columns) for name in self.validation_sets or (None,)}
+
+    def _prompts(self, name: str | None, limit: int, columns: Collection[str]) -> list[TokenRow]:
         rows = self.rows("validation" if name is None else f"validation/{name}")
-        answered = (row for row in rows if "answer" in row.columns and converts(row, Prompt))
-        return [convert(row, Prompt) for row in islice(answered, limit)]
+        having = (row for row in rows if row.columns.keys() >= {*columns} and converts(row, Prompt))
+        encoded = [tokenize(convert(row, Prompt), self.tokenizer, self.tokens) for row in islice(having, limit)]
+        return [row for row in encoded if isinstance(row, TokenRow)]
 
     def train_dataloader(self) -> Iterable[StepBatch]:
         """All steps of the run, over all epochs; resumes from a checkpoint."""

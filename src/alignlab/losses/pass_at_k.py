@@ -1,6 +1,7 @@
-"""Advantages from sets of k completions whose reward is that of their best (Pass@k training, arXiv 2508.10751).
+"""Sets of k completions: the rate at which one of them passes, and advantages from the reward of the best.
 
-All sets of k completions of a group are taken into account in closed form, as in the paper.
+All sets of k completions of a group are taken into account in closed form: for the rate as in arXiv 2107.03374, for the
+advantages as in Pass@k training, arXiv 2508.10751.
 
 1. Rewards may have any value, not only 0 and 1: the reward of a set is its largest (as in arXiv 2505.15201).
 2. A group of fewer than k completions is a single set, and its advantages are 0.
@@ -45,6 +46,22 @@ def pass_at_k(rewards: Tensor, group_ids: Tensor, k: int) -> tuple[Tensor, Tenso
 
     back = order.argsort()
     return advantage[back], deviation[back]
+
+
+def pass_rate(num_passed: Tensor, num_completions: int, k: int) -> Tensor:
+    """Probability that at least one of k completions passes: the unbiased estimate 1 - C(n - c, k) / C(n, k).
+
+    Args:
+        num_passed: c, the number of completions of each prompt that pass. Shape ``[P]``.
+        num_completions: n, the number of completions of each prompt.
+        k: Completions of a set, at most n.
+
+    Returns:
+        Shape ``[P]``, float64.
+    """
+    n = torch.full_like(num_passed, num_completions)
+    size = torch.full_like(num_passed, k)
+    return 1 - _choose(n - num_passed, size) / _choose(n, size)
 
 
 def _sums(values: Tensor, group: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,24 +50,11 @@ def collect(
     Returns:
         All completions with their rewards, and the counts of each reward; the same on all ranks.
     """
-    own = range(rank(), len(prompts), num_ranks())
-    own_prompts, size = [prompts[index] for index in own], settings.num_completions
-    generators = [_generator(data.plan.seed, *key, index) for index in own]
-
-    def draw(num_completions: int, greedy: bool) -> Completions:
-        gathered = learner.sharding.whole(learner.policy) if sampler.needs_whole_policy else nullcontext()
-        with gathered:
-            return sampler(
-                learner.policy,
-                [row.tokens for row in own_prompts],
-                num_completions=num_completions,
-                stop_tokens=data.stop_tokens,
-                tokenizer=data.tokenizer,
-                generator=generators,
-                greedy=greedy,
-            )
-
-    drawn = draw(size, greedy=False)
+    own, size = range(rank(), len(prompts), num_ranks()), settings.num_completions
+    own_prompts = [prompts[index] for index in own]
+    generators = [prompt_generator(data.plan.seed, *key, index) for index in own]
+    draw = partial(draw_completions, sampler, learner, data, own_prompts, generators)
+    drawn = draw(size)
     columns, counts = reward(settings, scorer, data.tokenizer, own_prompts, drawn)
     if learner.needs_greedy:
         greedy, greedy_counts = reward(settings, scorer, data.tokenizer, own_prompts, draw(1, greedy=True))
@@ -85,8 +73,44 @@ def collect(
     return rollout, merge_counts(all_gather(counts))
 
 
-def _generator(*key: int) -> torch.Generator:
-    """Random generator of a prompt of a rollout, which does not depend on the rank."""
+def draw_completions(
+    sampler: Sampler,
+    learner: Learner,
+    data: "DataModule",
+    prompts: Sequence[TokenRow],
+    generators: Sequence[torch.Generator],
+    num_completions: int,
+    greedy: bool = False,
+) -> Completions:
+    """Sample completions of this rank's prompts with the policy. All ranks must call this.
+
+    Args:
+        sampler: Samples completions.
+        learner: The method, which has the policy.
+        data: Data module, for tokenizer and stop tokens.
+        prompts: P rows.
+        generators: Random generator of each prompt.
+        num_completions: G, the number of completions per prompt.
+        greedy: Whether to take the most probable tokens instead of sampling.
+
+    Returns:
+        G completions per prompt, in the order of the prompts.
+    """
+    gathered = learner.sharding.whole(learner.policy) if sampler.needs_whole_policy else nullcontext()
+    with gathered:
+        return sampler(
+            learner.policy,
+            [row.tokens for row in prompts],
+            num_completions=num_completions,
+            stop_tokens=data.stop_tokens,
+            tokenizer=data.tokenizer,
+            generator=generators,
+            greedy=greedy,
+        )
+
+
+def prompt_generator(*key: int | str) -> torch.Generator:
+    """Random generator of a prompt, which depends on the key alone: not on the rank, nor on the global random state."""
     digest = hashlib.sha256(repr(key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
@@ -157,9 +181,16 @@ def gather_completions(
     token_positions = starts[positions].repeat_interleave(own) + within
     num_tokens = int(lengths.sum())
     tokens, logps = (_gathered(values, token_positions, num_tokens, device) for values in (drawn.tokens, drawn.logps))
+    return Completions(tokens, logps, lengths, finished.bool()), gather_columns(columns, positions, size, device)
+
+
+def gather_columns(columns: Columns, positions: Tensor, size: int, device: torch.device) -> Columns:
+    """Gather columns of all ranks, in order, on every rank. Arguments as for ``gather_completions``."""
+    if num_ranks() == 1:
+        return columns
     # Every rank gathers in the same order, and keeps its own: rewards are then summed as on a single rank.
     shared = {name: _gathered(columns[name], positions, size, device) for name in sorted(columns)}
-    return Completions(tokens, logps, lengths, finished.bool()), {name: shared[name] for name in columns}
+    return {name: shared[name] for name in columns}
 
 
 def _gathered(values: Tensor, positions: Tensor, size: int, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ CURVES: dict[str, tuple[str, ...]] = {
     "loss": ("train/loss", "val/loss"),
     "token_accuracy": ("train/token_accuracy", "val/token_accuracy"),
     "exact_match": ("val/exact_match",),
+    "reward": ("reward/mean", "val/reward"),
     "gradient_norm": ("train/grad_norm", "train/grad_norm_clipped"),
     "learning_rate": ("train/lr",),
     "speed": ("train/tokens_per_second",),
