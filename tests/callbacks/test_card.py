@@ -115,5 +115,11 @@ def test_result_card_compares_before_and_after():
     assert "runs/sft/x/model" in text
 
 
+def test_result_card_shows_the_reward_of_the_last_rollout():
+    rewarded = SUMMARY | {"metrics": {"reward/mean": 0.93, "reward/std": 0.255}}
+    assert "reward 0.93 ± 0.255 in the last rollout" in shown(card.result_card(rewarded, folder=Path("runs/grpo/x")))
+    assert "reward" not in shown(card.result_card(SUMMARY, folder=Path("runs/sft/x")))
+
+
 def test_markup_in_data_is_shown_as_it_is():
     assert "[/bold]" in shown(card.example_text([Segment("prompt", True, "[/bold]")], "x"))

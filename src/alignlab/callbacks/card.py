@@ -11,7 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from alignlab.callbacks.progress import duration, short_number
+from alignlab.callbacks.progress import duration, reward_text, short_number
 from alignlab.data.preview import Segment
 
 MAX_PIECE_CHARACTERS = 400
@@ -169,7 +169,7 @@ def shortened(text: str) -> str:
 
 
 def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Path] = ()) -> RenderableType:
-    """Make the result card of a run: held-out results before and after, cost, and paths.
+    """Make the result card of a run: held-out results before and after, reward of the last rollout, cost, and paths.
 
     Args:
         summary: Content of summary.json.
@@ -186,8 +186,11 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
         f"{summary['steps']:,} steps, {short_number(summary['tokens'])} tokens in"
         f" {duration(summary['wall_seconds'])}{speed}, peak memory {summary['peak_memory_mib']:,.0f} MiB"
     )
+    rewarded = summary["metrics"].get("reward/mean") is not None
+    reward = f"{reward_text(summary['metrics'])} in the last rollout" if rewarded else ""
     paths = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
-    body = Group(*([table, Text()] if after else []), Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
+    results = [*([table, Text()] if after else []), *([Text(reward), Text()] if reward else [])]
+    body = Group(*results, Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
     title = f"[bold]{summary['status']}"
     return Panel(body, title=title, title_align="left", border_style="green", padding=(1, 2))
 

@@ -1,8 +1,9 @@
-"""The progress bar: loss, tokens/s and time left; without a terminal, plain lines."""
+"""The progress bar: loss, reward, tokens/s and time left; without a terminal, plain lines."""
 
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -12,10 +13,39 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from alignlab.callbacks.held_out_samples import HeldOutSamples
+from alignlab.rollout.sampler.base import SamplingProgress
 from alignlab.run_folder.log import terminal
 
 FRAME_SECONDS = 0.25
 """Minimum interval between updates: reading a metric waits for the device."""
+
+FIRST_LINE_SECONDS = 30.0
+"""Duration of sampling at which a line is printed, if there is no terminal."""
+
+FIRST_FRAME_SECONDS = 2.0
+"""Duration of sampling at which the bar shows it."""
+
+
+class DoublingInterval:
+    """Decides when a long activity prints a line: after ``FIRST_LINE_SECONDS``, then each time its duration doubles."""
+
+    def __init__(self):
+        self.seconds, self.due_at = 0.0, FIRST_LINE_SECONDS
+
+    def is_due(self, seconds: float) -> bool:
+        """Whether a line is due.
+
+        Args:
+            seconds: Duration of the activity so far; less than in the last call for another activity.
+        """
+        if seconds < self.seconds:
+            self.due_at = FIRST_LINE_SECONDS
+        self.seconds = seconds
+        if seconds < self.due_at:
+            return False
+        self.due_at = 2 * seconds
+        return True
 
 
 class ProgressLine(ProgressBar):
@@ -32,6 +62,7 @@ class ProgressLine(ProgressBar):
         self._bar: Bar | None = None
         self._drawn_at = 0.0
         self._first: tuple[float, int] = (0.0, 0)
+        self._sampling_lines = DoublingInterval()
 
     def enable(self) -> None:
         """Show the progress."""
@@ -48,6 +79,33 @@ class ProgressLine(ProgressBar):
             print(*args, **kwargs, flush=True)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the progress of samplers, in rollouts and validations."""
+        rollout = getattr(pl_module, "rollout", None)
+        samplers = [] if rollout is None else [("rollout", rollout.sampler)]
+        samplers += [("validation", one.sampler) for one in trainer.callbacks if isinstance(one, HeldOutSamples)]
+        for activity, sampler in samplers:
+            whose = " of rank 0" if trainer.world_size > 1 and sampler.needs_whole_policy else ""
+            sampler.on_progress = partial(self.show_sampling, trainer, f"{activity}{whose}")
+
+    def show_sampling(self, trainer: Trainer, activity: str, progress: SamplingProgress) -> None:
+        """Draw the progress of a sampler, or print a line, if it takes long.
+
+        Args:
+            trainer: The trainer.
+            activity: What samples, in words.
+            progress: Progress of the sampler.
+        """
+        if not self._enabled:
+            return
+        state = sampling_state(activity, progress)
+        if not sys.stderr.isatty():
+            if self._sampling_lines.is_due(progress.seconds):
+                print(state, flush=True)
+        elif progress.seconds >= FIRST_FRAME_SECONDS and time.monotonic() - self._drawn_at >= FRAME_SECONDS:
+            self._drawn_at = time.monotonic()
+            self._draw(trainer.global_step, trainer.estimated_stepping_batches, state)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the results before training."""
@@ -116,7 +174,7 @@ class ProgressLine(ProgressBar):
 
 
 def status(metrics: Mapping[str, Any], step: int, total: float, seconds_left: float | None) -> str:
-    """Format loss, tokens/s and time left, as far as they are known.
+    """Format loss, reward, tokens/s and time left, as far as they are known.
 
     Args:
         metrics: Latest values by name.
@@ -127,11 +185,44 @@ def status(metrics: Mapping[str, Any], step: int, total: float, seconds_left: fl
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {float(metrics['train/loss']):.4g}")
+    if "reward/mean" in metrics:
+        parts.append(reward_text(metrics))
     if "train/tokens_per_second" in metrics:
         parts.append(f"{short_number(float(metrics['train/tokens_per_second']))} tokens/s")
     if seconds_left is not None and step < total:
         parts.append(f"{duration(seconds_left)} left")
     return " · ".join(parts)
+
+
+def reward_text(metrics: Mapping[str, Any]) -> str:
+    """Format mean and standard deviation of the rewards of a rollout: ``reward 0.51 ± 0.5``."""
+    spread = f" ± {float(metrics['reward/std']):.3g}" if "reward/std" in metrics else ""
+    return f"reward {float(metrics['reward/mean']):.4g}{spread}"
+
+
+def sampling_state(activity: str, progress: SamplingProgress) -> str:
+    """Format the progress of a sampler: ``rollout: 120/768 completions · 2.1k tokens/s · 1:05 left``.
+
+    Args:
+        activity: What samples, in words.
+        progress: Progress of the sampler.
+    """
+    ended, total, seconds = progress.num_ended, progress.num_completions, progress.seconds
+    parts = [f"{activity}: {ended:,}/{total:,} completions"]
+    if seconds > 0:
+        parts.append(f"{short_number(progress.num_tokens / seconds)} tokens/s")
+    if ended < total and progress.num_tokens:
+        parts.append(f"{duration(tokens_left(progress) / progress.num_tokens * seconds)} left")
+    return " · ".join(parts)
+
+
+def tokens_left(progress: SamplingProgress) -> float:
+    """Estimate the number of tokens left, as if completions ended at a constant rate, or at their limits if sooner."""
+    at_limit = progress.max_tokens - progress.num_tokens
+    if not progress.num_ended:
+        return at_limit
+    left = progress.num_completions - progress.num_ended
+    return min(at_limit, progress.num_tokens / progress.num_ended * left)
 
 
 def progress_line(step: int, total: float, state: str) -> str:

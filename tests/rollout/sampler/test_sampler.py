@@ -321,6 +321,26 @@ def test_rows_that_have_ended_leave_and_others_take_their_place(monkeypatch):
     assert max(rows for rows, width in shapes if width == 1) == 16
 
 
+def test_the_progress_counts_completions_and_tokens():
+    """Five at a time of twelve; the last report counts all that is returned."""
+    reports = []
+    drawn = sample(
+        make("Llama"),
+        PROMPTS,
+        num_completions=12 // len(PROMPTS),
+        settings=settings(stop_tokens=range(20), max_completion_tokens=9),
+        tokenizer=None,
+        pad_token_id=0,
+        batch_size=5,
+        generator=torch.Generator().manual_seed(0),
+        on_progress=reports.append,
+    )
+    assert len(set(drawn.lengths.tolist())) > 1
+    counts = [(one.num_ended, one.num_tokens, one.seconds) for one in reports]
+    assert counts == sorted(counts) and {one.num_completions for one in reports} == {len(drawn)}
+    assert counts[-1][:2] == (len(drawn), len(drawn.tokens))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_dropout_is_off_and_every_module_keeps_its_mode(training):
     torch.manual_seed(0)

@@ -60,6 +60,15 @@ def test_what_is_drawn_for_a_prompt_depends_on_its_own_seed(rollout):
     assert draw(rollout, [], []) == []
 
 
+def test_the_progress_counts_the_prompts_that_came_back(rollout):
+    send(rollout, Table(1))
+    reports = []
+    rollout.on_progress = reports.append
+    drawn = [one for group in draw(rollout, PROMPTS, [1, 2, 3]) for one in group]
+    assert [(one.num_ended, one.num_completions) for one in reports] == [(2, 6), (4, 6), (6, 6)]
+    assert reports[-1].num_tokens == sum(len(one.tokens) for one in drawn)
+
+
 def test_the_probe_is_a_completion_and_stays_the_same(rollout, fake):
     prompt, completion = rollout.probe
     assert prompt == [3, 4]

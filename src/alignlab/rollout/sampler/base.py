@@ -1,7 +1,8 @@
 """Interface of samplers, which use the policy itself or a copy of it in another engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,32 @@ from alignlab.rollout.completions import Completions
 if TYPE_CHECKING:
     from alignlab.rollout.vllm.parity import Parity
     from alignlab.rollout.weight_sync import PolicySource
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingProgress:
+    """Progress of a call of a sampler.
+
+    Args:
+        num_ended: Number of completions that have ended.
+        num_completions: Number of completions to sample.
+        num_tokens: Number of tokens sampled so far.
+        max_tokens: Number of tokens to sample if no completion ends before its limit.
+        seconds: Time since the sampler was called.
+    """
+
+    num_ended: int
+    num_completions: int
+    num_tokens: int
+    max_tokens: int
+    seconds: float
+
+
+OnProgress = Callable[[SamplingProgress], None]
+
+
+def ignore(progress: SamplingProgress) -> None:
+    """Do nothing."""
 
 
 class Sampler(ABC):
@@ -28,7 +55,10 @@ class Sampler(ABC):
     """Whether its log-probs equal those of the training forward in full precision."""
 
     needs_whole_policy: bool = True
-    """Whether the policy must be gathered on every rank for sampling."""
+    """Whether the policy must be gathered on every rank for sampling, because each rank samples its own prompts."""
+
+    on_progress: OnProgress = staticmethod(ignore)
+    """Called often while completions are sampled, to show the progress; a sampler of your own need not call it."""
 
     @abstractmethod
     def __call__(

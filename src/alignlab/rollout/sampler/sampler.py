@@ -5,7 +5,8 @@ advance, so a completion does not depend on the other rows or on ``batch_size``,
 completions that are being sampled. When enough of them have ended, they are removed, and new completions are started.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from alignlab.errors import InputError
 from alignlab.models.compiled import uncompiled
 from alignlab.rollout.completions import Completions
-from alignlab.rollout.sampler.base import Sampler
+from alignlab.rollout.sampler.base import OnProgress, Sampler, SamplingProgress, ignore
 from alignlab.rollout.sampler.completion_buffer import CompletionBuffer
 from alignlab.rollout.sampler.decoder import Decoder, device_of
 from alignlab.rollout.sampler.probe import decoder_for
@@ -87,6 +88,7 @@ class PolicySampler(Sampler):
                 pad_token_id=tokenizer.pad_token_id,
                 batch_size=self.batch_size,
                 generator=generator,
+                on_progress=self.on_progress,
             )
 
 
@@ -101,6 +103,7 @@ def sample(
     pad_token_id: int,
     batch_size: int,
     generator: torch.Generator | Sequence[torch.Generator],
+    on_progress: OnProgress = ignore,
 ) -> Completions:
     """Sample completions of prompts.
 
@@ -114,6 +117,7 @@ def sample(
         pad_token_id: Padding token, on the left.
         batch_size: Number of completions sampled at once.
         generator: Random generator, or one per prompt; on any device.
+        on_progress: Called after each token of the completions that are sampled at once.
 
     Returns:
         G completions per prompt, in the order of the prompts.
@@ -129,10 +133,19 @@ def sample(
     stopping = Stopping(
         settings, tokenizer, vocab_size=model.config.get_text_config().vocab_size, device=device_of(model)
     )
-    buffer = CompletionBuffer(prompts, limits, num_completions, settings, stopping, generator)
+    buffer, started = (
+        CompletionBuffer(prompts, limits, num_completions, settings, stopping, generator),
+        time.monotonic(),
+    )
+
+    def report(num_ended: int, num_tokens: int) -> None:
+        counts = {"num_ended": num_ended, "num_completions": len(buffer), "num_tokens": num_tokens}
+        counts["max_tokens"] = num_completions * sum(limits)
+        on_progress(SamplingProgress(**counts, seconds=time.monotonic() - started))
+
     with _in_eval_mode(model), uncompiled(model):
         decoder = decoder_for(model)(model, prompts, pad_token_id)
-        _fill(buffer, decoder, batch_size)
+        _fill(buffer, decoder, batch_size, report)
     return buffer.completions()
 
 
@@ -161,16 +174,20 @@ def converted(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
             parameter.data = values
 
 
-def _fill(buffer: CompletionBuffer, decoder: Decoder, batch_size: int) -> None:
-    """Sample all completions of the buffer, at most ``batch_size`` at once."""
-    rows, num_started, total = None, 0, len(buffer)
+def _fill(buffer: CompletionBuffer, decoder: Decoder, batch_size: int, report: Callable[[int, int], None]) -> None:
+    """Sample all completions of the buffer, at most ``batch_size`` at once; report how many ended, and tokens."""
+    rows, total = None, len(buffer)
+    num_started = num_active = num_tokens = 0
     while rows or num_started < total:
         numbers = range(num_started, min(total, num_started + batch_size - len(rows or ())))
         if numbers and (not rows or decoder.can_add_rows):
             new = buffer.open(numbers, decoder.add_rows([buffer.prompt_of(number) for number in numbers]))
-            rows, num_started = rows.concatenate(new) if rows else new, numbers.stop
+            rows, num_started, num_active = rows.concatenate(new) if rows else new, numbers.stop, num_active + len(new)
+        num_tokens += num_active
         tokens = buffer.write(rows)
-        if int(rows.active.sum()) <= (1 - ENDED_SHARE) * len(rows):
+        num_active = int(rows.active.sum())
+        report(num_started - num_active, num_tokens)
+        if num_active <= (1 - ENDED_SHARE) * len(rows):
             buffer.close(rows)
             kept = rows.active.nonzero()[:, 0]
             decoder.keep(kept)

@@ -3,7 +3,7 @@
 import atexit
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from alignlab.rollout.completions import Completion
@@ -94,6 +94,7 @@ class Engine:
         num_completions: int,
         settings: SamplingSettings,
         seeds: Sequence[int],
+        on_prompt: Callable[[list[Completion]], None] = lambda completions: None,
     ) -> list[list[Completion]]:
         """Sample completions of prompts. The weights and prompts of a server that restarts are sent again.
 
@@ -103,6 +104,7 @@ class Engine:
             settings: Sampling settings.
             seeds: One per prompt, below 2**62; at least G apart, because the completions of a prompt use consecutive
                 seeds.
+            on_prompt: Called with the completions of each prompt as they arrive.
 
         Returns:
             G completions per prompt, in the order of the prompts.
@@ -131,7 +133,8 @@ class Engine:
         for _ in range(NUM_ATTEMPTS):
             self._make_current()
             missing = [index for index in range(len(prompts)) if index not in found]
-            drawn, errors = self._ask_servers(missing, ask, max(1, self.settings.batch_size // num_completions))
+            num_at_once = max(1, self.settings.batch_size // num_completions)
+            drawn, errors = self._ask_servers(missing, ask, num_at_once, on_prompt)
             for server in self.servers:
                 # A server that was restarted in the meantime has sampled from its initial weights.
                 if server.url not in errors and self._is_current(server):
@@ -143,24 +146,30 @@ class Engine:
         raise ServerError(f"sampling failed {NUM_ATTEMPTS} times: {why}")
 
     def _ask_servers(
-        self, indices: Sequence[int], ask: Callable[[int, Server], list[Completion]], num_at_once: int
+        self,
+        indices: Sequence[int],
+        ask: Callable[[int, Server], list[Completion]],
+        num_at_once: int,
+        on_prompt: Callable[[list[Completion]], None],
     ) -> tuple[dict[str, dict[int, list[Completion]]], dict[str, Unreachable]]:
         """Distribute prompts over the servers in turn. Returns the completions and the errors, both by URL."""
         drawn: dict[str, dict[int, list[Completion]]] = {server.url: {} for server in self.servers}
         errors: dict[str, Unreachable] = {}
 
-        def attempt(position: int) -> None:
+        def attempt(position: int) -> list[Completion]:
             server = self.servers[position % len(self.servers)]
             if server.url in errors:
-                return
+                return []
             try:
-                drawn[server.url][indices[position]] = ask(indices[position], server)
+                found = drawn[server.url][indices[position]] = ask(indices[position], server)
             except Unreachable as error:
-                errors[server.url] = error
+                errors[server.url], found = error, []
+            return found
 
         with ThreadPoolExecutor(num_at_once) as pool:
             try:
-                list(pool.map(attempt, range(len(indices))))
+                for future in as_completed([pool.submit(attempt, position) for position in range(len(indices))]):
+                    on_prompt(future.result())
             except BaseException:
                 self.close()  # otherwise the pool would wait for all running requests
                 raise

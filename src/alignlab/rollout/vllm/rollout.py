@@ -15,8 +15,8 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.distributed.comm import all_gather, on_rank_zero, rank
-from alignlab.rollout.completions import Completions
-from alignlab.rollout.sampler.base import Sampler
+from alignlab.rollout.completions import Completion, Completions
+from alignlab.rollout.sampler.base import Sampler, SamplingProgress
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.vllm.engine import Engine, open_engine
 from alignlab.rollout.vllm.parity import Parity, check_parity
@@ -157,12 +157,14 @@ class VLLMRollout(VLLMSettings, Sampler):
         shares = all_gather((list(prompts), seeds))
         settings = self._settings(stop_tokens)
         settings = replace(settings, temperature=0.0) if greedy else settings
+        total = num_completions * sum(len(share) for share, _ in shares)
         drawn = on_rank_zero(
             lambda: self.engine.sample(
                 [prompt for share, _ in shares for prompt in share],
                 num_completions=num_completions,
                 settings=settings,
                 seeds=[seed for _, share in shares for seed in share],
+                on_prompt=self._counter(total),
             )
         )
         start = sum(len(share) for share, _ in shares[: rank()])
@@ -181,6 +183,17 @@ class VLLMRollout(VLLMSettings, Sampler):
         if self.engine is not None:
             self.engine.close()
         self.engine = self.probe = None
+
+    def _counter(self, total: int) -> Callable[[list[Completion]], None]:
+        """Count the completions that arrive, and report the progress. A prompt that is requested again counts twice."""
+        started, lengths, max_tokens = time.monotonic(), [], total * self.max_completion_tokens
+
+        def count(completions: list[Completion]) -> None:
+            lengths.extend(len(one.tokens) for one in completions)
+            counts = {"num_ended": min(total, len(lengths)), "num_completions": total, "num_tokens": sum(lengths)}
+            self.on_progress(SamplingProgress(**counts, max_tokens=max_tokens, seconds=time.monotonic() - started))
+
+        return count
 
     def _settings(self, stop_tokens: Sequence[int]) -> SamplingSettings:
         names = [entry.name for entry in fields(SamplingSettings) if entry.name != "stop_tokens"]
