@@ -70,7 +70,8 @@ def logged(ranks=1, monkeypatch=None, answers=None, sets=None, **changes):
         validation_prompts=lambda limit, columns: {None: rows} if sets is None else sets(rows),
     )
     rollout = SimpleNamespace(
-        settings=SimpleNamespace(truncated="keep"), scorer=Scorer({"even": even}, None, SAMPLED["reward_limits"])
+        settings=SimpleNamespace(truncated="keep", reward_special_tokens=[]),
+        scorer=Scorer({"even": even}, None, SAMPLED["reward_limits"]),
     )
     method = SimpleNamespace(
         head="language_model",

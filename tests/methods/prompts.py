@@ -58,6 +58,7 @@ SAMPLED = {
     "sampler": make_sampler(),
     "reward": {"even": even},
     "reward_weights": None,
+    "reward_special_tokens": [],
     "reward_limits": Limits(timeout_seconds=30, num_retries=0, default=None, max_failed_rollouts=3),
     "reward_kl_coef": 0.0,
     "reward_kl_target": None,

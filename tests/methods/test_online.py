@@ -10,7 +10,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from alignlab.errors import RunError
+from alignlab.errors import InputError, RunError
+from alignlab.rewards.scorer import Scorer
 from alignlab.rollout.collect import reward
 from alignlab.rollout.completions import Completion, Completions
 from tests.commands import QUIET, alignlab, summary
@@ -48,7 +49,7 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
 
 def rewarded(values, truncated="penalise", finished=(True, True, False)):
     """The columns of a group with these rewards."""
-    settings = SimpleNamespace(truncated=truncated, truncation_penalty=0.5)
+    settings = SimpleNamespace(truncated=truncated, truncation_penalty=0.5, reward_special_tokens=[])
     scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, counts={})
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([1], [-1.0], one) for one in finished])
@@ -63,7 +64,7 @@ class Asked:
     def __init__(self, scores):
         self.scores = scores
 
-    def __call__(self, completions, prompts, columns):
+    def __call__(self, completions, prompts, columns, other_texts):
         return self.scores
 
 
@@ -87,6 +88,27 @@ def test_nobody_is_asked_about_nothing():
         ["reward", "num_failed_rewards", "reward/even", "reward/truncation"], 0
     )
     assert counts == {}
+
+
+def test_a_reward_may_get_special_tokens():
+    """The end of the text is one; the other reward gets the text without it, as by default."""
+    seen = {}
+
+    def see(name, completions, prompts, **columns):
+        seen[name] = completions
+        return [1.0] * len(completions)
+
+    rewards = {name: functools.partial(see, name) for name in ("plain", "whole")}
+    settings = SimpleNamespace(truncated="keep", reward_special_tokens=["whole"])
+    prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
+    drawn = Completions.of([Completion([5, 63], [-1.0, -1.0], True)])
+    reward(settings, Scorer(rewards, None, SAMPLED["reward_limits"]), make_tokenizer(), [prompt], drawn)
+    assert seen == {"plain": ["5"], "whole": ["5 63"]}
+
+
+def test_special_tokens_for_no_reward_are_refused():
+    with pytest.raises(InputError, match=r"there is no reward 'evn'. Did you mean 'even'"):
+        make("rloo", reward_special_tokens=["evn"])
 
 
 # --- rewards that fail -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -85,15 +86,24 @@ class Scorer:
         self.weights = dict(zip(rewards, weights, strict=True))
         self.executors = {name: make_executor(name, reward) for name, reward in self.rewards.items()}
 
-    def __call__(self, completions: Sequence[str], prompts: Sequence[Any], columns: Mapping[str, list]) -> Scores:
+    def __call__(
+        self,
+        completions: Sequence[str],
+        prompts: Sequence[Any],
+        columns: Mapping[str, list],
+        other_texts: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Scores:
         """Score completions.
 
         Args:
             completions: Texts of the completions. Length S.
             prompts: Messages of each completion's prompt. Length S.
             columns: Columns of the rows, each of length S.
+            other_texts: For some rewards by name, texts that they get instead of ``completions``, each of length S.
         """
-        answers = self._ask_all(list(completions), list(prompts), columns)
+        answers = self._ask_all(
+            {name: list(other_texts.get(name, completions)) for name in self.rewards}, list(prompts), columns
+        )
         default = math.nan if self.limits.default is None else self.limits.default
         by_name, failures, failed = {}, {}, [0] * len(completions)
         for name, answer in answers.items():
@@ -135,12 +145,12 @@ class Scorer:
         for executor in self.executors.values():
             executor.close()
 
-    def _ask_all(self, *arguments: Any) -> dict[str, Answer]:
-        """Call all rewards at the same time and return the answer of each."""
-        size, retries, seconds = len(arguments[0]), self.limits.num_retries, self.limits.timeout_seconds
+    def _ask_all(self, texts: Mapping[str, list[str]], prompts: list, columns: Mapping[str, list]) -> dict[str, Answer]:
+        """Call all rewards at the same time, each with its texts, and return the answer of each."""
+        size, retries, seconds = len(prompts), self.limits.num_retries, self.limits.timeout_seconds
         faults = {name: executor.make_ready() for name, executor in self.executors.items()}  # not part of the timeout
         ready = [name for name, fault in faults.items() if not fault]
-        calls = {name: _Call(self.executors[name], (*arguments, retries)) for name in ready}
+        calls = {name: _Call(self.executors[name], (texts[name], prompts, columns, retries)) for name in ready}
         deadline = time.monotonic() + seconds * (1 + retries)
         answers = {name: failed_answer(size, "not_called", fault) for name, fault in faults.items() if fault}
         for name, call in calls.items():

@@ -121,7 +121,7 @@ def reward(
     """Score completions with the rewards.
 
     Args:
-        settings: Settings of the rollout, for the penalty of truncated completions.
+        settings: Settings of the rollout, for special tokens and the penalty of truncated completions.
         scorer: Calls the rewards.
         tokenizer: Decodes completions.
         prompts: P rows.
@@ -134,15 +134,21 @@ def reward(
     if not prompts:  # more ranks than prompts
         empty = torch.zeros(0, dtype=torch.float64)
         return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in drawn.token_lists()]
-    records = [row.record for row in prompts for _ in range(len(texts) // len(prompts))]
-    # A reward judges the whole answer, of which the prompt may hold the beginning.
-    asked, prefixes = zip(*(split_opened(record["prompt"]) for record in records), strict=True)
-    texts = list(map(str.__add__, prefixes, texts))
+    records = [row.record for row in prompts for _ in range(len(drawn.lengths) // len(prompts))]
+    asked, opened = zip(*(split_opened(record["prompt"]) for record in records), strict=True)
+
+    def answers(skip_special_tokens: bool) -> list[str]:
+        """A reward judges the whole answer, of which the prompt may hold the beginning."""
+        tokens = zip(opened, drawn.token_lists(), strict=True)
+        return [text + tokenizer.decode(own, skip_special_tokens=skip_special_tokens) for text, own in tokens]
+
     # Columns of these names would stand where the completions and prompts of the rollout belong.
     extra = sorted({name for record in records for name in record["columns"]} - {"completions", "prompts"})
     given = {name: [record["columns"].get(name) for record in records] for name in extra}
-    scores = scorer(texts, asked, given | {"num_tokens": drawn.lengths.tolist()})
+    given["num_tokens"] = drawn.lengths.tolist()
+    with_special = settings.reward_special_tokens
+    other_texts = dict.fromkeys(with_special, answers(skip_special_tokens=False)) if with_special else {}
+    scores = scorer(answers(skip_special_tokens=True), asked, given, other_texts)
     columns = {f"reward/{name}": _column(values) for name, values in scores.by_name.items()}
     total = _column(scores.total)
     if settings.truncated == "penalise":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from alignlab.distributed.comm import num_ranks, rank
-from alignlab.errors import RunError
+from alignlab.errors import InputError, RunError, nearest
 from alignlab.losses.advantages import flat_groups
 from alignlab.losses.kl import next_kl_coef
 from alignlab.rewards.counts import FailureLimit
@@ -52,10 +52,17 @@ class RolloutData:
     Args:
         settings: Settings of sampling, rewards and steps.
         sampler: Samples completions.
+
+    Raises:
+        InputError: ``reward_special_tokens`` names no reward.
     """
 
     def __init__(self, settings: RolloutSettings, sampler: Sampler):
         self.settings, self.sampler = settings, sampler
+        for name in settings.reward_special_tokens:
+            if name not in settings.reward:
+                asked = f"method.reward_special_tokens={settings.reward_special_tokens}"
+                raise InputError(asked, f"there is no reward {name!r}", nearest(name, settings.reward))
         self.scorer = Scorer(settings.reward, settings.reward_weights, settings.reward_limits)
         self.failure_limit = FailureLimit(settings.reward_limits.max_failed_rollouts)
         self.reward_kl_coef = settings.reward_kl_coef

@@ -23,6 +23,7 @@ class RolloutSettings(Settings):
     Args:
         reward: Rewards by name; see ``rewards``.
         reward_weights: Weights of the rewards, in the same order; ``None`` for 1 each.
+        reward_special_tokens: Names of the rewards that get completions with their special tokens.
         reward_limits: Limits of every reward; see ``rewards.scorer``.
         reward_kl_coef: Weight of the KL penalty in the reward.
         reward_kl_target: KL per completion to which the coefficient is adapted; ``None`` for a fixed coefficient.
@@ -38,6 +39,7 @@ class RolloutSettings(Settings):
 
     reward: dict[str, Reward]
     reward_weights: list[float] | None
+    reward_special_tokens: list[str]
     reward_limits: Limits
     reward_kl_coef: Coefficient
     reward_kl_target: Annotated[float, Field(gt=0)] | None
