@@ -177,7 +177,8 @@ def test_two_processes_log_what_one_logs(tmp_path):
         run = tmp_path / str(number)
         words = [*SMALL, *ONLINE, *SAMPLES, "strategy=ddp", f"trainer.devices={number}", f"run_dir={run}"]
         process = start(*words)
-        assert process.wait(300) == 0, process.stdout.read()
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
         found.append({name: value for name, value in summary(run)["initial_metrics"].items() if name != "val/loss"})
     assert found[0] == found[1] and "val/reward" in found[0]
 
