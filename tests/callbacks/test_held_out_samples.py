@@ -58,16 +58,20 @@ def test_what_nobody_knows_is_not_logged():
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
-def logged(ranks=1, monkeypatch=None, answers=None, sets=None, **changes):
+def logged(ranks=1, monkeypatch=None, answers=None, rewarded=True, sets=None, **changes):
     """What a validation logs, with the prompts of the toy methods; of two ranks, whose columns meet, once per rank."""
     rows, found = rows_for("grpo")[:5], []
     for row, answer in zip(rows, answers or [], strict=False):
         row.record["columns"]["answer"] = answer
+
+    def having(columns):
+        return [row for row in rows if row.record["columns"].keys() >= {*columns}]
+
     data = SimpleNamespace(
         plan=SimpleNamespace(seed=3),
         stop_tokens=[63],
         tokenizer=make_tokenizer(),
-        validation_prompts=lambda limit, columns: {None: rows} if sets is None else sets(rows),
+        validation_prompts=lambda limit, columns: {None: having(columns)} if sets is None else sets(having(columns)),
     )
     rollout = SimpleNamespace(
         settings=SimpleNamespace(truncated="keep", reward_special_tokens=[]),
@@ -78,7 +82,7 @@ def logged(ranks=1, monkeypatch=None, answers=None, sets=None, **changes):
         policy=make_policy(),
         sharding=SimpleNamespace(whole=lambda policy: nullcontext()),
         device=torch.device("cpu"),
-        rollout=rollout,
+        rollout=rollout if rewarded else None,
         log_dict=found.append,
     )
     trainer = SimpleNamespace(datamodule=data)
@@ -128,6 +132,13 @@ def test_without_a_limit_a_right_answer_passes():
     first = int(make_policy()(torch.tensor([rows_for("grpo")[0].tokens])).logits[0, -1].argmax())
     found = logged(sampler=sampler, answers=[str(first), "none of these"], pass_reward=None, k=[2])
     assert found["val/pass@2"] == found["val/mean@2"] == 0.5
+
+
+def test_a_method_without_rewards_samples_prompts_with_an_answer():
+    settings = {"pass_reward": None, "rewarded": False}
+    assert logged(**settings) == {}
+    assert logged(**settings, answers=["1"], k=[]) == {}
+    assert logged(**settings, answers=["1"], k=[1]).keys() == {"val/pass@1", "val/mean@1"}
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
