@@ -322,16 +322,16 @@ def test_rows_that_have_ended_leave_and_others_take_their_place(monkeypatch):
 
 
 def test_the_progress_counts_completions_and_tokens():
-    """Five at a time of twelve; the last report counts all that is returned."""
+    """Twelve at a time of 24, of which one that has ended stays for a while; the last report counts all tokens."""
     reports = []
     drawn = sample(
         make("Llama"),
         PROMPTS,
-        num_completions=12 // len(PROMPTS),
-        settings=settings(stop_tokens=range(20), max_completion_tokens=9),
+        num_completions=24 // len(PROMPTS),
+        settings=settings(stop_tokens=range(4), max_completion_tokens=30),
         tokenizer=None,
         pad_token_id=0,
-        batch_size=5,
+        batch_size=12,
         generator=torch.Generator().manual_seed(0),
         on_progress=reports.append,
     )
