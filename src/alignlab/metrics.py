@@ -99,8 +99,10 @@ METRICS: dict[str, Metric] = {
 
 FAMILIES: dict[str, Metric] = {
     "reward/": Metric("1", "one reward by its name, mean over a rollout's completions; with _std its deviation"),
-    "pass@": Metric("fraction", "held-out prompts of which one of k sampled completions passes, unbiased estimate"),
-    "mean@": Metric("fraction", "sampled completions that pass, mean over the first k of each held-out prompt"),
+    "pass@": Metric(
+        "fraction", "held-out prompts of which one of k sampled completions passes, unbiased estimate", "max"
+    ),
+    "mean@": Metric("fraction", "sampled completions that pass, mean over the first k of each held-out prompt", "max"),
 }
 """Metrics whose names depend on the run, by prefix."""
 
@@ -149,5 +151,6 @@ def best_mode(name: str, known: Mapping[str, Metric] = METRICS) -> Mode | None:
         known: Metrics by name.
     """
     plain = name.removeprefix("val/").removeprefix("train/")
-    entries = (known.get(key) for key in (name, plain))
+    entries = [known.get(key) for key in (name, plain)]
+    entries += [metric for prefix, metric in FAMILIES.items() if plain.startswith(prefix)]
     return next((entry.best for entry in entries if entry is not None), None)

@@ -62,6 +62,8 @@ def test_the_metric_that_ranks(records):
     assert ranking_metric(records, None) == ("val/loss", "min")
     with pytest.raises(InputError, match="val/loss"):
         ranking_metric(records, "val/los")
+    records[0].metrics["val/pass@8"] = 0.5
+    assert ranking_metric(records, "val/pass@8") == ("val/pass@8", "max")
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, "null"), (True, "true"), (1e-4, "0.0001"), (MISSING, ""), (1, "1")])
