@@ -1,5 +1,6 @@
 """Build the objects of a run from its config: data, model, method, trainer."""
 
+import copy
 import logging
 from dataclasses import fields
 from functools import partial
@@ -31,11 +32,12 @@ from alignlab.distributed import launch
 from alignlab.errors import InputError, nearest
 from alignlab.methods.base import Factories, Method
 from alignlab.metrics import METRICS, in_sets, is_known
-from alignlab.models import locations
+from alignlab.models import critic, locations
 from alignlab.models.adapters import attach, unadapted_layers
-from alignlab.models.heads import set_pad_token
+from alignlab.models.heads import Head, set_pad_token
 from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
+from alignlab.models.reward import find_reward_model, refuse_other_tokens
 from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.naming import name_of
@@ -90,17 +92,22 @@ def check_monitors(config: Config) -> None:
 
 
 def make_model_source(config: Config) -> Any:
-    """Build the source of weights and tokenizer: ``init_from`` if given, else ``model.path`` or scratch.
+    """Build the source of weights and tokenizer: ``init_from`` if given, else ``model.path`` or scratch."""
+    node = model_node(config)
+    return build("model", node) if config["init_from"] is None else pretrained(node, config["init_from"])
 
-    The model's own dropout is turned off for a method that compares scores, unless its rate is set.
-    """
+
+def model_node(config: Config) -> Config:
+    """The node ``model``, without the model's own dropout if the method compares scores and no rate is set."""
     node, method = config["model"], locate(config["method"]["_target_"])
-    if node.get("dropout", 0) is None and not method.keeps_dropout:
-        node = {**node, "dropout": 0.0}
-    if config["init_from"] is not None:
-        known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
-        node = {**PRETRAINED, **known, "path": config["init_from"]}
-    return build("model", node)
+    switched_off = node.get("dropout", 0) is None and not method.keeps_dropout
+    return {**node, "dropout": 0.0} if switched_off else node
+
+
+def pretrained(node: Config, path: str) -> Any:
+    """The source of other weights, with the settings of a node that do not belong to its own."""
+    known = {key: value for key, value in node.items() if key in INIT_FROM_KEEPS}
+    return build("model", {**PRETRAINED, **known, "path": path})
 
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
@@ -177,6 +184,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
     factories = Factories(
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
+        open_reward_model=partial(open_critic, config, data),
         make_optimizer=partial(make_fused, build("optimizer", config["optimizer"])),
         make_scheduler=build("scheduler", config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
@@ -208,14 +216,28 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     return attach(policy, build("peft", peft)) if peft else policy
 
 
-def open_model(config: Config, data: DataModule, path: str) -> nn.Module:
+def open_model(config: Config, data: DataModule, path: str, head: Head = "language_model") -> nn.Module:
     """Load other weights with the same tokenizer, and merge their adapter if they have one."""
-    known = {key: value for key, value in config["model"].items() if key in INIT_FROM_KEEPS}
-    model = build("model", {**PRETRAINED, **known, "path": path}).load_model(data.tokenizer)
+    tokenizer = copy.deepcopy(data.tokenizer)  # a reward model chooses another pad token
+    model = pretrained(model_node(config), path).load_model(tokenizer, head=head)
     is_quantised = getattr(base_model(model).config, "quantization_config", None) is not None
     if not is_adapted(model) or is_quantised:  # merged, a quantised base would be rounded anew
         return model
     return model.merge_and_unload()
+
+
+def open_critic(config: Config, data: DataModule, path: str) -> nn.Module:
+    """Load a reward model that reads the tokens of the policy.
+
+    Raises:
+        InputError: It has other tokens, or cannot be read.
+    """
+    asked = f"method.critic={path}"
+    refuse_other_tokens(find_reward_model(path, asked, critic.INSTEAD), data.tokenizer, asked, critic.INSTEAD)
+    try:
+        return open_model(config, data, path, head="reward")
+    except InputError as error:
+        raise InputError(asked, error.why, critic.INSTEAD) from error
 
 
 def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:

@@ -185,6 +185,7 @@ def make_method(name, optimizer=torch.optim.SGD, lr=0.5, clip=None, packing=True
     factories = Factories(
         make_policy=policy,
         open_model=lambda path: policy(),
+        open_reward_model=lambda path: make_policy(head="reward"),
         make_optimizer=functools.partial(optimizer, lr=lr),
         make_scheduler=lambda optimizer, num_training_steps: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1),
         gradient_clip_val=clip,

@@ -84,6 +84,13 @@ def test_what_is_no_reward_model_is_refused_with_what_to_type(saved, tokenizer, 
     assert "method=reward_model" in caught.value.instead
 
 
+def test_a_declared_head_that_the_files_lack_is_not_drawn_anew(saved, tokenizer, tmp_path):
+    with pytest.raises(
+        InputError, match=r"its config\.json is that of a reward model, and its files lack score\.weight"
+    ):
+        pretrained(headless(saved, tokenizer, tmp_path)).load_model(tokenizer, head="reward")
+
+
 def of_a_language_model(saved, tokenizer, tmp_path):
     return saved(scratch("llama").load_model(tokenizer))
 

@@ -61,6 +61,7 @@ class Factories:
     Args:
         make_policy: Builds the policy; called once, in ``configure_model``.
         open_model: Loads other weights from a path, for a reference.
+        open_reward_model: Loads a reward model from a path, for a critic.
         make_optimizer: Parameter groups → optimizer.
         make_scheduler: ``(optimizer, num_training_steps=…)`` → scheduler, stepped once per optimizer step.
         gradient_clip_val: Maximum global gradient norm; ``None`` for no clipping.
@@ -69,6 +70,7 @@ class Factories:
 
     make_policy: Callable[[], nn.Module]
     open_model: Callable[[str], nn.Module]
+    open_reward_model: Callable[[str], nn.Module]
     make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     make_scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler]
     gradient_clip_val: float | None

@@ -10,7 +10,7 @@ clipped surrogate, plus the value loss and an entropy bonus (eq. 9).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 from torch import Tensor
@@ -42,12 +42,13 @@ class CriticSettings(Settings):
     """Settings of the critic and its loss.
 
     Args:
-        critic: ``shared``: a value head on the policy's hidden states; ``separate``: a separate model.
+        critic: ``shared``: a value head on the policy's hidden states; ``separate``: a separate model, which starts as
+            the policy; or the path of a reward model to start from. See ``models.critic``.
         value_coef: Weight of the value loss.
         clip_value: Clip range of values around the old values in the value loss; ``None`` for no clipping.
     """
 
-    critic: Literal["shared", "separate"]
+    critic: str
     value_coef: Annotated[float, Field(ge=0)]
     clip_value: Annotated[float, Field(gt=0)] | None
 
@@ -106,7 +107,7 @@ class PPO(Method):
         self.rollout, self.reference = RolloutData(rollout, sampler), None
         if rollout.reward_kl_coef:
             self.reference = ReferencePolicy(reference, factories.open_model, self.rollout.temperature)
-        self.critic = Critic(separate=critic.critic == "separate")
+        self.critic = Critic(critic.critic, factories.open_reward_model)
 
     # --- before the update --------------------------------------------------------------------------------------------
 

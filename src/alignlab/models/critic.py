@@ -1,41 +1,84 @@
-"""The critic (value model) of PPO: predicts the return from each token on."""
+"""The critic (value model) of PPO: predicts the return from each token on.
+
+| ``method.critic`` | what it is | its head at first |
+|---|---|---|
+| ``shared`` | a head on the policy's hidden states | 0 |
+| ``separate`` | a trained copy of the initial policy | 0 |
+| a path | a reward model, trained further (arXiv 2203.02155, section 3.5) | the head of the reward model |
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from alignlab.distributed.strategies import Sharding
+from alignlab.errors import InputError
 from alignlab.models.compiled import copied
 from alignlab.models.component import Component
+from alignlab.models.load import refuse_damaged
+from alignlab.models.reward import context_of, find_reward_model
 from alignlab.models.scoring import last_hidden_state
-from alignlab.types.adapted import base_model
+from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
+
+INSTEAD = "Name a run of method=reward_model that started from the policy's model, or type method.critic=separate"
+
+OF_POLICY = ("shared", "separate")
+"""Critics that start from the policy; any other word is the path of a reward model."""
 
 
 class Critic(Component):
     """A linear value head on the hidden states of the policy, or of a separate trunk.
 
     Args:
-        separate: Whether to use a trained copy of the policy as trunk, instead of the policy's own hidden states.
+        kind: ``shared``, ``separate``, or the path of a reward model.
+        open_reward_model: Loads a reward model from a path.
+
+    Raises:
+        InputError: There is no undamaged reward model at the path.
     """
 
     is_trained = True
 
-    def __init__(self, *, separate: bool):
+    def __init__(self, kind: str, open_reward_model: Callable[[str], nn.Module]):
         super().__init__()
-        self.separate = separate
+        if kind not in OF_POLICY:
+            refuse_damaged(find_reward_model(kind, f"method.critic={kind}", INSTEAD))
+        self.kind, self.open_reward_model = kind, open_reward_model
         self.trunk: nn.Module | None = None
         self.head: nn.Linear | None = None
         self._sharding: Sharding | None = None
 
     def build(self, policy: nn.Module) -> None:
-        """Build the head, which is 0 at first, and the trunk from the initial policy."""
-        self.trunk = copied(policy) if self.separate else None
-        self.head = nn.Linear(base_model(policy).config.get_text_config().hidden_size, 1)
+        """Make the trunk and the head.
+
+        Raises:
+            InputError: The reward model does not fit the policy.
+        """
+        self.trunk = None if self.kind == "shared" else self._trunk_of(policy)
+        base = base_model(policy if self.trunk is None else self.trunk)
+        self.head = nn.Linear(base.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        if self.kind not in OF_POLICY:
+            with torch.no_grad():
+                self.head.weight.copy_(base.score.weight)
         self.head.to(next(policy.parameters()).device)
-        if self.separate:
+        if self.trunk is not None:
             self._freeze_beyond_decoder()
+
+    def _trunk_of(self, policy: nn.Module) -> nn.Module:
+        if self.kind in OF_POLICY:
+            return copied(policy)
+        model = self.open_reward_model(self.kind)
+        own, needed = context_of(model), context_of(policy)
+        if own is not None and (needed is None or own < needed):
+            why = f"it has {own} positions, and the policy has {needed or 'no limit'}"
+            raise InputError(f"method.critic={self.kind}", why, INSTEAD)
+        if not is_adapted(model):  # parts that an adapter was merged into are frozen
+            model.requires_grad_(True)
+        return model.train()
 
     def shard(self, policy: nn.Module, sharding: Sharding) -> None:
         """Shard its weights."""
@@ -64,7 +107,7 @@ class Critic(Component):
         return last_hidden_state(self.trunk, batch.inputs).flatten(0, 1)[batch.source_positions]
 
     def _freeze_beyond_decoder(self) -> None:
-        """Freeze the trunk's vocabulary head: it is not used, and DDP expects a gradient for every trainable tensor."""
+        """Freeze the trunk's own head: it is not used, and DDP expects a gradient for every trainable tensor."""
         base = base_model(self.trunk)
         used = {id(parameter) for parameter in base.get_decoder().parameters()}
         for parameter in (p for p in base.parameters() if id(p) not in used):

@@ -108,7 +108,8 @@ def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked:
         Names of the tensors that the files lacked and that are initialised now.
 
     Raises:
-        InputError: The files hold a head with several numbers, or the architecture's head has another name.
+        InputError: The files hold a head with several numbers or lack one that they declare, or the architecture's head
+            has another name.
     """
     if head == "language_model":
         return set()
@@ -120,6 +121,9 @@ def fill_head(model: PreTrainedModel, head: Head, report: dict[str, Any], asked:
             raise InputError(asked, why, "Name weights with a single label, or a language model, which gets a new head")
     if WEIGHT not in report["missing_keys"]:
         return set()
+    if any("SequenceClassification" in name for name in model.config.architectures or ()):
+        why = f"its config.json is that of a reward model, and its files lack {WEIGHT}"
+        raise InputError(asked, why, "Take another copy")
     draw_head(model)
     return {WEIGHT}
 

@@ -1,5 +1,8 @@
 """Frozen reward models of any architecture that gives one number per sequence."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
@@ -28,26 +31,73 @@ def open_reward_model(path: str, dtype: Dtype, asked: str) -> tuple[nn.Module, P
         InputError: There is no model, it cannot be read, or it lacks a trained head with one number per sequence.
     """
     asked = f"{asked}={path}"
-    try:
-        location = locate(path)
+    location = find_reward_model(path, asked, INSTEAD)
+    with _explained(asked, INSTEAD):
         model = (_open_adapter if location.adapter else _open_whole)(location, dtype, asked)
         tokenizer = AutoTokenizer.from_pretrained(location.tokenizer)
-    except InputError as error:
-        raise InputError(asked, error.why, INSTEAD) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(asked, f"it cannot be read: {reason}", INSTEAD) from error
     return model.eval().requires_grad_(False), tokenizer
 
 
+def find_reward_model(path: str, asked: str, instead: str) -> Location:
+    """Find a reward model, without reading its weights.
+
+    Args:
+        path: As for ``open_reward_model``.
+        asked: The user's setting, for errors.
+        instead: What to type instead, for errors.
+
+    Raises:
+        InputError: There is no model, or its config is not that of a model with one number per sequence.
+    """
+    with _explained(asked, instead):
+        location = locate(path)
+        if not location.adapter:
+            _refuse_other_head(AutoConfig.from_pretrained(location.weights, revision=location.revision), asked)
+        elif adapter_head(location.adapter) != "reward":
+            raise InputError(asked, "its adapter is for a language model, which does not score sequences", instead)
+    return location
+
+
+def refuse_other_tokens(location: Location, tokenizer: PreTrainedTokenizerBase, asked: str, instead: str) -> None:
+    """Refuse a reward model whose tokenizer gives another id to a token of this one.
+
+    Args:
+        location: From ``find_reward_model``.
+        tokenizer: The tokenizer whose ids the model will read.
+        asked: The user's setting, for errors.
+        instead: What to type instead, for errors.
+
+    Raises:
+        InputError: The ids differ, or its tokenizer cannot be read.
+    """
+    with _explained(asked, instead):
+        theirs = AutoTokenizer.from_pretrained(location.tokenizer).get_vocab()
+        for token, index in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+            if theirs.get(token) != index:
+                there = "is missing" if token not in theirs else f"is {theirs[token]}"
+                why = (
+                    f"it has other tokens: {token!r} is {index} in the tokenizer of the policy, and {there} in its own"
+                )
+                raise InputError(asked, why, instead)
+
+
+@contextmanager
+def _explained(asked: str, instead: str) -> Iterator[None]:
+    """Turn errors of reading a model into an ``InputError`` with the user's setting."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(asked, error.why, instead) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(asked, f"it cannot be read: {reason}", instead) from error
+
+
 def _open_adapter(location: Location, dtype: Dtype, asked: str) -> nn.Module:
-    if adapter_head(location.adapter) != "reward":
-        raise InputError(asked, "its adapter is for a language model, which does not score sequences", INSTEAD)
     return adapters.reattach(open_weights(location, dtype, "packed", head="reward"), location.adapter)
 
 
 def _open_whole(location: Location, dtype: Dtype, asked: str) -> nn.Module:
-    _refuse_other_head(AutoConfig.from_pretrained(location.weights, revision=location.revision), asked)
     model, report = AutoModelForSequenceClassification.from_pretrained(
         location.weights, revision=location.revision, dtype=dtype, output_loading_info=True
     )
