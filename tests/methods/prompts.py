@@ -109,6 +109,7 @@ ONLINE = {
         loss=LOSS,
         normaliser="token",
         critic="shared",
+        critic_lr_factor=2.0,
         value_coef=0.1,
         clip_value=0.2,
         gamma=1.0,

@@ -78,7 +78,7 @@ def test_a_critic_that_does_not_fit_is_refused(tmp_path):
         str(tmp_path / "short"): "it has 64 positions, and the policy has 2048",
     }.items():
         with pytest.raises(InputError, match=why) as caught:
-            Critic(name, lambda path: scored()).build(make_policy())
+            Critic(name, 1.0, lambda path: scored()).build(make_policy())
         assert caught.value.asked == f"method.critic={name}"
         assert caught.value.instead.endswith("or type method.critic=separate")
 

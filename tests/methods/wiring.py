@@ -262,16 +262,16 @@ def reward_model_of(run):
     return Slow(run.method.policy.config, run.start, kind=LlamaForSequenceClassification)
 
 
-def update(loss, parameters, step, clip=None, lr=LR):
-    """A plain update; gives the metrics that every step logs."""
+def update(loss, parameters, step, clip=None, lr=LR, factors=None):
+    """A plain update, each parameter at its factor times the rate; gives the metrics that every step logs."""
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm = sum((g**2).sum() for g in gradients if g is not None) ** 0.5
     lr = lr * (1, LAST)[step]
     share_of_it = 1.0 if clip is None else min(1.0, clip / (norm.item() + 1e-6))
     with torch.no_grad():
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient, factor in zip(parameters, gradients, factors or [1] * len(parameters), strict=True):
             if gradient is not None:
-                parameter -= lr * share_of_it * gradient
+                parameter -= lr * factor * share_of_it * gradient
     clipped = {} if clip is None else {"train/grad_norm_clipped": min(norm.item(), clip)}
     return {"train/loss": loss.item(), "train/grad_norm": norm.item(), "train/lr": lr, **clipped}
 

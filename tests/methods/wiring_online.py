@@ -89,9 +89,11 @@ class Replay:
             origins = {origin for batch in self.run.batches[step].micro_batches for origin in batch.origins}
             some = [one for one in everyone if one.origin in origins]
             loss, metrics = self.loss(some)
-            parameters = [*self.policy.parameters, *self.head, *(self.trunk.parameters if self.trunk else [])]
+            critic = [*self.head, *(self.trunk.parameters if self.trunk else [])]
+            parameters = [*self.policy.parameters, *critic]
+            factors = [1] * len(self.policy.parameters) + [self.settings.get("critic_lr_factor")] * len(critic)
             clip, lr = self.run.config["trainer"]["gradient_clip_val"], self.run.config["optimizer"]["lr"]
-            expected.append(update(loss, parameters, step, clip, lr) | logged | metrics)
+            expected.append(update(loss, parameters, step, clip, lr, factors) | logged | metrics)
             self.move(self.policy)
         return expected
 

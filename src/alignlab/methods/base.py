@@ -182,14 +182,22 @@ class Method(lightning.LightningModule):
 
     def configure_optimizers(self):
         """Make the optimizer and its scheduler, without weight decay for vectors (norms, biases)."""
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for module in self.trained_modules:
+            factor = module.lr_factor if isinstance(module, Component) else 1.0
+            by_factor.setdefault(factor, []).extend(p for p in module.parameters() if p.requires_grad)
         groups = [
-            {"params": [p for p in self._trained() if len(full_shape(p)) >= 2]},
-            {"params": [p for p in self._trained() if len(full_shape(p)) < 2], "weight_decay": 0.0},
+            (factor, {"params": [p for p in parameters if (len(full_shape(p)) < 2) == are_vectors], **decay})
+            for factor, parameters in by_factor.items()
+            for are_vectors, decay in ((False, {}), (True, {"weight_decay": 0.0}))
         ]
+        groups = [(factor, group) for factor, group in groups if group["params"]]
         try:
-            optimizer = self.factories.make_optimizer([group for group in groups if group["params"]])
+            optimizer = self.factories.make_optimizer([group for _, group in groups])
         except (TypeError, ValueError) as error:
             raise InputError("optimizer", str(error), "Choose another optimizer, such as optimizer=adamw") from error
+        for (factor, _), group in zip(groups, optimizer.param_groups, strict=True):
+            group["lr"] *= factor
         return [optimizer], [self.factories.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:

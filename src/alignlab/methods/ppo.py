@@ -44,11 +44,13 @@ class CriticSettings(Settings):
     Args:
         critic: ``shared``: a value head on the policy's hidden states; ``separate``: a separate model, which starts as
             the policy; or the path of a reward model to start from. See ``models.critic``.
+        critic_lr_factor: The critic's learning rate divided by that of the policy.
         value_coef: Weight of the value loss.
         clip_value: Clip range of values around the old values in the value loss; ``None`` for no clipping.
     """
 
     critic: str
+    critic_lr_factor: Annotated[float, Field(gt=0)]
     value_coef: Annotated[float, Field(ge=0)]
     clip_value: Annotated[float, Field(gt=0)] | None
 
@@ -107,7 +109,7 @@ class PPO(Method):
         self.rollout, self.reference = RolloutData(rollout, sampler), None
         if rollout.reward_kl_coef:
             self.reference = ReferencePolicy(reference, factories.open_model, self.rollout.temperature)
-        self.critic = Critic(critic.critic, factories.open_reward_model)
+        self.critic = Critic(critic.critic, critic.critic_lr_factor, factories.open_reward_model)
 
     # --- before the update --------------------------------------------------------------------------------------------
 

@@ -17,6 +17,9 @@ class Component(nn.Module):
     is_trained: bool = False
     """Whether the optimizer updates its weights."""
 
+    lr_factor: float = 1.0
+    """Its learning rate divided by that of the policy, if it is trained."""
+
     changes: bool = False
     """Whether its weights change without being trained, so that checkpoints must include them."""
 

@@ -33,6 +33,7 @@ class Critic(Component):
 
     Args:
         kind: ``shared``, ``separate``, or the path of a reward model.
+        lr_factor: Its learning rate divided by that of the policy.
         open_reward_model: Loads a reward model from a path.
 
     Raises:
@@ -41,11 +42,11 @@ class Critic(Component):
 
     is_trained = True
 
-    def __init__(self, kind: str, open_reward_model: Callable[[str], nn.Module]):
+    def __init__(self, kind: str, lr_factor: float, open_reward_model: Callable[[str], nn.Module]):
         super().__init__()
         if kind not in OF_POLICY:
             refuse_damaged(find_reward_model(kind, f"method.critic={kind}", INSTEAD))
-        self.kind, self.open_reward_model = kind, open_reward_model
+        self.kind, self.lr_factor, self.open_reward_model = kind, lr_factor, open_reward_model
         self.trunk: nn.Module | None = None
         self.head: nn.Linear | None = None
         self._sharding: Sharding | None = None
