@@ -10,6 +10,7 @@ import lightning
 import pytest
 import torch
 
+from alignlab.errors import InputError
 from tests.methods.wiring import (
     END,
     compare,
@@ -860,6 +861,93 @@ PPO = {
 @pytest.mark.parametrize("case", PPO)
 def test_ppo(folder, case):
     check_online(folder, "method=ppo", "method.value_coef=0.2", *PPO[case])
+
+
+# --- completions of the data ------------------------------------------------------------------------------------------
+
+
+def as_data(run, with_logps=False):
+    """The completions that two steps sampled and their rewards, as rows of a file."""
+    rows = []
+    for rollout in run.rollouts:
+        for number, prompt in enumerate(rollout.prompts):
+            ones = [i for i, index in enumerate(rollout.prompt_index.tolist()) if index == number]
+            plain, total = rollout.completions.plain(), rollout.columns["reward"].tolist()
+            row = {
+                "prompt": prompt.record["prompt"],
+                "completions": [plain[i].tokens for i in ones],
+                "rewards": [None if math.isnan(total[i]) else total[i] for i in ones],
+            }
+            rows.append(row | ({"logps": [plain[i].logps for i in ones]} if with_logps else {}))
+    return rows
+
+
+OFFLINE = ["rollout=data", "method/reward=[given]", "method.reward_weights=null"]
+OFFLINE += [word for word in REWARDS if not word.startswith(("method.reward", "method/reward"))]
+
+
+@pytest.mark.parametrize("with_logps", [False, True])
+@pytest.mark.parametrize("name", ["grpo", "rloo", "ppo"])
+def test_completions_of_the_data_train_as_if_they_were_sampled(folder, tmp_path, name, with_logps):
+    """Equal losses and weights, also where the second update is off the policy that sampled."""
+    rows, words = [{"prompt": text} for text in texts(5, 12)], [f"method={name}", *HALVES, "data.global_batch_size=4"]
+    online = train(folder, rows, *REWARDS, *words)
+    (rollout,) = {id(one): one for one in online.rollouts}.values()
+    online.rollouts = [rollout]
+    offline = train(folder, as_data(online, with_logps), *OFFLINE, *words)
+    assert torch.equal(offline.rollouts[0].completions.tokens, rollout.completions.tokens)
+    for ours, theirs in zip(offline.steps, online.steps, strict=True):
+        for metric in ("train/loss", "train/grad_norm", "train/ratio", "train/clip_fraction"):
+            assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), metric
+        assert ours["train/grad_norm"] > 0
+    for weight, value in online.end.items():
+        torch.testing.assert_close(offline.end[weight], value, rtol=1e-4, atol=1e-6)
+
+
+def test_log_probs_of_the_data_are_those_of_another_sampler(folder):
+    """GRPO weighs a token by its probability now over that when it was sampled: here by e⁻¹."""
+    rows, words = [{"prompt": text} for text in texts(5, 12)], ["method=grpo", "method.normaliser=token"]
+    online = train(folder, rows, *REWARDS, *words)
+    given = as_data(online, with_logps=True)
+    for row in given:
+        row["logps"] = [[value + 1 for value in logps] for logps in row["logps"]]
+    offline = train(folder, given, *OFFLINE, *words)
+    ratio = offline.steps[0]["train/grad_norm"] / online.steps[0]["train/grad_norm"]
+    assert ratio == pytest.approx(math.exp(-1), rel=1e-4)
+    assert offline.steps[0]["rollout/parity_mean_difference"] == pytest.approx(1.0, rel=1e-4)
+
+
+def test_groups_of_the_data_may_have_any_size(folder):
+    """Without its last completion a group has the mean of the others, which is subtracted."""
+    online = train(folder, [{"prompt": text} for text in texts(5, 12)], *REWARDS, "method=rloo")
+    given = as_data(online)
+    given[0] = {"prompt": given[0]["prompt"]} | {name: given[0][name][:-1] for name in ("completions", "rewards")}
+    given[0]["rewards"] = [1.0, 2.0, 6.0]
+    given[1]["rewards"] = [0.0, 0.0, 1.0, 3.0]
+    offline = train(folder, given, *OFFLINE, "method=rloo")
+    rollout = offline.rollouts[0]
+    assert rollout.prompt_index.tolist() == [0, 0, 0, 1, 1, 1, 1]
+    assert rollout.columns["reward"].tolist() == [1, 2, 6, 0, 0, 1, 3]
+    (advantages,) = [
+        [value for row in batch.micro_batches for value in row.columns["advantages"].tolist()]
+        for batch in offline.batches[:1]
+    ]
+    assert sorted(advantages) == pytest.approx(sorted([-3, -1.5, 4.5, -4 / 3, -4 / 3, 0, 8 / 3]))
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ({}, "the row has no completions"),
+        ({"completions": ["a" * 6], "rewards": [1]}, r"completions\[0\]: it has 7 tokens, and rollout.max_compl"),
+        ({"completions": [[3, 99]], "rewards": [1]}, "it holds the token 99, and the tokenizer has 28"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_refused_before_training(folder, row, why):
+    first = {"prompt": "abc", "completions": ["ab"], "rewards": [1.0]}
+    with pytest.raises(InputError, match=why) as caught:
+        make(folder, [first, {"prompt": "abc", **row}], *OFFLINE, "method=rloo")
+    assert "rows.jsonl:2" in str(caught.value)
 
 
 # --- what two updates do not show -------------------------------------------------------------------------------------

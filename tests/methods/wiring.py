@@ -36,7 +36,7 @@ WORDS = [
     f"optimizer.lr={LR}", "scheduler=linear", "scheduler.warmup_steps=0", f"scheduler.min_lr_ratio={2 * LAST - 1:g}",
     "trainer.max_steps=2", "trainer.gradient_clip_val=null", "trainer.accelerator=cpu", "logger=none", "callbacks=none",
 ]  # fmt: skip
-GROUPS = ("method", "model", "peft", "data", "optimizer", "scheduler", "logger", "callbacks")
+GROUPS = ("method", "model", "peft", "data", "rollout", "optimizer", "scheduler", "logger", "callbacks")
 UNCOUNTED = ("train/tokens_per_second", "train/step_seconds", "train/mfu", "time/", "progress/")
 """Logged values that no loss decides."""
 

@@ -122,8 +122,8 @@ class HeldOutSamples(lightning.Callback):
         """``reward`` and ``reward/NAME`` of this rank's completions, and ``passed``: 1, 0 or NaN. Each ``[S]``."""
         columns: dict[str, Tensor] = {}
         if method.rollout is not None:
-            rollout = method.rollout
-            columns = reward(rollout.settings, rollout.scorer, data.tokenizer, prompts, drawn)[0]
+            rollout, sizes = method.rollout, [self.num_completions] * len(prompts)
+            columns = reward(rollout.settings, rollout.scorer, data.tokenizer, prompts, sizes, drawn)[0]
         if self.k and self.pass_reward is not None:
             total = columns["reward"]
             columns["passed"] = (total >= self.pass_reward).double().masked_fill(total.isnan(), torch.nan)

@@ -300,6 +300,12 @@ ROWS: tuple[Rule, ...] = (
         "Leave rollout out, or type method=grpo",
     ),
     Rule(
+        ("rollout", "method.estimator"),
+        lambda c: _is(c, "rollout", "GivenCompletions") and c["method.estimator"] == "remax",
+        "its baseline is the greedy completion of the policy, which the data does not hold",
+        "Type rollout=hf, or method.estimator=grpo",
+    ),
+    Rule(
         ("data.streaming", "method"),
         lambda c: bool(c["data.streaming"]) and c["method.num_completions"] is not None,
         "rollouts select prompts by index, so that a resumed run gets the same ones",

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,22 +51,28 @@ def collect(
     Returns:
         All completions with their rewards, and the counts of each reward; the same on all ranks.
     """
-    own, size = range(rank(), len(prompts), num_ranks()), settings.num_completions
-    own_prompts = [prompts[index] for index in own]
+    own = range(rank(), len(prompts), num_ranks())
+    own_prompts, sizes = [prompts[index] for index in own], sampler.sizes(prompts, settings.num_completions)
+    own_sizes = [sizes[index] for index in own]
     generators = [prompt_generator(data.plan.seed, *key, index) for index in own]
     draw = partial(draw_completions, sampler, learner, data, own_prompts, generators)
-    drawn = draw(size)
-    columns, counts = reward(settings, scorer, data.tokenizer, own_prompts, drawn)
+    drawn = draw(settings.num_completions)
+    columns, counts = reward(settings, scorer, data.tokenizer, own_prompts, own_sizes, drawn)
     if learner.needs_greedy:
-        greedy, greedy_counts = reward(settings, scorer, data.tokenizer, own_prompts, draw(1, greedy=True))
+        once = [1] * len(own_prompts)
+        greedy, greedy_counts = reward(settings, scorer, data.tokenizer, own_prompts, once, draw(1, greedy=True))
         by_name = {name: values for name, values in greedy.items() if name.startswith("reward/")}
-        columns |= {f"greedy/{n.removeprefix('reward/')}": v.repeat_interleave(size) for n, v in by_name.items()}
+        columns |= {
+            f"greedy/{n.removeprefix('reward/')}": v.repeat_interleave(torch.tensor(own_sizes))
+            for n, v in by_name.items()
+        }
         counts = merge_counts([counts, greedy_counts])
-    positions = torch.tensor([index * size + number for index in own for number in range(size)], dtype=torch.long)
-    drawn, columns = gather_completions(drawn, columns, positions, len(prompts) * size, learner.device)
+    starts = [0, *accumulate(sizes)]
+    positions = torch.tensor([i for index in own for i in range(*starts[index : index + 2])], dtype=torch.long)
+    drawn, columns = gather_completions(drawn, columns, positions, starts[-1], learner.device)
     rollout = Rollout(
         prompts=list(prompts),
-        prompt_index=torch.arange(len(prompts)).repeat_interleave(size),
+        prompt_index=torch.arange(len(prompts)).repeat_interleave(torch.tensor(sizes)),
         completions=drawn,
         columns=columns,
         token_columns={"sampled_logps": drawn.logps.double()},
@@ -100,7 +107,7 @@ def draw_completions(
     with gathered:
         return sampler(
             learner.policy,
-            [row.tokens for row in prompts],
+            prompts,
             num_completions=num_completions,
             stop_tokens=data.stop_tokens,
             tokenizer=data.tokenizer,
@@ -116,7 +123,12 @@ def prompt_generator(*key: int | str) -> torch.Generator:
 
 
 def reward(
-    settings: RolloutSettings, scorer: Scorer, tokenizer: Any, prompts: Sequence[TokenRow], drawn: Completions
+    settings: RolloutSettings,
+    scorer: Scorer,
+    tokenizer: Any,
+    prompts: Sequence[TokenRow],
+    sizes: Sequence[int],
+    drawn: Completions,
 ) -> tuple[Columns, dict[str, RewardCounts]]:
     """Score completions with the rewards.
 
@@ -125,7 +137,8 @@ def reward(
         scorer: Calls the rewards.
         tokenizer: Decodes completions.
         prompts: P rows.
-        drawn: S completions, the same number for each prompt.
+        sizes: Number of completions of each prompt. Length P.
+        drawn: S completions.
 
     Returns:
         ``reward``, ``reward/NAME`` and ``num_failed_rewards``, each ``[S]`` in float64, and the counts of each reward.
@@ -134,7 +147,7 @@ def reward(
     if not prompts:  # more ranks than prompts
         empty = torch.zeros(0, dtype=torch.float64)
         return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
-    records = [row.record for row in prompts for _ in range(len(drawn.lengths) // len(prompts))]
+    records = [row.record for row, size in zip(prompts, sizes, strict=True) for _ in range(size)]
     asked, opened = zip(*(split_opened(record["prompt"]) for record in records), strict=True)
 
     def answers(skip_special_tokens: bool) -> list[str]:

@@ -71,14 +71,15 @@ class RolloutData:
         """The last rollout, before filtering; for callbacks that show samples."""
 
     def check_columns(self, data: "DataModule") -> None:
-        """Check that the first training rows have the columns that the rewards cannot do without.
+        """Check that the first training rows have the columns that the rewards cannot do without, and ask the sampler.
 
         Raises:
-            InputError: A column is missing.
+            InputError: A column is missing, or the sampler cannot complete a row.
         """
         if data.train is not None:
             rows = islice(data.train, ROWS_TO_CHECK)
             self.scorer.check_columns({name for row in rows for name in row.record["columns"]})
+            self.sampler.check(data.train, data.tokenizer)
 
     # --- used by methods ----------------------------------------------------------------------------------------------
 
@@ -193,7 +194,11 @@ class RolloutData:
         layout = {"packing": data.load.packing, "pad_token_id": data.tokenizer.pad_token_id or 0}
         score = partial(learner.sharding.forward, learner.score)
         with learner.scoring_mode():
-            return rollout.with_token_columns(**score_rows(rows, score, data.plan, **layout, device=learner.device))
+            scores = score_rows(rows, score, data.plan, **layout, device=learner.device)
+        sampled = rollout.token_columns["sampled_logps"]
+        if "old_logps" in scores:  # completions of the data may come without their log-probs
+            scores["sampled_logps"] = sampled.where(~sampled.isnan(), scores["old_logps"])
+        return rollout.with_token_columns(**scores)
 
     def _compare(self, rollout: Rollout) -> dict[str, float]:
         """Compare the sampler's log-probs with the trainer's, if those were computed.

@@ -409,3 +409,37 @@ def test_numbers_are_labels_only_where_the_format_says_so():
         convert(to_row(record, "auto", {}), Unpaired)
     with pytest.raises(InputError, match="field 'label' is 'maybe'"):
         to_row(Record("f:1", {"prompt": "q", "completion": "a", "label": "maybe"}), "unpaired", {})
+
+
+# --- completions with rewards -----------------------------------------------------------------------------------------
+
+
+def test_completions_with_rewards_become_columns_of_a_prompt():
+    made = row({"prompt": "q", "completions": ["a", [5, 6]], "rewards": "[1, null]", "answer": "a"})
+    assert made.prompt == (user("q"),)
+    assert made.columns == {"completions": ["a", [5, 6]], "rewards": [1, None], "answer": "a"}
+    made = row({"prompt": "q", "completions": [[5, 6]], "rewards": [0.5], "logps": [[-1.0, -2]]})
+    assert made.columns["logps"] == [[-1.0, -2]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"completions": []}, "field 'completions' is an empty list"),
+        ({"completions": [[], [5]]}, r"field 'completions\[0\]' is an empty list"),
+        ({"completions": ["a", " "]}, r"field 'completions\[1\]' is empty"),
+        ({"completions": ["a", 5]}, r"field 'completions\[1\]' is a number where a text is needed"),
+        ({"completions": [[5, "x"], [5]]}, r"field 'completions\[0\]\[1\]' is a text"),
+        ({"rewards": [1]}, "field 'rewards' has 1 entries for 2 completions"),
+        ({"rewards": [1, float("inf")]}, r"field 'rewards\[1\]' is inf where a finite number is needed"),
+        ({"rewards": 3}, "field 'rewards' is a number where a list is needed"),
+        ({"rewards": [True, 0]}, r"field 'rewards\[0\]' is a boolean"),
+        ({"logps": [[-1]]}, "field 'logps' has 1 entries for 2 completions"),
+        ({"logps": [[-1], [-1]]}, r"field 'logps\[0\]' has 1 numbers for 2 tokens"),
+        ({"logps": [[-1, None], [-1]]}, r"field 'logps\[0\]\[1\]' is null"),
+        ({"completions": ["a", "b"], "logps": [[-1], [-1]]}, "'logps' stands beside completions as texts"),
+    ],
+)
+def test_completions_that_do_not_match_their_rewards_are_refused(changes, why):
+    with pytest.raises(InputError, match=why):
+        row({"prompt": "q", "completions": [[5, 6], [7]], "rewards": [1, 0], **changes})

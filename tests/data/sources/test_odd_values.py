@@ -210,6 +210,7 @@ def test_a_row_with_odd_values_is_refused_by_field(value):
 
 GOOD = {
     "preference": {"prompt": "q", "chosen": "a", "rejected": ["b", "c"], "scores": [3, 2, 1], "system": "s"},
+    "scored": {"prompt": "q", "completions": [[5, 6], [7]], "rewards": [1, None], "logps": [[-1.5, 0], [-0.5]]},
     "ranked": {"prompt": "q", "completions": ["a", "b"], "scores": [2, 1], "tools": [{"name": "f"}]},
     "unpaired": {"messages": TALK, "label": True},
     "messages": {"messages": [*TALK, {"role": "user", "content": [{"type": "text", "text": "x"}]}, TALK[1]]},

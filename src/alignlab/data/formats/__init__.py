@@ -10,8 +10,8 @@
 | a key that appears twice in one object | refused: one of the values would be lost silently |
 | filled ``images``, ``videos`` or ``audios`` | refused: only text can be trained on |
 
-The modules ``messages``, ``prompts``, ``demonstrations``, ``preferences`` and ``encoded`` list what each format accepts
-and refuses.
+The modules ``messages``, ``prompts``, ``demonstrations``, ``preferences``, ``scored`` and ``encoded`` list what each
+format accepts and refuses.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,6 +23,7 @@ from alignlab.data.formats.demonstrations import alpaca_prompt, completion, dial
 from alignlab.data.formats.encoded import pair, sequence
 from alignlab.data.formats.fields import BadRow, type_name, without_filled_nulls
 from alignlab.data.formats.preferences import preference, ranked, unpaired
+from alignlab.data.formats.scored import scored
 from alignlab.data.sources.files.record import MEND, Record, is_dialogue
 from alignlab.errors import InputError, nearest
 from alignlab.types.rows import Row
@@ -74,6 +75,7 @@ def _has_verdict(record: Mapping[str, Any]) -> bool:
 # In the order of detection: formats with more specific columns first.
 FORMATS: dict[str, Format] = {
     "preference": Format(preference, _has_any("chosen", "rejected", "chosen_messages", "rejected_messages")),
+    "scored": Format(scored, lambda record: "completions" in record and "rewards" in record),
     "ranked": Format(ranked, _is_ranked),
     "unpaired": Format(unpaired, _has_verdict),
     "tokens": Format(sequence, _has_any("input_ids")),

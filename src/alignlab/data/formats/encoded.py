@@ -21,14 +21,14 @@ NO_LOSS = -100
 
 def sequence(record: dict[str, Any], origin: str) -> Encoded:
     """``input_ids`` with ``labels`` or a mask."""
-    tokens = _numbers(pop(record, "input_ids"), "input_ids")
+    tokens = numbers(pop(record, "input_ids"), "input_ids")
     attention = record.pop("attention_mask", None)
-    if attention is not None and not all(_numbers(attention, "attention_mask")):
+    if attention is not None and not all(numbers(attention, "attention_mask")):
         raise BadRow("field 'attention_mask' hides tokens", "Remove the padding from input_ids and from the labels")
     names = [name for name in ("labels", *MASKS) if record.get(name) is not None]
     if not names:
         raise BadRow("there are input_ids, and neither labels nor a mask that says which of them are in the loss")
-    values = _numbers(record.pop(names[0]), names[0])
+    values = numbers(record.pop(names[0]), names[0])
     if len(values) != len(tokens):
         raise BadRow(f"field {names[0]!r} has {len(values)} numbers for {len(tokens)} tokens")
     if names[0] == "labels":
@@ -54,14 +54,14 @@ def sequence(record: dict[str, Any], origin: str) -> Encoded:
 
 def pair(record: dict[str, Any], origin: str) -> Encoded:
     """``prompt_input_ids`` with a completion, or with a chosen one and one or more rejected ones."""
-    prompt = _numbers(pop(record, "prompt_input_ids"), "prompt_input_ids")
+    prompt = numbers(pop(record, "prompt_input_ids"), "prompt_input_ids")
     name = "chosen_input_ids" if "chosen_input_ids" in record else "completion_input_ids"
-    completions = [_numbers(pop(record, name), name)]
+    completions = [numbers(pop(record, name), name)]
     if name == "chosen_input_ids":
         rejected = from_json_text(pop(record, "rejected_input_ids"), "rejected_input_ids")
         several = isinstance(rejected, list) and rejected and isinstance(rejected[0], list)
         for index, one in enumerate(rejected if several else [rejected]):
-            completions.append(_numbers(one, f"rejected_input_ids[{index}]" if several else "rejected_input_ids"))
+            completions.append(numbers(one, f"rejected_input_ids[{index}]" if several else "rejected_input_ids"))
         if completions[0] in completions[1:]:
             raise BadRow("field 'rejected_input_ids' holds the chosen completion")
     if not prompt or not all(completions):
@@ -70,7 +70,12 @@ def pair(record: dict[str, Any], origin: str) -> Encoded:
     return Encoded(prompt=prompt, completions=tuple(completions), supervised=masks, origin=origin, columns=record)
 
 
-def _numbers(value: Any, field: str) -> tuple[int, ...]:
+def numbers(value: Any, field: str) -> tuple[int, ...]:
+    """Read a list of whole numbers, or its JSON text.
+
+    Raises:
+        BadRow: It is anything else.
+    """
     value = from_json_text(value, field)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BadRow(f"field {field!r} is {type_name(value)} where a list of whole numbers is needed")

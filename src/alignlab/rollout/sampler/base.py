@@ -1,7 +1,7 @@
 """Interface of samplers, which use the policy itself or a copy of it in another engine."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.rollout.completions import Completions
+from alignlab.types.rows import TokenRow
 
 if TYPE_CHECKING:
     from alignlab.rollout.vllm.parity import Parity
@@ -64,7 +65,7 @@ class Sampler(ABC):
     def __call__(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenRow],
         *,
         num_completions: int,
         stop_tokens: Sequence[int],
@@ -76,8 +77,8 @@ class Sampler(ABC):
 
         Args:
             model: The policy.
-            prompts: Token ids of P prompts, none empty.
-            num_completions: G, the number of completions per prompt.
+            prompts: P rows, no prompt empty.
+            num_completions: G, the number of completions per prompt, as ``sizes`` gives it.
             stop_tokens: Tokens that end a completion.
             tokenizer: Tokenizer, for stop strings.
             generator: Random generator of each prompt.
@@ -85,6 +86,26 @@ class Sampler(ABC):
 
         Returns:
             G completions per prompt, in the order of the prompts.
+        """
+
+    def sizes(self, prompts: Sequence[TokenRow], num_completions: int) -> list[int]:
+        """Number of completions that it gives for each prompt; without randomness.
+
+        Args:
+            prompts: P rows.
+            num_completions: G, the number that is set.
+        """
+        return [num_completions] * len(prompts)
+
+    def check(self, prompts: Iterable[TokenRow], tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: B027  (optional)
+        """Check the training rows before training.
+
+        Args:
+            prompts: All training rows.
+            tokenizer: Their tokenizer.
+
+        Raises:
+            InputError: It cannot complete one of them.
         """
 
     def refresh(self, source: "PolicySource") -> dict[str, float]:

@@ -24,6 +24,7 @@ from alignlab.rollout.sampler.decoder import Decoder, device_of
 from alignlab.rollout.sampler.probe import decoder_for
 from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.sampler.stopping import Stopping
+from alignlab.types.rows import TokenRow
 
 ENDED_SHARE = 0.125
 """Fraction of ended rows at which they are removed."""
@@ -67,7 +68,7 @@ class PolicySampler(Sampler):
     def __call__(
         self,
         model: nn.Module,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenRow],
         *,
         num_completions: int,
         stop_tokens: Sequence[int],
@@ -81,7 +82,7 @@ class PolicySampler(Sampler):
         with converted(model, self.dtype):
             return sample(
                 model,
-                prompts,
+                [row.tokens for row in prompts],
                 num_completions=num_completions,
                 settings=settings,
                 tokenizer=tokenizer,

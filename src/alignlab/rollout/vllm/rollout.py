@@ -23,6 +23,7 @@ from alignlab.rollout.vllm.parity import Parity, check_parity
 from alignlab.rollout.vllm.settings import VLLMSettings
 from alignlab.rollout.vllm.weights import Probe
 from alignlab.rollout.weight_sync import PolicySource
+from alignlab.types.rows import TokenRow
 
 NUM_PROBE_TOKENS = 32
 """Maximum number of completion tokens of the probe, by which servers and trainer are compared after an update."""
@@ -128,7 +129,7 @@ class VLLMRollout(VLLMSettings, Sampler):
     def __call__(
         self,
         model: Any,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[TokenRow],
         *,
         num_completions: int,
         stop_tokens: Sequence[int],
@@ -140,7 +141,7 @@ class VLLMRollout(VLLMSettings, Sampler):
 
         Args:
             model: Not used; ``update`` has sent its weights to the servers.
-            prompts: Token ids of P prompts, none empty.
+            prompts: P rows, no prompt empty.
             num_completions: G, the number of completions per prompt.
             stop_tokens: Tokens that end a completion.
             tokenizer: Not used; the servers have their own.
@@ -154,7 +155,7 @@ class VLLMRollout(VLLMSettings, Sampler):
             ServerError, InputError: As ``Engine.sample``.
         """
         seeds = [one.initial_seed() >> 2 for one in generator]
-        shares = all_gather((list(prompts), seeds))
+        shares = all_gather(([row.tokens for row in prompts], seeds))
         settings = self._settings(stop_tokens)
         settings = replace(settings, temperature=0.0) if greedy else settings
         total = num_completions * sum(len(share) for share, _ in shares)
