@@ -7,7 +7,6 @@ The method is read from each run's config.yaml; runs of one method, such as seve
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +87,7 @@ def method_of(run: Path) -> str:
 
 def draw(method: str, folders: Sequence[Path], file: Path) -> Path:
     """Draw one picture of the runs of a method."""
-    runs = [rows_of(folder) for folder in folders]
+    runs = [read_metrics(folder / "metrics.csv") for folder in folders]
     image = io.BytesIO()
     figure(PANELS[method], runs).savefig(image, dpi=DOTS_PER_INCH, facecolor="white")
     # The picture has few colours; with a palette the file has a third of the size.
@@ -96,20 +95,12 @@ def draw(method: str, folders: Sequence[Path], file: Path) -> Path:
     return file
 
 
-def rows_of(folder: Path) -> list[dict[str, float]]:
-    """Rows of a run's metrics.csv, with the validation before training as step 0."""
-    summary = folder / "summary.json"
-    before = json.loads(summary.read_text(encoding="utf-8"))["initial_metrics"] if summary.is_file() else {}
-    held_out = {name: value for name, value in before.items() if name.startswith("val/")}
-    return [{AXIS: 0.0, **held_out}, *read_metrics(folder / "metrics.csv")]
-
-
 def figure(panels: Sequence[Panel], runs: Runs) -> Figure:
     """Small multiples over optimizer steps.
 
     Args:
         panels: Panels to draw; metrics that no run has logged are left out.
-        runs: Rows per run, as ``rows_of`` returns them.
+        runs: Rows per run, as ``read_metrics`` returns them.
 
     Raises:
         InputError: None of the metrics was logged.

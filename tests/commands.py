@@ -1,6 +1,5 @@
 """Running alignlab's commands as a user would, in this process or in one of their own."""
 
-import csv
 import json
 import os
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 from alignlab.cli.main import main
+from alignlab.run_folder.metrics_file import AXIS, read_metrics
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 QUIET = ["logger=none", "callbacks.exact_match=null"]
@@ -30,9 +30,8 @@ def start(*words: str, **environment: str) -> subprocess.Popen:
 
 
 def metrics(run: Path) -> list[dict[str, float]]:
-    """Rows of a run's metrics.csv; empty cells left out."""
-    with (run / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    """Rows of the optimizer steps in a run's metrics.csv; that of step 0, the validation before them, is left out."""
+    return [row for row in read_metrics(run / "metrics.csv") if row[AXIS] > 0]
 
 
 def summary(run: Path) -> dict:

@@ -26,7 +26,7 @@ def trained(tmp_path_factory):
 
 
 def test_a_run_gives_its_metrics_config_and_model(trained):
-    assert [row["progress/step"] for row in trained.metrics] == [1, 2]
+    assert [row["progress/step"] for row in trained.metrics] == [0, 1, 2]
     assert trained.summary["status"] == "done" and trained.config["method"]["_target_"].endswith("SFT")
     model, tokenizer = trained.model(), trained.tokenizer()
     words = tokenizer.apply_chat_template([{"role": "user", "content": "1 + 1?"}], return_tensors="pt")

@@ -12,6 +12,7 @@ from PIL import Image
 from alignlab.cli.composition.compose import ROOT, compose
 from alignlab.errors import InputError
 from alignlab.metrics import FAMILIES, METRICS, check_names
+from alignlab.run_folder.metrics_file import read_metrics
 from tests.methods.toy import METHODS as TOYS
 from tests.methods.toy import class_of, fit, make_loader, make_method, rows_for
 
@@ -140,9 +141,9 @@ def make_run(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "config.yaml").write_text(f"method: {{_target_: alignlab.methods.{method}.X}}\n")
-        (folder / "summary.json").write_text('{"initial_metrics": {"val/loss": 0.7, "seconds": 3}}')
         names = ["progress/step", "val/loss", *columns]
-        lines = [[step, 0.6 if step % 20 == 0 else "", *(f(step) for f in columns.values())] for step in range(1, 41)]
+        lines = [[0, 0.7, *("" for _ in columns)]]
+        lines += [[step, 0.6 if step % 20 == 0 else "", *(f(step) for f in columns.values())] for step in range(1, 41)]
         (folder / "metrics.csv").write_text("\n".join(",".join(map(str, line)) for line in [names, *lines]) + "\n")
         return folder
 
@@ -159,7 +160,7 @@ def test_runs_of_a_method_share_a_picture(make_run, tmp_path):
 
 def test_a_picture_shows_what_was_logged_from_step_0_on(make_run):
     """Two runs: of the loss a raw and a smoothed curve each, of the validation one with three points each."""
-    runs = [method_curves.rows_of(make_run(name, **{"train/loss": lambda step: 1 / step})) for name in "ab"]
+    runs = [read_metrics(make_run(name, **{"train/loss": lambda step: 1 / step}) / "metrics.csv") for name in "ab"]
     (axes,) = method_curves.figure(method_curves.PANELS["dpo"], runs).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train/loss", "val/loss"]
     assert [len(line.get_xdata()) for line in axes.get_lines()] == [40, 40, 40, 40, 3, 3]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.checkpoint import Checkpoint
 from alignlab.callbacks.export_trial import ExportTrial
+from alignlab.callbacks.first_validation import LogFirstValidation
 from alignlab.callbacks.precompute_reference import PrecomputeReference
 from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
@@ -335,6 +336,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
         chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)
+    validation = [LogFirstValidation(), ValidateAtEnd()]
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     if node["deterministic"] is None:
         node["deterministic"] = not launch.uses_cuda(node["accelerator"])
@@ -342,7 +344,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=build("strategy", config["strategy"]),
-        callbacks=[card, trial, *chosen.values(), PrecomputeReference(), ValidateAtEnd(), summary, checkpoint],
+        callbacks=[card, trial, *chosen.values(), PrecomputeReference(), *validation, summary, checkpoint],
         logger=make_loggers(config, folder),
         enable_progress_bar="progress" in config["callbacks"],
         use_distributed_sampler=False,

@@ -88,9 +88,8 @@ def make_trainer(folder, *, callbacks=(), loggers=(), **options):
         callbacks=list(callbacks),
         logger=list(loggers),
         enable_model_summary=False,
-        num_sanity_val_steps=-1,
         log_every_n_steps=1,
-        **{"enable_progress_bar": False, **options},
+        **{"enable_progress_bar": False, "num_sanity_val_steps": -1, **options},
     )
 
 

@@ -177,10 +177,10 @@ def test_online_without_a_key_and_names_that_are_none_are_refused(tmp_path, nobo
         loggers.wandb(**OPTIONS | {"project": "a/b#c", "mode": "offline"}, run_folder=RunFolder(tmp_path))
 
 
-def events(folder):
+def events(folder, name="train/loss"):
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     accumulator = EventAccumulator(str(folder)).Reload()
-    return [(event.step, event.value) for event in accumulator.Scalars("train/loss")]
+    return [(event.step, event.value) for event in accumulator.Scalars(name)]
 
 
 def test_tensorboard_has_our_axis_and_hides_what_a_resume_repeats(tmp_path):
@@ -193,6 +193,14 @@ def test_tensorboard_has_our_axis_and_hides_what_a_resume_repeats(tmp_path):
     second.log_metrics({"train/loss": 9.0}, step=2)
     second.finalize("success")
     assert events(tmp_path / "tensorboard") == [(1, 0.0), (2, 1.0), (3, 9.0)]
+
+
+def test_tensorboard_shows_a_run_that_starts_anew_in_its_folder_once(tmp_path):
+    for value in (1.0, 2.0):
+        logger = loggers.tensorboard(run_folder=RunFolder(tmp_path))
+        logger.log_metrics({"val/loss": value}, step=-1)
+        logger.finalize("success")
+    assert events(tmp_path / "tensorboard", "val/loss") == [(0, 2.0)]
 
 
 def test_tensorboard_that_is_not_installed_is_refused_with_the_command(tmp_path, monkeypatch):

@@ -86,9 +86,9 @@ def test_a_folder_in_place_of_the_file_is_refused(tmp_path):
 
 def test_a_new_run_begins_anew(tmp_path):
     path = tmp_path / "metrics.csv"
-    log(MetricsFile(path=path, first_step=0), (1, {"train/loss": 1.0}))
-    log(MetricsFile(path=path, first_step=0), (1, {"train/lr": 2.0}))
-    assert read_metrics(path) == [{"progress/step": 1, "train/lr": 2}]
+    log(MetricsFile(path=path, first_step=0), (0, {"val/nll": 1.0}), (1, {"train/loss": 1.0}))
+    log(MetricsFile(path=path, first_step=0), (0, {"val/loss": 3.0}), (1, {"train/lr": 2.0}))
+    assert read_metrics(path) == [{"progress/step": 0, "val/loss": 3}, {"progress/step": 1, "train/lr": 2}]
 
 
 def run(folder, steps, *, resume=None, make=Toy):

@@ -254,7 +254,7 @@ def test_a_refused_run_leaves_curves_and_logs_that_were_there(make, tmp_path):
 
 def test_a_refused_run_takes_its_metrics_away_where_no_step_is_in_them(make, tmp_path):
     folder = make(run_dir=tmp_path / "run")
-    disk.write_text(folder.metrics, "progress/step,train/loss\n")
+    disk.write_text(folder.metrics, "progress/step,val/loss\n0,2.5\n")
     refused_after(folder)
     assert not folder.path.exists()
 

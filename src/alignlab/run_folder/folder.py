@@ -6,12 +6,12 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
 from alignlab.errors import InputError
 from alignlab.run_folder.location import FILES, LEFTOVERS, names_in
+from alignlab.run_folder.metrics_file import has_steps
 from alignlab.run_folder.storage import SavedState, remove_leftovers
 from alignlab.system.disk import LOCK, write_text
 
@@ -112,7 +112,7 @@ class RunFolder:
     @property
     def has_trained(self) -> bool:
         """Whether a run in this folder has logged or saved a step, or written its model."""
-        return self.model.exists() or any(self.checkpoints.glob("step-*")) or _has_rows(self.metrics)
+        return self.model.exists() or any(self.checkpoints.glob("step-*")) or has_steps(self.metrics)
 
     def write_config(self, text: str) -> None:
         """Write the resolved config; a resumed run replaces the previous one."""
@@ -172,14 +172,6 @@ def read_status(path: Path) -> str | None:
         return json.loads((path / "summary.json").read_text(encoding="utf-8"))["status"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
-
-
-def _has_rows(table: Path) -> bool:
-    try:
-        with table.open("rb") as file:
-            return len(list(islice(file, 2))) == 2
-    except OSError:
-        return False
 
 
 def _remove(path: Path) -> None:

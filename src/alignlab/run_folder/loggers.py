@@ -41,13 +41,17 @@ class TensorBoard(TensorBoardLogger):
 def tensorboard(*, run_folder: RunFolder) -> TensorBoard:
     """Log to event files in ``tensorboard/``; points after the checkpoint that the run resumes from are hidden.
 
+    A fresh start hides all points that a killed run left there.
+
     Raises:
         InputError: The package is not installed.
     """
-    purge = {"purge_step": run_folder.first_step + 1} if run_folder.checkpoint else {}
+    purge = run_folder.first_step + 1 if run_folder.checkpoint else 0
     folder = run_folder.tensorboard
     try:
-        return TensorBoard(save_dir=folder.parent, name=folder.name, version="", default_hp_metric=False, **purge)
+        return TensorBoard(
+            save_dir=folder.parent, name=folder.name, version="", default_hp_metric=False, purge_step=purge
+        )
     except ModuleNotFoundError as error:
         instead = "pip install 'alignlab[tensorboard]', or choose logger=csv"
         raise InputError("logger=tensorboard", "the package tensorboard is not installed", instead) from error

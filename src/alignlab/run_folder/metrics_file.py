@@ -1,4 +1,4 @@
-"""metrics.csv: one row per optimizer step with all its metrics."""
+"""metrics.csv: one row per optimizer step with all its metrics, after one of step 0, the validation before them."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def on_axis(metrics: Mapping[str, float], step: int | None) -> dict[str, float]:
 
     Args:
         metrics: Metrics that Lightning passes to a logger.
-        step: Lightning's count of finished batches, one less than the optimizer steps done.
+        step: Lightning's count of finished batches, one less than the optimizer steps done; -1 before the first step.
     """
     values = {name: value for name, value in metrics.items() if name != "epoch"}
     return {AXIS: float((step or 0) + 1), **values}
@@ -53,7 +53,7 @@ class MetricsFile(Logger):
         rows = list(_parsed(self.path))
         if unread := rows.count(None):
             log.warning("%s: left out %d rows that cannot be read", self.path, unread)
-        self._rows = [row for row in rows if row is not None and row[AXIS] <= first_step]
+        self._rows = [row for row in rows if row is not None and first_step and row[AXIS] <= first_step]
         self._columns = list(dict.fromkeys([AXIS, *(name for row in self._rows for name in row)]))
         self._last_row = 0  # offset in the file of the row of the newest step
         self._opened = False
@@ -131,6 +131,17 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         path: The CSV file. Rows that cannot be read are skipped, such as an incomplete last row after a crash.
     """
     return [row for row in _parsed(Path(path)) if row is not None]
+
+
+def has_steps(path: Path) -> bool:
+    """Whether a metrics file holds a row of an optimizer step, which the validation before the first one is not.
+
+    Rows that cannot be read count as such, and so does a file that cannot be opened: what is there is kept.
+    """
+    try:
+        return any(row is None or row[AXIS] > 0 for row in _parsed(path))
+    except OSError:
+        return True
 
 
 def _parsed(path: Path) -> Iterator[dict[str, float] | None]:
