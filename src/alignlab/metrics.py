@@ -139,8 +139,14 @@ def check_names(names: Iterable[str], known: Mapping[str, Metric] = METRICS) -> 
 
 def is_known(name: str, known: Mapping[str, Metric] = METRICS) -> bool:
     """Whether a name has a meaning, as it is or without ``train/`` or ``val/`` in front."""
+    return find(name, known) is not None
+
+
+def find(name: str, known: Mapping[str, Metric] = METRICS) -> Metric | None:
+    """Unit and meaning of a name, as it is or without ``train/`` or ``val/`` in front; None if it has none."""
     plain = name.removeprefix("val/").removeprefix("train/")
-    return name in known or plain in known or plain.startswith(tuple(FAMILIES))
+    families = (metric for prefix, metric in FAMILIES.items() if plain.startswith(prefix))
+    return known.get(name) or known.get(plain) or next(families, None)
 
 
 def best_mode(name: str, known: Mapping[str, Metric] = METRICS) -> Mode | None:

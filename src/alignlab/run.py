@@ -168,7 +168,7 @@ def train(config: Config, folder: RunFolder) -> None:
             summary.status = "failed"
             raise
         finally:
-            finish(trainer, summary, folder)
+            finish(trainer, method, summary, folder)
 
 
 @contextmanager
@@ -206,9 +206,11 @@ def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunF
 
 
 @rank_zero_only
-def finish(trainer: lightning.Trainer, summary: Summary, folder: RunFolder) -> None:
+def finish(trainer: lightning.Trainer, method: Method, summary: Summary, folder: RunFolder) -> None:
     """Draw the curves, write the summary, show the results, and close the loggers."""
-    plots = draw(folder.metrics, folder.plots)
+    facts = summary.facts
+    title = f"{folder.path.name} · {facts['method']} · {'/'.join(Path(facts['model']).parts[-2:])}"
+    plots = draw(folder.metrics, folder.plots, title=title, own_metrics=method.own_metrics)
     results = summary.write(summary.status)
     if summary.status == "done":
         files = [folder.model, folder.metrics, folder.summary, *plots[:1]]
