@@ -1,5 +1,6 @@
 """The same from Python."""
 
+import shlex
 import subprocess
 import sys
 
@@ -33,6 +34,14 @@ def test_a_run_gives_its_metrics_config_and_model(trained):
     with torch.no_grad():
         logits = model(input_ids=words["input_ids"]).logits
     assert not model.training and model.peft_config and logits.isfinite().all()
+
+
+def test_the_model_has_a_card(trained):
+    card = (trained.path / "model" / "README.md").read_text(encoding="utf-8")
+    command = shlex.join(["alignlab", "train", *FEW, "peft=lora", f"run_dir={trained.path}"])
+    assert "A lora adapter for `pocket`, trained by sft on arithmetic" in card and f"\n{command}\n" in card
+    before, after = (trained.summary[key]["val/loss"] for key in ("initial_metrics", "metrics"))
+    assert f"| val/loss | {before:.4g} | {after:.4g} |" in card
 
 
 def test_an_earlier_run_is_opened_by_its_folder(trained):

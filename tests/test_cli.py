@@ -22,7 +22,7 @@ def jobs(monkeypatch, tmp_path):
     """Run in an empty folder, with training replaced by a note of what it was asked to do."""
     made = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(run, "fit", lambda config, command: made.append(config))
     monkeypatch.setattr(sweep, "start", lambda config, *_: made.append(config) or Ended(0))
     return made
 
@@ -43,6 +43,13 @@ def test_train_composes_and_runs_one_job_and_leaves_nothing_behind(jobs, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_run_gets_the_command_as_it_was_typed(jobs, monkeypatch):
+    commands = []
+    monkeypatch.setattr(run, "fit", lambda config, command: commands.append(command))
+    assert main(["train", "optimizer.lr=0.5", "model.path=pocket", "tags=[a b]"]) == 0
+    assert commands == ["alignlab train optimizer.lr=0.5 model.path=pocket 'tags=[a b]'"]
+
+
 def test_a_refusal_is_one_paragraph_and_exit_code_2(jobs, capsys):
     assert main(["train", "optimizer.lrr=1"]) == 2
     captured = capsys.readouterr()
@@ -51,7 +58,7 @@ def test_a_refusal_is_one_paragraph_and_exit_code_2(jobs, capsys):
 
 
 def test_a_refusal_by_the_run_itself_is_printed_alike(jobs, monkeypatch, capsys):
-    def fit(config):
+    def fit(config, command):
         raise InputError("data.path=x", "there is no such file", "Type data.path=FILE")
 
     monkeypatch.setattr(run, "fit", fit)
@@ -65,7 +72,7 @@ def test_debug_shows_the_traceback_of_a_refusal(jobs):
 
 
 def test_any_other_error_keeps_its_traceback(jobs, monkeypatch):
-    def fit(config):
+    def fit(config, command):
         raise RuntimeError("a bug")
 
     monkeypatch.setattr(run, "fit", fit)
@@ -74,7 +81,7 @@ def test_any_other_error_keeps_its_traceback(jobs, monkeypatch):
 
 
 def test_a_stop_passes_its_exit_code(jobs, monkeypatch):
-    def fit(config):
+    def fit(config, command):
         raise SystemExit(143)
 
     monkeypatch.setattr(run, "fit", fit)

@@ -1,6 +1,7 @@
 """The same from Python, for notebooks and scripts: ``alignlab.train(["method=dpo", …])``, ``alignlab.compose(…)``."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,4 +91,4 @@ def train(words: Sequence[str] = ()) -> Run:
         InputError: A word, the data or the model is wrong.
         RunError: The run could not continue.
     """
-    return Run(run.fit(compose(words)))
+    return Run(run.fit(compose(words), shlex.join(["alignlab", "train", *words])))

@@ -1,7 +1,7 @@
 """A training run: make its folder, train, and write the model."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from alignlab.assemble import (
     Config,
     check_monitors,
     check_sources,
+    in_words,
     make_method,
     make_trainer,
     open_model_and_data,
@@ -26,11 +27,13 @@ from alignlab.callbacks.card import result_card
 from alignlab.callbacks.export_trial import write_and_compare
 from alignlab.callbacks.summary import Summary
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
+from alignlab.config.sources import data_sets, source_node
 from alignlab.distributed import launch
 from alignlab.distributed.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
 from alignlab.models.export import ExportError
+from alignlab.models.model_card import CardFacts, model_card
 from alignlab.run_folder import console
 from alignlab.run_folder.changes import refuse_changes, shown
 from alignlab.run_folder.choice import make_run_folder
@@ -39,16 +42,18 @@ from alignlab.run_folder.log import captured
 from alignlab.run_folder.loggers import close_loggers
 from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.plots import draw
+from alignlab.system.credentials import masked
 from alignlab.system.disk import disk_fault
 
 log = logging.getLogger(__name__)
 
 
-def fit(config: Config) -> Path:
+def fit(config: Config, command: str | None = None) -> Path:
     """Train in this process, in one new process per device, or as a rank of a job that a launcher has started.
 
     Args:
         config: Composed, checked and resolved config.
+        command: The command line, for the card of the model; None if it is not known.
 
     Returns:
         The run's folder.
@@ -63,9 +68,9 @@ def fit(config: Config) -> Path:
         config, folder = prepare(config, num_processes)
     try:
         if num_processes > 1:
-            launch.launch(train, config, folder, num_processes=num_processes)
+            launch.launch(train, config, folder, command, num_processes=num_processes)
         else:
-            train(config, folder)
+            train(config, folder, command)
     except InputError:
         if own_rank() == 0:
             folder.discard()
@@ -147,7 +152,7 @@ def read_config(path: Path) -> Config:
         raise InputError(str(path), why, "Restore the file, or start a new run with another run_dir=") from error
 
 
-def train(config: Config, folder: RunFolder) -> None:
+def train(config: Config, folder: RunFolder, command: str | None) -> None:
     """Build data, method and trainer, train, write and check the model, and show the results."""
     rank = own_rank()  # first, because it also sets the rank of rank_zero_only
     console.set_up(config["debug"])
@@ -163,12 +168,51 @@ def train(config: Config, folder: RunFolder) -> None:
         try:
             state = folder.checkpoint and folder.checkpoint.state
             trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
-            write_model(method, data.tokenizer, folder, summary)
+            card = make_card(config, folder.path.name, command, summary)
+            write_model(method, data.tokenizer, folder, summary, card)
         except Exception:
             summary.status = "failed"
             raise
         finally:
             finish(trainer, method, summary, folder)
+
+
+def make_card(config: Config, name: str, command: str | None, summary: Summary) -> str:
+    """Write the model card of a run that has trained.
+
+    Args:
+        config: The resolved config.
+        name: Name of the run.
+        command: The command line; None if it is not known.
+        summary: With the results.
+    """
+    facts, loss = summary.facts, config["method"].get("loss") or {}
+    data = data_sets(source_node(config["data"]))
+    details = {
+        "loss": name_of(loss["_target_"]) if "_target_" in loss else ", ".join(loss),
+        "optimizer": in_words(config),
+        "strategy": facts["strategy"],
+        "steps": f"{summary.steps:,}",
+        "seed": facts["seed"],
+    }
+    card = CardFacts(
+        name=name,
+        base=facts["model"],
+        adapter=facts["peft"],
+        method=facts["method"],
+        data=", ".join(data),
+        hub_data=tuple(name for name, is_on_hub in data.items() if is_on_hub),
+        command=command,
+        details={key: value for key, value in details.items() if value != ""},
+        before=held_out(summary.initial_metrics),
+        after=held_out(summary.metrics),
+    )
+    return masked(model_card(card))
+
+
+def held_out(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Only the metrics of held-out rows."""
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
 
 
 @contextmanager
@@ -190,13 +234,15 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(f"the run in {folder}", why, instead) from error
 
 
-def write_model(method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary) -> None:
+def write_model(
+    method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary, card: str
+) -> None:
     """Write ``model/``, and compare its logits with those of the model in memory; the run is then done.
 
     All ranks must call this to gather the weights; rank 0 writes.
     """
     try:
-        difference = write_and_compare(method, tokenizer, folder.model)
+        difference = write_and_compare(method, tokenizer, folder.model, card=card)
     except ExportError as error:
         instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
         raise RunError(f"the model in {folder.model}", str(error), instead) from error

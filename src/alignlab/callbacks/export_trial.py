@@ -51,7 +51,7 @@ class ExportTrial(lightning.Callback):
 
     def _try(self, method: Method) -> None:
         if num_parameters(method.policy) <= LARGEST:
-            write_and_compare(method, self.tokenizer, self.folder / "model")
+            write_and_compare(method, self.tokenizer, self.folder / "model", card=None)
         elif method.trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             verify_files(method.policy, self.tokenizer, self.folder)
@@ -68,7 +68,7 @@ def _name(method: Method) -> str:
     return type(base_model(method.policy)).__name__ + (f" with an adapter of kind {kind}" if kind else "")
 
 
-def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str | None) -> float:
     """Write the model and its tokenizer, open them again, and compare with the model in memory.
 
     All ranks must call this to gather the weights; rank 0 writes and compares.
@@ -77,6 +77,7 @@ def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder
         method: With its policy, sharded or not.
         tokenizer: Its tokenizer.
         folder: Replaced as a whole if it exists.
+        card: Text of its README.md; ``None`` for none.
 
     Returns:
         Largest difference of a logit; 0 on the other ranks.
@@ -89,5 +90,5 @@ def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder
     weights = method.sharding.full_state_dict(method.policy)
     if not method.trainer.is_global_zero:
         return 0.0
-    save(method.policy, tokenizer, folder, weights)
+    save(method.policy, tokenizer, folder, weights, card)
     return verify(folder, method.policy, example, weights, expected, method.sharding.compute_dtype)

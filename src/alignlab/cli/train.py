@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.command import command
-from alignlab.cli.composition.compose import SearchPath
+from alignlab.cli.composition.compose import SearchPath, typed_words
 from alignlab.errors import InputError
 from alignlab.system.paths import typed_path
 
@@ -102,7 +103,13 @@ def train(sweep: Sweep, config: dict[str, Any]) -> Any:
     """Run the job, by itself or as a job of a sweep."""
     from alignlab import run
 
-    return sweep.run(config) if is_sweep() else run.fit(config)
+    return sweep.run(config) if is_sweep() else run.fit(config, typed_command())
+
+
+def typed_command() -> str:
+    """The command line of this training as text for a shell; secrets in it are references."""
+    repeated = ["--from", str(SearchPath.run_to_repeat)] if SearchPath.run_to_repeat else []
+    return shlex.join(["alignlab", "train", *repeated, *typed_words(HydraConfig.get().overrides.task)])
 
 
 def is_sweep() -> bool:

@@ -1,6 +1,7 @@
 """The keys of the section ``data`` that are passed on to the data source."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from alignlab.config.build import locate
@@ -22,3 +23,16 @@ def source_node(data: Mapping[str, Any]) -> dict[str, Any]:
     node = data["source"]
     names = {name for function in call_chain(locate(node["_target_"])) for name in parameters(function)}
     return {key: data[key] for key in SHARED if key in data and key in names} | dict(node)
+
+
+def data_sets(node: Mapping[str, Any]) -> dict[str, bool]:
+    """The data sets of a source by path or name, in order, and whether they are on the hub.
+
+    Args:
+        node: Node of the source, with the keys that are passed on; of a mixture, those of its parts are inside.
+    """
+    if isinstance(node.get("sources"), Mapping):
+        return {name: on_hub for part in node["sources"].values() for name, on_hub in data_sets(part).items()}
+    kind, path = str(node["_target_"]).rpartition(".")[2], node.get("path") or node.get("name")
+    names = path if isinstance(path, list) else [path or kind.lower()]
+    return {str(name): kind == "Hub" and not Path(str(name)).exists() for name in names}

@@ -67,6 +67,7 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     state_dict: Mapping[str, Tensor] | None = None,
+    card: str | None = None,
 ) -> None:
     """Write the weights, the tokenizer with its template, and the generation config.
 
@@ -77,6 +78,7 @@ def save(
         tokenizer: Its tokenizer.
         folder: Replaced as a whole if it exists.
         state_dict: Full tensors by name, needed if the model holds only shards of them.
+        card: Text of README.md; ``None`` for none.
     """
     folder = Path(folder).absolute()
     partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
@@ -94,6 +96,10 @@ def save(
     tokenizer.save_pretrained(str(partial))
     if base.can_generate():
         write_generation(base.generation_config, partial)
+    readme = partial / "README.md"
+    readme.unlink(missing_ok=True)  # PEFT's, which says nothing of this model
+    if card is not None:
+        readme.write_text(card, encoding="utf-8")
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
     write_manifest(partial)

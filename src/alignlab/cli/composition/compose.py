@@ -102,6 +102,11 @@ def _for_hydra(words: Sequence[str], groups: "ConfigGroups", config_name: str) -
     return let_keys_be_new(words, groups) + [f"~{MODEL_PAIR}"] * own_weights
 
 
+def typed_words(overrides: Sequence[str]) -> list[str]:
+    """Overrides as they were typed, from those that were prepared for Hydra."""
+    return [word.removeprefix("++") for word in overrides if word != f"~{MODEL_PAIR}"]
+
+
 def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
     """Make the error to show if Hydra's command line failed; see ``explain``."""
     with _vocabulary(words, config_dir) as (words, groups):
