@@ -71,7 +71,7 @@ def folder(monkeypatch, tmp_path, config):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content, encoding="utf-8")
     made = []
-    monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(run, "fit", lambda config, command: made.append(config))
     monkeypatch.setattr(sweep, "start", lambda config, *_: made.append(config) or Popen("true"))
     monkeypatch.setattr(preview, "show", made.append)
     monkeypatch.setattr(report, "write", made.append)

@@ -94,7 +94,7 @@ def test_contracted_keys_are_there():
         data.columns data.max_tokens_per_sequence data.batch_size_per_device data.global_batch_size data.packing
         data.truncation data.streaming optimizer.lr scheduler.warmup_steps trainer.max_steps trainer.max_epochs
         trainer.devices trainer.num_nodes trainer.precision trainer.gradient_clip_val checkpoint.every_n_steps
-        checkpoint.keep_last logger seed run_dir resume init_from debug tags"""
+        checkpoint.keep_last logger seed run_dir resume overwrite init_from debug tags"""
     missing = object()
     tree = OmegaConf.create(plain)
     assert [key for key in keys.split() if OmegaConf.select(tree, key, default=missing) is missing] == []

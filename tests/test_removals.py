@@ -15,6 +15,7 @@ OURS = {"write_text"}
 PLACES = {
     "disk.py": "a hidden file of its own, renamed to the file that its callers below name",
     "folder.py": "names that this run has written, by list, in a folder that it holds the lock of",
+    "overwrite.py": "a run, where the user asked for it, in a folder with nothing else: by name, manifest and metrics",
     "storage.py": "step folders, their hidden stages and `last`, by pattern, in a run's checkpoints",
     "metrics_file.py": "metrics.csv of a run",
     "summary.py": "summary.json of a run",

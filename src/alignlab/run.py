@@ -99,7 +99,8 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
     check_monitors(config)
     check_sources(config)
     try:
-        folder = make_run_folder(config, method=method, run_dir=config["run_dir"], resume=config["resume"])
+        where = {key: config[key] for key in ("run_dir", "resume", "overwrite")}
+        folder = make_run_folder(config, method=method, **where)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in a path
         raise InputError(f"run_dir={config['run_dir']}", str(error), "Give a folder that can be written") from error
     try:

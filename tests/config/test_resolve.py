@@ -63,7 +63,7 @@ def test_known_resolvers_are_resolved(value, monkeypatch):
 )
 def test_a_string_stays_a_string_here_and_in_the_written_config(text, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(run, "fit", lambda config, command: made.append(config))
     cfg = compose()
     config = schema.check(cfg) | {"tags": [text], "run_dir": "old"}
     assert build("logger.x", {"_target_": "lightning.pytorch.loggers.CSVLogger", "save_dir": text}).save_dir == text
@@ -112,7 +112,7 @@ def acting(tmp_path, monkeypatch):
     (tmp_path / "acting.py").write_text(ACTING)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run, "fit", lambda config: None)
+    monkeypatch.setattr(run, "fit", lambda config, command: None)
     return tmp_path
 
 

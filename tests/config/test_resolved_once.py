@@ -41,7 +41,7 @@ def resolutions(monkeypatch):
 def test_a_config_is_resolved_once(with_file, resolutions, tmp_path, monkeypatch):
     """With a DeepSpeed file too, whose strings are taken as they stand."""
     seen = []
-    monkeypatch.setattr(run, "fit", seen.append)
+    monkeypatch.setattr(run, "fit", lambda config, command: seen.append(config))
     file = tmp_path / "deepspeed.json"
     file.write_text(json.dumps({"gradient_clipping": 0.5, "comment": "${trainer.devices}"}))
     words = ["strategy=deepspeed_z2", f"strategy.config_file={file}"] if with_file else []
@@ -54,7 +54,7 @@ def test_a_config_is_resolved_once(with_file, resolutions, tmp_path, monkeypatch
 
 def test_nothing_changes_the_config_of_a_run(tmp_path, monkeypatch):
     fit, prepare = run.fit, run.prepare
-    monkeypatch.setattr(run, "fit", lambda config: fit(frozen(config)))
+    monkeypatch.setattr(run, "fit", lambda config, command: fit(frozen(config), command))
     monkeypatch.setattr(run, "prepare", lambda *given: (frozen((made := prepare(*given))[0]), made[1]))
     small = ["trainer.max_steps=1", "data.source.num_train=64", "data.source.num_validation=8", "peft=lora"]
     assert alignlab("train", *QUIET, *small, f"run_dir={tmp_path / 'run'}") == 0

@@ -58,7 +58,7 @@ def test_a_repeated_run_reads_the_file_that_is_typed(tmp_path, monkeypatch):
     from alignlab import run
 
     seen = []
-    monkeypatch.setattr(run, "fit", lambda config: seen.append(source_node(config["data"])["path"]))
+    monkeypatch.setattr(run, "fit", lambda config, command: seen.append(source_node(config["data"])["path"]))
     words = [*QUIET, "data=jsonl", "data.path=a.jsonl"]
     (tmp_path / "config.yaml").write_text(_yaml(words))
     assert alignlab("train", "--from", tmp_path) == 0

@@ -21,12 +21,13 @@ CONFIG = {"seed": 1, "optimizer": {"lr": 1e-3}, "run_dir": None, "resume": None,
 def make(tmp_path):
     """Make a run folder as a fresh process would, under a root of its own; the lock goes with it."""
 
-    def make(run_dir=None, resume=None, config=CONFIG):
+    def make(run_dir=None, resume=None, config=CONFIG, overwrite=False):
         folder = make_run_folder(
             config,
             method="sft",
             run_dir=run_dir and str(run_dir),
             resume=resume and str(resume),
+            overwrite=overwrite,
             root=tmp_path / "runs",
         )
         folder.unlock()
@@ -193,7 +194,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("resume", [None, "auto"])
+@pytest.mark.parametrize(("resume", "overwrite"), [(None, False), ("auto", False), (None, True)])
 @pytest.mark.parametrize(
     ("run_dir", "said"),
     [
@@ -211,17 +212,17 @@ def home(tmp_path, monkeypatch):
         ("nul\0", "cannot be a folder"),
     ],
 )
-def test_a_folder_that_is_not_for_one_run_is_refused_before_anything_is_written(home, run_dir, said, resume):
+def test_a_folder_that_is_not_for_one_run_is_refused_before_anything_is_written(home, run_dir, said, resume, overwrite):
     before = tree(home)
     with pytest.raises(InputError, match=said):
-        make_run_folder(CONFIG, method="sft", run_dir=run_dir.format(home=home), resume=resume)
+        make_run_folder(CONFIG, method="sft", run_dir=run_dir.format(home=home), resume=resume, overwrite=overwrite)
     assert tree(home) == before
 
 
 def test_the_home_folder_is_refused_from_elsewhere(home, monkeypatch):
     monkeypatch.chdir("/")
     with pytest.raises(InputError, match="it is your home folder"):
-        make_run_folder(CONFIG, method="sft", run_dir=str(home), resume=None)
+        make_run_folder(CONFIG, method="sft", run_dir=str(home), resume=None, overwrite=False)
 
 
 def refused_after(folder):

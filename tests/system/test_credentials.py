@@ -150,7 +150,7 @@ def test_a_run_whose_typed_secret_is_gone_asks_for_it_again(tmp_path, monkeypatc
     for name in [name for name in os.environ if name.startswith(PREFIX)]:
         monkeypatch.delenv(name)
     made = []
-    monkeypatch.setattr(run, "fit", made.append)
+    monkeypatch.setattr(run, "fit", lambda config, command: made.append(config))
     assert main(["train", "--from", str(tmp_path)]) == 2
     assert "method.reward.http.url" in (said := capsys.readouterr().err) and PREFIX in said
     assert main(["train", "--from", str(tmp_path), URL]) == 0

@@ -66,6 +66,9 @@ def check(sweep: Sweep, cfg: DictConfig) -> dict[str, Any]:
     from alignlab.cli.composition.options import with_losses
     from alignlab.run_folder.location import refuse_for_sweep
 
+    if is_sweep() and cfg.overwrite:
+        why = "the jobs of a sweep resume those of an earlier one in their folders"
+        raise InputError("overwrite=true with --multirun", why, "Leave it out, or name another run_dir=")
     if is_sweep() and cfg.run_dir is not None:
         refuse_for_sweep(Path(cfg.run_dir), f"run_dir={cfg.run_dir}")
     try:

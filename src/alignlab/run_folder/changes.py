@@ -6,7 +6,7 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.system.credentials import blanked
 
-NOT_HASHED = ("run_dir", "resume", "debug", "launcher")
+NOT_HASHED = ("run_dir", "resume", "overwrite", "debug", "launcher")
 """Keys of the config that do not affect what is trained: where the run is stored, started and debugged."""
 
 SERVERS = (

@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ from alignlab.errors import InputError
 from alignlab.run_folder.changes import NOT_HASHED
 from alignlab.run_folder.folder import RunFolder, read_status
 from alignlab.run_folder.location import names_in, refuse_foreign, refuse_unsafe
+from alignlab.run_folder.overwrite import refuse_unless_run, remove_run
 from alignlab.run_folder.storage import STATE, newest_valid, open_checkpoint
 from alignlab.system.credentials import blanked
 
 
 def make_run_folder(
-    config: Mapping[str, Any], *, method: str, run_dir: str | None, resume: str | None, root: Path = Path("runs")
+    config: Mapping[str, Any],
+    *,
+    method: str,
+    run_dir: str | None,
+    resume: str | None,
+    overwrite: bool,
+    root: Path = Path("runs"),
 ) -> RunFolder:
     """Choose the folder of a run, create it and lock it. One process per job calls this.
 
@@ -38,6 +46,7 @@ def make_run_folder(
         method: Short name of the method.
         run_dir: Folder that the user asked for.
         resume: What the user asked to resume.
+        overwrite: Remove the run in ``run_dir``, if there is one; see ``overwrite``.
         root: Parent of folders whose name is not given.
 
     Raises:
@@ -47,6 +56,8 @@ def make_run_folder(
     digest = config_hash(config)
     if run_dir is not None:
         refuse_unsafe(Path(run_dir), f"run_dir={run_dir}")
+    if overwrite:
+        return _overwritten(run_dir, resume)
     if resume is None:
         return _fresh(root / method, digest, run_dir, ()).lock()
     if resume != "auto":
@@ -69,10 +80,31 @@ def _fresh(parent: Path, digest: str, run_dir: str | None, notes: tuple[str, ...
         return RunFolder(_new_folder(parent, digest), notes=notes)
     path = Path(run_dir)
     if _holds_run(path):
-        instead = "Type resume=auto to continue it, or give another run_dir="
+        instead = "Type resume=auto to continue it, overwrite=true to remove it, or give another run_dir="
         raise InputError(f"run_dir={path}", f"the folder already holds a run (status {read_status(path)})", instead)
     refuse_foreign(path, f"run_dir={path}")
     return RunFolder(path, notes=notes, before=_make(path))
+
+
+def _overwritten(run_dir: str | None, resume: str | None) -> RunFolder:
+    """Remove the run in a folder and start anew there."""
+    if resume is not None:
+        why = "the run to resume would be removed"
+        raise InputError(f"overwrite=true resume={resume}", why, "Leave one of the two out")
+    if run_dir is None:
+        why = "a run without run_dir gets a new folder, so there is nothing to overwrite"
+        raise InputError("overwrite=true", why, "Type run_dir=FOLDER too, or leave overwrite out")
+    path, asked = Path(run_dir), f"run_dir={run_dir} overwrite=true"
+    if not _holds_run(path):
+        return _fresh(path, "", run_dir, ()).lock()
+    refuse_unless_run(path, asked)  # before the lock, which is a file
+    folder = RunFolder(path, notes=(f"overwrite=true: the run that was in {path} is removed",)).lock()
+    try:
+        remove_run(path, asked)
+    except BaseException:
+        folder.unlock()
+        raise
+    return replace(folder, before=frozenset(names_in(path)))
 
 
 def _make(path: Path) -> frozenset[str] | None:

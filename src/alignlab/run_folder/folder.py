@@ -153,6 +153,7 @@ class RunFolder:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            file.close()
             instead = "Wait for it to end, or give another run_dir="
             raise InputError(f"training in {self.path}", "another process trains there now", instead) from error
         self._lock.append(file)

@@ -89,6 +89,12 @@ def draw(metrics: Path, folder: Path, *, title: str, own_metrics: Mapping[str, M
     return written
 
 
+def file_names(logged: Iterable[str]) -> set[str]:
+    """Names of all files that ``draw`` may write for logged metrics."""
+    own = {name.removeprefix("train/").removeprefix("val/").replace("/", "_") for name in logged}
+    return {f"{name}.png" for name in {*CURVES, *own}}
+
+
 def figure(series: Mapping[str, Points], *, title: str, known: Mapping[str, Metric]) -> Figure:
     """Draw one figure: dense curves raw and smoothed, sparse ones (validation) as points on a line.
 

@@ -56,6 +56,7 @@ class Train(TypedDict):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: str | None
     resume: str | None
+    overwrite: bool
     init_from: str | None
     debug: bool
     tags: list[str]
