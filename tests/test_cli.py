@@ -109,6 +109,36 @@ def test_faults_of_the_command_line_are_refused(jobs, capsys, words, said):
     assert said in capsys.readouterr().err and jobs == []
 
 
+@pytest.mark.parametrize("value", ["a b/(c)", "it's (x)", "$HOME/(x)", 'a"b(', "a\\b(", "`date`("])
+def test_advised_quotes_survive_the_shell(jobs, capsys, value):
+    """What the refusal says is typed into a shell, and the words that arrive there give the value."""
+    assert main(["train", f"run_dir={value}"]) == 2
+    advised = capsys.readouterr().err.partition("for Hydra: ")[2].strip().removesuffix(".")
+    command = ["bash", "-c", f"printf %s {advised}"]
+    assert main(["train", subprocess.run(command, capture_output=True, text=True, check=True).stdout]) == 0
+    assert jobs[0]["run_dir"] == value
+
+
+def test_slurm_is_refused_where_there_is_none(jobs, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "launcher=slurm", "hydra.sweep.dir=sweeps"])
+    assert caught.value.code == 2
+    assert "Refused. launcher=slurm: there is no sbatch on this machine" in capsys.readouterr().err and jobs == []
+
+
+def test_a_sweep_overwrites_nothing(jobs, capsys):
+    assert main(["train", "-m", "seed=1,2", "overwrite=true", "run_dir=all"]) == 2
+    assert "overwrite=true with --multirun" in capsys.readouterr().err and jobs == []
+
+
+def test_a_repeated_run_does_not_overwrite(jobs, tmp_path):
+    assert main(["train", "overwrite=true", "run_dir=mine"]) == 0
+    (tmp_path / "config.yaml").write_text(as_yaml(jobs[0]))
+    assert main(["train", "--from", str(tmp_path)]) == 0
+    assert [job["overwrite"] for job in jobs] == [True, False]
+
+
 def test_a_sweep_runs_every_combination_and_goes_on_after_a_refused_job(jobs, capsys):
     assert main(["train", "-m", "optimizer.lr=0.1,-1,0.2", "run_dir=mine"]) == 2
     assert [(config["optimizer"]["lr"], config["run_dir"][:7]) for config in jobs] == [

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -346,7 +347,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         strategy=build("strategy", config["strategy"]),
         callbacks=[card, trial, *chosen.values(), PrecomputeReference(), *validation, summary, checkpoint],
         logger=make_loggers(config, folder),
-        enable_progress_bar="progress" in config["callbacks"],
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen.values()),
         use_distributed_sampler=False,
     )
     return trainer, summary

@@ -121,5 +121,10 @@ def test_result_card_shows_the_reward_of_the_last_rollout():
     assert "reward" not in shown(card.result_card(SUMMARY, folder=Path("runs/sft/x")))
 
 
+def test_result_card_of_a_run_without_steps_shows_what_was_measured_before():
+    text = shown(card.result_card({**SUMMARY, "metrics": {}}, folder=Path("runs/sft/x")))
+    assert row(text, "val/exact_match") == ["val/exact_match", "0.47", "–"]
+
+
 def test_markup_in_data_is_shown_as_it_is():
     assert "[/bold]" in shown(card.example_text([Segment("prompt", True, "[/bold]")], "x"))

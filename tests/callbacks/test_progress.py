@@ -120,6 +120,13 @@ def run(folder, every_n_seconds):
     train(folder, 8, callbacks=[progress.ProgressLine(every_n_seconds=every_n_seconds)], enable_progress_bar=True)
 
 
+def test_a_line_is_broken_between_its_parts():
+    line = "step 200 · val/exact_match 0.9134 · val/loss 0.4"
+    assert progress.folded(line, 60) == line
+    assert progress.folded(line, 40) == "step 200 · val/exact_match 0.9134\n  val/loss 0.4"
+    assert progress.folded(line, 10) == "step 200\n  val/exact_match 0.9134\n  val/loss 0.4"
+
+
 def test_without_a_terminal_lines_are_few(tmp_path, capsys):
     run(tmp_path, every_n_seconds=1000)
     lines = [line for line in capsys.readouterr().out.splitlines() if line]

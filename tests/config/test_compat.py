@@ -1,6 +1,7 @@
 """Combinations that cannot work are refused with all reasons; what works is not."""
 
 import pytest
+from lightning.pytorch import callbacks
 from omegaconf import OmegaConf
 
 from alignlab.cli.composition.compose import compose
@@ -27,6 +28,23 @@ def test_what_cannot_work_is_refused_with_what_to_type(words, instead):
         check(*words)
     assert instead in caught.value.instead
     assert all(word.split("=")[0] in caught.value.asked for word in words)
+
+
+LIGHTNING = "callbacks.mine._target_=lightning.pytorch.callbacks."
+
+
+@pytest.mark.parametrize("name", compat.CALLBACKS)
+def test_callbacks_of_lightning_that_cannot_work_are_refused(name):
+    assert hasattr(callbacks, name)
+    with pytest.raises(InputError, match=rf"callbacks\.mine\._target_=lightning\.pytorch\.callbacks\.{name}: "):
+        check(LIGHTNING + name)
+
+
+@pytest.mark.parametrize(
+    "words", [[f"{LIGHTNING}RichProgressBar", "callbacks.progress=null"], [f"{LIGHTNING}LearningRateMonitor"]]
+)
+def test_other_callbacks_of_lightning_are_not(words):
+    check(*words)
 
 
 def test_all_reasons_come_together():

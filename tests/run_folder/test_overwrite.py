@@ -31,6 +31,7 @@ def run(tmp_path):
     for name, text in files.items():
         write_text(path / name, text)
     write_manifest(path / "model")
+    write_text(path / "model" / "README.md", "a card, which no manifest lists")
     (path / "wandb" / "latest-run").symlink_to("offline-run-20250101_120000-ab12")
     return path
 
@@ -58,7 +59,13 @@ def test_a_new_or_empty_folder_is_used_as_without(tmp_path):
 STRANGERS = [
     *("notes.txt", ".git/HEAD", ".jobs/ab12/job.json", "data/train.jsonl", "checkpoints/best.pt"),
     *("checkpoints/step-notes.txt", "checkpoints/step-00000100/notes.txt", "checkpoints/last.1/state.ckpt"),
-    *("model/model.gguf", "model/sub/notes.txt", "plots/mine.png", "plots/old/loss.png"),
+    *(
+        "model/model.gguf",
+        "checkpoints/step-00000100/README.md",
+        "model/sub/notes.txt",
+        "plots/mine.png",
+        "plots/old/loss.png",
+    ),
     *("tensorboard/notes.txt", "tensorboard/other/events.out.tfevents.1", "wandb/run-notes.txt", "wandb/settings"),
 ]
 

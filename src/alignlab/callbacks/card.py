@@ -176,10 +176,11 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
         folder: The run's folder.
         files: Files in the folder to list.
     """
-    after = {name: value for name, value in summary["metrics"].items() if name.startswith("val/")}
+    before, after = summary["initial_metrics"], summary["metrics"]
+    names = sorted(name for name in {**before, **after} if name.startswith("val/"))
     table = _table("held-out rows", "", "before", "after")
-    for name, value in sorted(after.items()):
-        table.add_row(name, _value(summary["initial_metrics"].get(name)), _value(value))
+    for name in names:
+        table.add_row(name, _value(before.get(name)), _value(after.get(name)))
     rate = summary["tokens_per_second"]
     speed = f", {short_number(rate)} tokens/s" if rate else ""
     cost = (
@@ -189,7 +190,7 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
     rewarded = summary["metrics"].get("reward/mean") is not None
     reward = f"{reward_text(summary['metrics'])} in the last rollout" if rewarded else ""
     paths = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
-    results = [*([table, Text()] if after else []), *([Text(reward), Text()] if reward else [])]
+    results = [*([table, Text()] if names else []), *([Text(reward), Text()] if reward else [])]
     body = Group(*results, Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
     title = f"[bold]{summary['status']}"
     return Panel(body, title=title, title_align="left", border_style="green", padding=(1, 2))

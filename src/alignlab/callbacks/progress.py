@@ -1,5 +1,6 @@
 """The progress bar: loss, reward, tokens/s and time left; without a terminal, plain lines."""
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -72,11 +73,12 @@ class ProgressLine(ProgressBar):
         """Show nothing; Lightning calls this on every rank but the first."""
         self._enabled = False
 
-    def print(self, *args: Any, **kwargs: Any) -> None:
+    def print(self, *args: Any, **_: Any) -> None:
         """Print a line above the bar, and to the log."""
         if self._enabled:
             self._clear()
-            print(*args, **kwargs, flush=True)
+            text = " ".join(map(str, args))
+            print(folded(text, shutil.get_terminal_size().columns) if sys.stdout.isatty() else text, flush=True)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
@@ -235,6 +237,21 @@ def result_line(moment: str, metrics: Mapping[str, Any]) -> str:
     """Format the results of a validation in one line: ``step 200 · val/exact_match 0.913 · val/loss 0.4212``."""
     held_out = sorted(name for name in metrics if name.startswith("val/"))
     return " · ".join([moment, *(f"{name} {float(metrics[name]):.4g}" for name in held_out)])
+
+
+def folded(text: str, width: int) -> str:
+    """Break a line between its parts, where a terminal would break it within a word.
+
+    Args:
+        text: Parts joined by `` · ``.
+        width: Characters of a line.
+    """
+    first, *parts = text.split(" · ")
+    lines = [first]
+    for part in parts:
+        joined = f"{lines[-1]} · {part}"
+        lines = [*lines[:-1], joined] if len(joined) <= width else [*lines, f"  {part}"]
+    return "\n".join(lines)
 
 
 def short_number(value: float) -> str:

@@ -143,7 +143,9 @@ def locate(path: Any) -> Callable[..., Any]:
     """
     if not isinstance(path, str) or not all(part.isidentifier() for part in path.split(".")):
         raise InputError(
-            f"_target_={path}", "it is not a dotted path", "Name a class or function, as package.module.Name"
+            f"_target_={'null' if path is None else path}",
+            "it is not a dotted path",
+            "Name a class or function, as package.module.Name",
         )
     return _locate(path)
 

@@ -56,7 +56,32 @@ def check(plain: Mapping[str, Any], rows: tuple[Rule, ...] | None = None) -> Non
         InputError: The config breaks one or more rules.
     """
     config = Config(plain)
-    raise_all([_refusal(row, config) for row in (ROWS if rows is None else rows) if row.when(config)])
+    broken = [_refusal(row, config) for row in (ROWS if rows is None else rows) if row.when(config)]
+    raise_all([*broken, *_callbacks(config["callbacks"] or {})])
+
+
+OWN_STEPS = "a method makes its optimizer steps itself, as planned, and this callback acts on Lightning's own"
+CALLBACKS = {
+    "StochasticWeightAveraging": (OWN_STEPS, "Leave it out"),
+    "GradientAccumulationScheduler": (OWN_STEPS, "Type data.global_batch_size= and data.batch_size_per_device="),
+    "BatchSizeFinder": ("batches are planned before the run", "Type data.batch_size_per_device="),
+    "LearningRateFinder": ("the optimizer is built from the config", "Type -m optimizer.lr=1e-5,1e-4 to compare rates"),
+    "BackboneFinetuning": ("a method has no backbone; what is trained is chosen by peft", "Type peft=lora"),
+    "ModelPruning": ("it removes weights that checkpoints and the saved model need", "Leave it out"),
+    "RichProgressBar": ("a run has a progress bar of its own", "Type callbacks.progress=null too"),
+    "TQDMProgressBar": ("a run has a progress bar of its own", "Type callbacks.progress=null too"),
+}
+"""Lightning's callbacks that fail here: why, and what to do instead."""
+
+
+def _callbacks(nodes: Mapping[str, Any]) -> list[InputError]:
+    """Refusals of callbacks that cannot work; a progress bar only beside the run's own."""
+    targets = {name: str((node or {}).get("_target_", "")) for name, node in nodes.items()}
+    named = [(name, target, target.rpartition(".")[2]) for name, target in targets.items()]
+    found = [one for one in named if one[1].startswith(("lightning.", "pytorch_lightning.")) and one[2] in CALLBACKS]
+    if not targets.get("progress"):
+        found = [one for one in found if not one[2].endswith("ProgressBar")]
+    return [InputError(f"callbacks.{name}._target_={target}", *CALLBACKS[kind]) for name, target, kind in found]
 
 
 def _refusal(row: Rule, config: Config) -> InputError:

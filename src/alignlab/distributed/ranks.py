@@ -40,6 +40,9 @@ LAUNCHERS = {
 """Launchers and their environment variables: rank, number of ranks, local rank, number of local ranks, and index of the
 machine. ``launch`` sets those of torchrun."""
 
+NUM_MACHINES = {"torchrun": "GROUP_WORLD_SIZE", "deepspeed": "CROSS_SIZE"}
+"""Variables with the number of machines, of launchers that set one on every machine."""
+
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 """How long to wait for ranks that have not started yet."""
 
@@ -138,11 +141,12 @@ def settle(devices: int | str | list[int], num_nodes: int) -> tuple[int | str | 
         num_nodes: As typed; 1 matches any number of machines.
 
     Raises:
-        InputError: The launcher started another number of ranks than typed.
+        InputError: The launcher started another number of ranks than typed, or not the same on every machine.
     """
     found = ranks()
     if found is None:
         return devices, num_nodes
+    _refuse_unequal(found)
     local, nodes = found.num_local_ranks, found.num_ranks // found.num_local_ranks
     typed = len(devices) if isinstance(devices, list) else local if devices in (1, "auto", -1, "-1") else devices
     if (int(typed), num_nodes if num_nodes > 1 else nodes) != (local, nodes):
@@ -152,6 +156,19 @@ def settle(devices: int | str | list[int], num_nodes: int) -> tuple[int | str | 
             f"Type trainer.devices={local} trainer.num_nodes={nodes}, or leave both out",
         )
     return devices if isinstance(devices, list) else local, nodes
+
+
+def _refuse_unequal(found: Ranks) -> None:
+    """Refuse machines with different numbers of ranks, such as a hostfile with 4 and 2 slots.
+
+    Lightning and the strategies compute ranks and machines from the number on the own machine.
+    """
+    local, machines = found.num_local_ranks, os.environ.get(NUM_MACHINES.get(found.launcher, ""))
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "") if found.launcher == "srun" else ""  # "2(x3)", or "4,2"
+    if found.num_ranks % local or (machines and int(machines) * local != found.num_ranks) or "," in tasks:
+        asked = f"{found.launcher} with {found.num_ranks} processes, {tasks or local} on this machine"
+        why = "the other machines have another number, and every machine must have the same"
+        raise InputError(asked, why, "Give each machine the same number (slots in the hostfile, --nproc-per-node)")
 
 
 def without_rank_flag(words: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
 from alignlab.models.locations import QUANTIZATION, Location, locate
-from alignlab.system.disk import write_manifest
+from alignlab.system.disk import write_manifest, write_text
 from alignlab.types.adapted import base_model, is_adapted
 
 if TYPE_CHECKING:
@@ -98,11 +98,11 @@ def save(
         write_generation(base.generation_config, partial)
     readme = partial / "README.md"
     readme.unlink(missing_ok=True)  # PEFT's, which says nothing of this model
-    if card is not None:
-        readme.write_text(card, encoding="utf-8")
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
     write_manifest(partial)
+    if card is not None:  # not in the manifest: a card may be edited
+        write_text(readme, card)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)

@@ -79,6 +79,7 @@ class Pretrained:
         """
         location = locate(self.path, self.revision)
         _check_config_files(location)
+        _refuse_without_tokenizer(location)
         tokenizer = _read(location, AutoTokenizer, location.tokenizer, trust_remote_code=self.trust_remote_code)
         config = _read_config(location, self.trust_remote_code)
         return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
@@ -211,6 +212,18 @@ def _read_config(location: Location, trust_remote_code: bool) -> PreTrainedConfi
     config = _read(location, AutoConfig, location.weights, trust_remote_code=trust_remote_code)
     refuse_values(config, f"config.json of model.path={location.asked} with ")
     return config
+
+
+TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "merges.txt", "*.tiktoken")
+"""Patterns of the files of tokenizers of all kinds."""
+
+
+def _refuse_without_tokenizer(location: Location) -> None:
+    """Refuse a folder without any file of a tokenizer, of which Transformers says that a package is missing."""
+    folder = Path(location.tokenizer)
+    if folder.is_dir() and not any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
+        why = f"{folder} holds a model and no tokenizer (tokenizer.json, tokenizer_config.json and others)"
+        raise InputError(f"model.path={location.asked}", why, "Copy the tokenizer's files of its base model there")
 
 
 def _check_config_files(location: Location) -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from alignlab.run_folder.metrics_file import read_metrics
 from alignlab.run_folder.plots import file_names
 from alignlab.system.disk import LOCK, MANIFEST
 
-CONFIG = "config.yaml"
+CONFIG, CARD = "config.yaml", "README.md"
 SECTIONS = {"method", "model", "data", "strategy", "optimizer", "trainer", "seed", "run_dir"}
 """Keys that every config of a run has."""
 
@@ -86,10 +87,9 @@ def _unlisted(folder: Path) -> Iterator[str]:
     """Files below a folder that its manifest does not list; a link is removed without what it points to."""
     if folder.is_symlink():
         return
-    try:
-        listed = {MANIFEST, *json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        listed = {MANIFEST}
+    listed = {MANIFEST, CARD} if folder.name == "model" else {MANIFEST}
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        listed |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].keys()
     for entry in folder.rglob("*"):
         name, is_folder = str(entry.relative_to(folder)), entry.is_dir() and not entry.is_symlink()
         if name not in listed and not is_folder and not _matches(entry.name, SYSTEM):

@@ -56,6 +56,30 @@ def test_another_number_than_that_of_the_ranks_is_refused(monkeypatch, typed):
         settle(*typed)
 
 
+@pytest.mark.parametrize(
+    ("found", "variables"),
+    [
+        (Ranks("deepspeed", 0, 6, 0, 4, 0), {"CROSS_SIZE": "2"}),
+        (Ranks("deepspeed", 4, 6, 0, 2, 1), {"CROSS_SIZE": "2"}),
+        (Ranks("torchrun", 0, 12, 0, 4, 0), {"GROUP_WORLD_SIZE": "4"}),
+        (Ranks("srun", 0, 6, 0, 3, 0), {"SLURM_STEP_TASKS_PER_NODE": "4,2"}),
+        (Ranks("srun", 0, 6, 0, 4, 0), {}),
+    ],
+)
+def test_machines_with_different_numbers_of_ranks_are_refused(environment, monkeypatch, found, variables):
+    environment(variables)
+    monkeypatch.setattr(ranks, "ranks", lambda: found)
+    with pytest.raises(InputError, match="every machine must have the same"):
+        settle(1, 1)
+
+
+@pytest.mark.parametrize("variables", [{"CROSS_SIZE": "2"}, {"SLURM_STEP_TASKS_PER_NODE": "4,2"}])
+def test_machines_with_the_same_number_are_not(environment, monkeypatch, variables):
+    environment(variables)
+    monkeypatch.setattr(ranks, "ranks", lambda: Ranks("deepspeed", 0, 4, 0, 2, 0))
+    assert settle(1, 1) == (2, 2)
+
+
 def test_without_ranks_nothing_is_settled():
     assert settle(3, 2) == (3, 2)
 

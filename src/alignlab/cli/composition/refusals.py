@@ -1,5 +1,6 @@
 """Explain why a command line does not compose, with the names that exist."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -96,7 +97,7 @@ def _faults(word: str, vocabulary: Vocabulary) -> Iterator[InputError]:
     override = parse(word)
     if override is None:
         why = "it is neither group=option nor key=value" if "=" not in word else "its value cannot be read"
-        instead = f"Type {word}=VALUE" if "=" not in word else f"Quote it: {word.replace('=', '=' + chr(39), 1)}'"
+        instead = f"Type {word}=VALUE" if "=" not in word else _quoted(word)
         yield InputError(word, why, instead)
         return
     key = override.key_or_group
@@ -105,6 +106,16 @@ def _faults(word: str, vocabulary: Vocabulary) -> Iterator[InputError]:
         yield from (_no_option(key, choice, vocabulary) for choice in unknown)
     elif override.is_hydra_override() and not _is_hydra_key(key.split(".")[1:], HYDRA):
         yield InputError(word, "Hydra has no such setting", suggest(key, _dotted_keys("hydra", HYDRA)))
+
+
+def _quoted(word: str) -> str:
+    """How to type a value that Hydra cannot read: with quotes for Hydra, inside of quotes for the shell."""
+    key, _, value = word.partition("=")
+    if value.startswith(("[", "{")):
+        return """Quote its texts, and the whole for the shell, as in 'key=["a b","c"]' or 'key={name: "a b"}'"""
+    inside = f"{key}='" + value.replace("'", "\\'") + "'"
+    for_shell = shlex.quote(inside) if set(inside) & set('"$`\\!') else f'"{inside}"'
+    return f"Quote it for the shell and for Hydra: {for_shell}"
 
 
 def _several(word: str) -> InputError:

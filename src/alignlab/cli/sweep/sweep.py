@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -44,8 +45,16 @@ class Begin(Callback):
     folder: Path | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Store the folder, and hide secrets, since Hydra writes the config there after this."""
+        """Store the folder, and hide secrets, since Hydra writes the config there after this.
+
+        Raises:
+            SystemExit: Slurm is asked for, and this machine does not have it. Hydra ignores other exceptions here.
+        """
         hide_config(config)
+        if config.hydra.launcher.get("_target_", "").endswith(".SlurmLauncher") and shutil.which("sbatch") is None:
+            why = "there is no sbatch on this machine, so no job can be submitted"
+            error = InputError("launcher=slurm", why, "Type it on a login node of the cluster, or launcher=local here")
+            raise SystemExit(refuse(error, debug=False))
         Begin.folder = Path(config.run_dir or config.hydra.sweep.dir)
 
 
