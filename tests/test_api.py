@@ -1,5 +1,6 @@
 """The same from Python."""
 
+import re
 import shlex
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import torch
 
 import alignlab
 from alignlab.errors import InputError
-from tests.commands import QUIET
+from tests.commands import QUIET, REPOSITORY
 from tests.commands import alignlab as command
 
 FEW = [
@@ -66,6 +67,19 @@ def test_mistakes_are_exceptions(tmp_path):
 def test_the_version(capsys):
     assert command("--version") == 0
     assert capsys.readouterr().out == f"alignlab {alignlab.__version__}\n"
+
+
+def test_the_blocks_of_the_page_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+    cells, names = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL), {}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"docs/python.md, block {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert names["steps"] == [0, 1, 2, 3, 4] and len(names["margins"]) == 4
+    assert (names["run"].path / "plots" / "margins.png").is_file()
+    torch.testing.assert_close(names["losses"][0], torch.tensor(0.1).mul(1.0).neg().exp().log1p())  # β δ = 0.1
+    assert "\ndone\n" in printed and "Did you mean 'optimizer.lr'?" in printed
 
 
 def test_importing_the_package_imports_nothing_slow():

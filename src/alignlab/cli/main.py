@@ -37,6 +37,12 @@ def _run(words: list[str]) -> int:
     if words == ["--version"]:
         print(f"alignlab {alignlab.__version__}")
         return 0
+    if words == ["--completion"]:
+        from alignlab.cli.composition.completion import script
+        from alignlab.cli.composition.compose import ROOT
+
+        print(script(ROOT / "conf", VERBS), end="")
+        return 0
     with leaving_on_signals(while_importing=True):
         from alignlab import run  # noqa: F401  (the slow imports, for every verb)
         from alignlab.cli.composition.command import refuse
