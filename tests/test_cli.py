@@ -1,17 +1,21 @@
 """The command line: verbs, help, refusals and exit codes, sweeps, and repeating a run."""
 
 import csv
+import re
 import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
 from alignlab import run
 from alignlab.cli.composition.compose import ROOT
+from alignlab.cli.composition.options import losses_of
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
 from alignlab.cli.sweep.job import Job
 from alignlab.cli.sweep.sweep import write_table
+from alignlab.config.build import locate
 from alignlab.config.resolve import as_yaml
 from alignlab.errors import InputError
 from alignlab.run_folder.folder import read_status
@@ -287,3 +291,18 @@ def test_the_door_at_the_root_exits_with_the_code(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "model=pockt"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.startswith("Refused. model=pockt: ") and done.stdout == ""
+
+
+def test_help_names_the_losses_of_each_method():
+    page = (ROOT / "conf" / "hydra" / "help" / "train.yaml").read_text(encoding="utf-8")
+    table = page.partition("Losses, as")[2].partition("Common keys")[0]
+    rows = re.findall(r"^    (\S.*?)   +(\S.*(?:\n {20,}\S.*)*)", table, re.MULTILINE)
+    told = {method: set(re.split(r",\s+", losses)) for methods, losses in rows for method in methods.split(", ")}
+    files = {file.stem: OmegaConf.load(file)._target_ for file in (ROOT / "conf" / "method").glob("*.yaml")}
+    assert told == {name: found for name, target in files.items() if (found := set(losses_of(locate(target))))}
+
+
+def test_help_is_of_the_verb(capsys):
+    assert main(["preview", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("Show the rows") and "preview.html" in shown

@@ -20,6 +20,9 @@ MODULES = [module.name for module in pkgutil.iter_modules(cli.__path__) if not m
 VERBS = sorted(name for name in MODULES if name != "main")
 
 
+COMPLETION = "Completion in bash: source <(alignlab --completion)"
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run a verb.
 
@@ -66,7 +69,9 @@ def _run(words: list[str]) -> int:
 def _help() -> str:
     purposes = {verb: importlib.import_module(f"alignlab.cli.{verb}").__doc__.splitlines()[0] for verb in VERBS}
     lines = [f"  alignlab {verb:<9} {purpose}" for verb, purpose in purposes.items()]
-    return "\n".join(["alignlab VERB [group=option] [key=value]", "", *lines, "", "More: alignlab VERB --help"])
+    return "\n".join(
+        ["alignlab VERB [group=option] [key=value]", "", *lines, "", "More: alignlab VERB --help", COMPLETION]
+    )
 
 
 if __name__ == "__main__":
