@@ -153,10 +153,9 @@ def best_mode(name: str, known: Mapping[str, Metric] = METRICS) -> Mode | None:
     """Which value of a metric is the best one; ``None`` if its entry does not say.
 
     Args:
-        name: As it is logged, with ``train/`` or ``val/`` in front.
+        name: As it is logged, with ``train/``, ``val/`` or ``val/SET/`` in front.
         known: Metrics by name.
     """
-    plain = name.removeprefix("val/").removeprefix("train/")
-    entries = [known.get(key) for key in (name, plain)]
-    entries += [metric for prefix, metric in FAMILIES.items() if plain.startswith(prefix)]
-    return next((entry.best for entry in entries if entry is not None), None)
+    of_set = f"val/{name.split('/', 2)[-1]}"  # val/SET/loss
+    found = find(name, known) or find(of_set, known)
+    return found and found.best
