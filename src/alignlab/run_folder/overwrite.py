@@ -51,7 +51,8 @@ def remove_run(path: Path, asked: str) -> None:
     """
     refuse_unless_run(path, asked)
     names = [name for name in names_in(path) if not _matches(name, (LOCK, *SYSTEM))]
-    for name in sorted(names, key=lambda name: name == CONFIG):  # last: a killed removal leaves what can be recognised
+    # Folders first and the config last, so that a killed removal leaves what can still be recognised.
+    for name in sorted(names, key=lambda name: (name == CONFIG, not (path / name).is_dir())):
         entry = path / name
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
