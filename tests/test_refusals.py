@@ -37,6 +37,13 @@ IMPOSSIBLE = {
         ["callbacks=early_stopping", "callbacks.early_stopping.monitor=entropy"],
         "Did you mean 'val/entropy'",
     ),
+    "a stop in the wrong direction": (
+        ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/exact_match"],
+        "Type callbacks.early_stopping.mode=max",
+    ),
+    "the best of a metric without its stage": (["checkpoint.best=perplexity"], "Did you mean 'val/perplexity'"),
+    "the best of a metric of training": (["checkpoint.best=train/loss"], "Did you mean 'val/loss'"),
+    "the best of a metric that has no direction": (["checkpoint.best=val/entropy"], "checkpoint.best_mode=max"),
 }
 
 

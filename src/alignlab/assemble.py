@@ -13,8 +13,9 @@ from lightning.pytorch.loggers import Logger
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from alignlab.callbacks.best_weights import BestWeights
 from alignlab.callbacks.checkpoint import Checkpoint
-from alignlab.callbacks.export_trial import ExportTrial
+from alignlab.callbacks.export_trial import ExportTrial, write
 from alignlab.callbacks.first_validation import LogFirstValidation
 from alignlab.callbacks.precompute_reference import PrecomputeReference
 from alignlab.callbacks.rollout import RolloutLifetime
@@ -23,6 +24,7 @@ from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
 from alignlab.callbacks.validate_at_end import ValidateAtEnd
 from alignlab.config.build import build, build_all, locate
+from alignlab.config.monitors import mode_of_best
 from alignlab.config.sources import source_node
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import DataModule, LoadSettings
@@ -31,9 +33,8 @@ from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
 from alignlab.distributed import launch
-from alignlab.errors import InputError, nearest
+from alignlab.errors import InputError
 from alignlab.methods.base import Factories, Method
-from alignlab.metrics import METRICS, in_sets, is_known
 from alignlab.models import critic, locations
 from alignlab.models.adapters import attach, unadapted_layers
 from alignlab.models.heads import Head, set_pad_token
@@ -43,6 +44,7 @@ from alignlab.models.reward import find_reward_model, refuse_other_tokens
 from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.naming import name_of
+from alignlab.run_folder.storage import MODEL
 from alignlab.types.adapted import base_model, is_adapted
 
 log = logging.getLogger(__name__)
@@ -75,22 +77,6 @@ def check_sources(config: Config) -> None:
     for path in (weights, None if reference in ("none", *OWN) else reference):
         if path is not None:
             refuse_damaged(locations.locate(path, config["model"].get("revision")))
-
-
-def check_monitors(config: Config) -> None:
-    """Check that the metrics that callbacks monitor are logged, by the names that they are logged with.
-
-    Raises:
-        InputError: A callback monitors an unknown metric, or one without its stage (``kl``, not ``val/kl``).
-    """
-    known = METRICS | locate(config["method"]["_target_"]).own_metrics
-    source = build("data.source", source_node(config["data"]))
-    known |= in_sets(known, getattr(source, "validation_sets", ()))
-    for name, node in config["callbacks"].items():
-        monitor = (node or {}).get("monitor")
-        if monitor is not None and not ("/" in monitor and is_known(monitor, known)):
-            instead = nearest(monitor, (metric if "/" in metric else f"val/{metric}" for metric in known))
-            raise InputError(f"callbacks.{name}.monitor={monitor}", "no such metric is logged", instead)
 
 
 def make_model_source(config: Config) -> Any:
@@ -330,14 +316,16 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     }
     lr = config["optimizer"].get("lr")
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr, optimizer=in_words(config))
-    summary = Summary(path=folder.summary, facts=facts)
+    best = make_best(config, folder, data)
+    summary = Summary(path=folder.summary, facts=facts, best=best)
     trial = ExportTrial(folder.model.with_name(".model.partial"), data.tokenizer)
-    checkpoint = Checkpoint(folder=folder.checkpoints, **config["checkpoint"])
+    checkpoint = make_checkpoint(config, folder, data, best)
     chosen = build_all("callbacks", config["callbacks"])
     if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
         chosen["rollout"] = RolloutLifetime(data.rollout, folder.path)
     validation = [LogFirstValidation(), ValidateAtEnd()]
+    keeps_best = [] if best is None else [best]
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
     if node["deterministic"] is None:
         node["deterministic"] = not launch.uses_cuda(node["accelerator"])
@@ -345,12 +333,40 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "trainer",
         {**node, "max_steps": data.num_steps, "max_epochs": -1},
         strategy=build("strategy", config["strategy"]),
-        callbacks=[card, trial, *chosen.values(), PrecomputeReference(), *validation, summary, checkpoint],
+        callbacks=[
+            card,
+            trial,
+            *chosen.values(),
+            PrecomputeReference(),
+            *validation,
+            *keeps_best,
+            summary,
+            checkpoint,
+        ],
         logger=make_loggers(config, folder),
         enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in chosen.values()),
         use_distributed_sampler=False,
     )
     return trainer, summary
+
+
+def make_best(config: Config, folder: RunFolder, data: DataModule) -> BestWeights | None:
+    """Build the callback that keeps the best weights; ``None`` if the run ends with its last ones."""
+    metric = config["checkpoint"]["best"]
+    if metric is None:
+        return None
+    mode = mode_of_best(config)
+    return BestWeights(checkpoints=folder.checkpoints, metric=metric, mode=mode, tokenizer=data.tokenizer)
+
+
+def make_checkpoint(config: Config, folder: RunFolder, data: DataModule, best: BestWeights | None) -> Checkpoint:
+    """Build the callback that saves checkpoints, with the best weights and its own as a model if they are asked for."""
+    node = config["checkpoint"]
+    additions = [] if best is None else [best.add_to]
+    if node["also_model"]:
+        additions.append(lambda method, checkpoint: write(method, data.tokenizer, checkpoint / MODEL))
+    rhythm = pick_keys(node, "every_n_steps", "every_n_epochs", "keep_last")
+    return Checkpoint(folder=folder.checkpoints, **rhythm, additions=additions)
 
 
 def in_words(config: Config) -> str:

@@ -16,16 +16,16 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.assemble import (
     Config,
-    check_monitors,
     check_sources,
     in_words,
     make_method,
     make_trainer,
     open_model_and_data,
 )
-from alignlab.callbacks.card import result_card
+from alignlab.callbacks.card import kept_weights, result_card
 from alignlab.callbacks.export_trial import write_and_compare
 from alignlab.callbacks.summary import Summary
+from alignlab.config.monitors import check_monitors
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
 from alignlab.config.sources import data_sets, source_node
 from alignlab.distributed import launch
@@ -43,7 +43,7 @@ from alignlab.run_folder.loggers import close_loggers
 from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.plots import draw
 from alignlab.system.credentials import masked
-from alignlab.system.disk import disk_fault
+from alignlab.system.disk import disk_fault, write_text
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +194,7 @@ def make_card(config: Config, name: str, command: str | None, summary: Summary) 
         "optimizer": in_words(config),
         "strategy": facts["strategy"],
         "steps": f"{summary.steps:,}",
+        "kept": kept_weights(**summary.best.facts()) if summary.best and summary.best.kept else "",
         "seed": facts["seed"],
     }
     card = CardFacts(
@@ -238,12 +239,18 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
 def write_model(
     method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary, card: str
 ) -> None:
-    """Write ``model/``, and compare its logits with those of the model in memory; the run is then done.
+    """Write ``model/`` with the last weights, or with the best if the run kept them; the run is then done.
 
-    All ranks must call this to gather the weights; rank 0 writes.
+    All ranks must call this to gather the weights; rank 0 writes, and compares the logits with those of the weights.
     """
+    best = summary.best
     try:
-        difference = write_and_compare(method, tokenizer, folder.model, card=card)
+        if best is not None and best.kept is not None:
+            difference = best.publish(method, folder.model)
+        else:
+            difference = write_and_compare(method, tokenizer, folder.model)
+        if method.trainer.is_global_zero:  # not in the manifest: a card may be edited
+            write_text(folder.model / "README.md", card)
     except ExportError as error:
         instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
         raise RunError(f"the model in {folder.model}", str(error), instead) from error

@@ -37,6 +37,7 @@ EXAMPLE = [
 ]
 SUMMARY = {
     "status": "done",
+    "best": None,
     "metrics": {"val/loss": 0.31, "val/exact_match": 0.934, "train/loss": 0.2},
     "initial_metrics": {"val/exact_match": 0.47},
     "steps": 1250,

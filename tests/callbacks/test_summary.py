@@ -15,7 +15,7 @@ FACTS = {"method": "sft", "model": "pocket", "strategy": "single", "peft": None,
 
 def run(folder, steps, **options):
     """A run, and its summary as the disk has it."""
-    summary = Summary(path=folder / "summary.json", facts=FACTS)
+    summary = Summary(path=folder / "summary.json", facts=FACTS, best=None)
     try:
         train(folder / "checkpoints", steps, callbacks=[summary], **options)
     finally:
@@ -70,7 +70,7 @@ def test_statuses_on_the_way_and_on_the_way_out(tmp_path):
 
 
 def test_what_comes_after_the_fit_is_merged(tmp_path):
-    summary = Summary(path=tmp_path / "summary.json", facts=FACTS)
+    summary = Summary(path=tmp_path / "summary.json", facts=FACTS, best=None)
     summary.metrics = {"val/loss": float("nan")}
     summary.write("done", metrics={"val/exact_match": 0.9}, model_folder="model")
     found = json.loads((tmp_path / "summary.json").read_text())

@@ -93,11 +93,16 @@ def make_trainer(folder, *, callbacks=(), loggers=(), **options):
     )
 
 
-def train(folder, steps, *, every=100, keep_last=3, seed=0, make=Toy, resume=None, validate=4, callbacks=(), **options):
+def train(
+    folder, steps, *, every=100, every_epoch=None, keep_last=3, seed=0, make=Toy, resume=None, validate=4,
+    callbacks=(), additions=(), **options,
+):  # fmt: skip
     """A run as a fresh process would make it: everything new, global random states from the seed."""
     lightning.seed_everything(seed, verbose=False)
     model = make()
-    checkpoint = Checkpoint(folder=folder, every_n_steps=every, keep_last=keep_last)
+    checkpoint = Checkpoint(
+        folder=folder, every_n_steps=every, every_n_epochs=every_epoch, keep_last=keep_last, additions=additions
+    )
     trainer = make_trainer(
         folder,
         callbacks=[checkpoint, *callbacks],

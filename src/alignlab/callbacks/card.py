@@ -189,11 +189,25 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
     )
     rewarded = summary["metrics"].get("reward/mean") is not None
     reward = f"{reward_text(summary['metrics'])} in the last rollout" if rewarded else ""
+    if summary["best"]:
+        cost += f"\nmodel/ has the {kept_weights(**summary['best'])}"
     paths = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
     results = [*([table, Text()] if names else []), *([Text(reward), Text()] if reward else [])]
     body = Group(*results, Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
     title = f"[bold]{summary['status']}"
     return Panel(body, title=title, title_align="left", border_style="green", padding=(1, 2))
+
+
+LOWEST = {"min": "lowest", "max": "highest"}
+
+
+def kept_weights(metric: str, mode: str, step: int, value: float) -> str:
+    """The weights of a run that kept the best ones; the arguments are an entry of summary.json."""
+    when, which = (
+        f"of step {step:,}" if step else "from before the first step",
+        {"min": "lowest", "max": "highest"}[mode],
+    )
+    return f"weights {when}, with the {which} {metric}: {_value(value)}"
 
 
 def _value(value: float | None) -> str:

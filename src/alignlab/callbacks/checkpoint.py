@@ -15,14 +15,14 @@ It depends on these properties of Lightning:
 """
 
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint as LastCallback
 from lightning.pytorch.loops.utilities import _reset_progress
-from pydantic import Field
 
 from alignlab.distributed.random_state import random_states, set_random_states
 from alignlab.distributed.stop import StopSignals
@@ -45,14 +45,25 @@ class Checkpoint(LastCallback):
 
     Args:
         folder: The run's folder of checkpoints.
-        every_n_steps: Optimizer steps between checkpoints; the last step always gets one.
+        every_n_steps: Optimizer steps between checkpoints; ``None`` for no such checkpoints. The last step always gets
+            one.
+        every_n_epochs: Epochs between checkpoints at the end of an epoch; ``None`` for no such checkpoints.
         keep_last: Number of checkpoints to keep, the newest ones.
+        additions: Write further content into the folder of a checkpoint; called by every rank with the module and the
+            folder.
     """
 
     def __init__(
-        self, *, folder: Path, every_n_steps: Annotated[int, Field(gt=0)], keep_last: Annotated[int, Field(gt=0)]
+        self,
+        *,
+        folder: Path,
+        every_n_steps: int | None,
+        every_n_epochs: int | None,
+        keep_last: int,
+        additions: Sequence[Callable[[LightningModule, Path], Any]],
     ):
-        self.folder, self.every_n_steps, self.keep_last = Path(folder), every_n_steps, keep_last
+        self.folder, self.keep_last, self.additions = Path(folder), keep_last, additions
+        self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self._signals = StopSignals()
         self._saved_step = self._written_by = 0
         self._stop_signal: int | None = None
@@ -179,8 +190,13 @@ class Checkpoint(LastCallback):
     def _is_due(self, trainer: Trainer) -> bool:
         epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         last_step = 0 < trainer.max_steps <= trainer.global_step
-        last_batch = trainer.is_last_batch and 0 < epochs <= trainer.current_epoch + 1
-        return trainer.global_step % self.every_n_steps == 0 or trainer.should_stop or last_step or last_batch
+        num_epochs_done = trainer.current_epoch + trainer.is_last_batch
+        last_batch = trainer.is_last_batch and 0 < epochs <= num_epochs_done
+        at_step = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
+        at_epoch = (
+            self.every_n_epochs is not None and trainer.is_last_batch and num_epochs_done % self.every_n_epochs == 0
+        )
+        return at_step or at_epoch or trainer.should_stop or last_step or last_batch
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -192,6 +208,8 @@ class Checkpoint(LastCallback):
         trainer.strategy.barrier()
         partial = storage.partial_folder(self.folder, step)
         torch.save(states, partial / _random_name(trainer))
+        for add in self.additions:
+            add(trainer.lightning_module, partial)
         trainer.save_checkpoint(partial / storage.STATE, weights_only=False)  # ends with a barrier
         if trainer.is_global_zero:
             storage.publish(self.folder, step, world_size=trainer.world_size, keep_last=self.keep_last)

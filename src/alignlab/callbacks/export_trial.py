@@ -1,10 +1,12 @@
 """The export of the model, and the callback that tries it before training: what cannot be saved is refused then."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import lightning
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.distributed.strategies import num_parameters
@@ -15,6 +17,9 @@ from alignlab.models.opening import READ_ERRORS
 from alignlab.system.disk import disk_fault
 from alignlab.system.paths import reason
 from alignlab.types.adapted import base_model, is_adapted
+
+EXAMPLE = {"input_ids": torch.arange(5, 13)[None]}
+"""Tokens whose logits are compared, shape ``[1, 8]``."""
 
 LARGEST = 20_000_000
 """Parameters up to which the weights are written as a trial too; of larger models only the other files."""
@@ -51,7 +56,7 @@ class ExportTrial(lightning.Callback):
 
     def _try(self, method: Method) -> None:
         if num_parameters(method.policy) <= LARGEST:
-            write_and_compare(method, self.tokenizer, self.folder / "model", card=None)
+            write_and_compare(method, self.tokenizer, self.folder / "model")
         elif method.trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             verify_files(method.policy, self.tokenizer, self.folder)
@@ -68,27 +73,37 @@ def _name(method: Method) -> str:
     return type(base_model(method.policy)).__name__ + (f" with an adapter of kind {kind}" if kind else "")
 
 
-def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path, *, card: str | None) -> float:
-    """Write the model and its tokenizer, open them again, and compare with the model in memory.
-
-    All ranks must call this to gather the weights; rank 0 writes and compares.
+def write(
+    method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> tuple[Mapping[str, Tensor] | None, Tensor]:
+    """Write the model and its tokenizer. All ranks must call this to gather the weights; rank 0 writes.
 
     Args:
         method: With its policy, sharded or not.
         tokenizer: Its tokenizer.
         folder: Replaced as a whole if it exists.
-        card: Text of its README.md; ``None`` for none.
 
     Returns:
-        Largest difference of a logit; 0 on the other ranks.
+        The weights by name if the policy holds only shards of them, else ``None``; and the logits or scores of
+        ``EXAMPLE``, shape ``[1, 8, V]`` or ``[1, 1]``.
+    """
+    expected = method.sharding.forward(logits, method.policy, EXAMPLE)
+    weights = method.sharding.full_state_dict(method.policy)
+    if method.trainer.is_global_zero:
+        save(method.policy, tokenizer, folder, weights)
+    return weights, expected
+
+
+def write_and_compare(method: Method, tokenizer: PreTrainedTokenizerBase, folder: Path) -> float:
+    """``write`` the model, open it again, and compare it with the model in memory. All ranks must call this.
+
+    Returns:
+        Largest difference of a logit; 0 on all ranks but the first.
 
     Raises:
         ExportError: The files differ from the model.
     """
-    example = {"input_ids": torch.arange(5, 13, device=method.policy.device)[None]}
-    expected = method.sharding.forward(logits, method.policy, example)
-    weights = method.sharding.full_state_dict(method.policy)
+    weights, expected = write(method, tokenizer, folder)
     if not method.trainer.is_global_zero:
         return 0.0
-    save(method.policy, tokenizer, folder, weights, card)
-    return verify(folder, method.policy, example, weights, expected, method.sharding.compute_dtype)
+    return verify(folder, method.policy, EXAMPLE, weights, expected, method.sharding.compute_dtype)

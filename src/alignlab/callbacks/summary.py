@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from alignlab.callbacks.best_weights import BestWeights
 from alignlab.system.disk import write_text
 from alignlab.system.processes import Stopped
 
@@ -30,10 +31,11 @@ class Summary(Callback):
     Args:
         path: The JSON file.
         facts: Entries that are known before the run: method, model, strategy, peft, seed, ….
+        best: Keeps the best weights; ``None`` if the run ends with its last ones.
     """
 
-    def __init__(self, *, path: Path, facts: Mapping[str, Any]):
-        self.path, self.facts = Path(path), dict(facts)
+    def __init__(self, *, path: Path, facts: Mapping[str, Any], best: BestWeights | None):
+        self.path, self.facts, self.best = Path(path), dict(facts), best
         self.status = "running"
         self.initial_metrics: dict[str, float] = {}
         self.metrics: dict[str, float] = {}
@@ -139,6 +141,7 @@ class Summary(Callback):
             "tokens_per_second": round(done["tokens"] / seconds, 1) if seconds else None,
             "peak_memory_mib": device_mib if device_mib is not None else host_mib,
             "peak_host_memory_mib": host_mib,
+            "best": self.best.facts() if self.best else None,
             "metrics": _json(self.metrics),
             "initial_metrics": _json(self.initial_metrics),
             "commit": commit(),

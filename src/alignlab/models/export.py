@@ -28,7 +28,7 @@ from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import adapter_head, head_of, set_pad_token
 from alignlab.models.load import open_weights
 from alignlab.models.locations import QUANTIZATION, Location, locate
-from alignlab.system.disk import write_manifest, write_text
+from alignlab.system.disk import read_manifest, write_manifest
 from alignlab.types.adapted import base_model, is_adapted
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     state_dict: Mapping[str, Tensor] | None = None,
-    card: str | None = None,
 ) -> None:
     """Write the weights, the tokenizer with its template, and the generation config.
 
@@ -78,12 +77,10 @@ def save(
         tokenizer: Its tokenizer.
         folder: Replaced as a whole if it exists.
         state_dict: Full tensors by name, needed if the model holds only shards of them.
-        card: Text of README.md; ``None`` for none.
     """
     folder = Path(folder).absolute()
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     base, extra = base_model(model), {}
     if is_adapted(model):  # the embedding is never resized, and PEFT would query the hub to find out
@@ -96,13 +93,37 @@ def save(
     tokenizer.save_pretrained(str(partial))
     if base.can_generate():
         write_generation(base.generation_config, partial)
-    readme = partial / "README.md"
-    readme.unlink(missing_ok=True)  # PEFT's, which says nothing of this model
+    (partial / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing of this model
     for file in partial.iterdir():
         file.chmod(partial.stat().st_mode & 0o666)  # safetensors writes files that only their owner can read
     write_manifest(partial)
-    if card is not None:  # not in the manifest: a card may be edited
-        write_text(readme, card)
+    _replace(folder, partial)
+
+
+def install(written: Path, folder: Path) -> None:
+    """Copy a folder that ``save`` has written.
+
+    Args:
+        written: The folder.
+        folder: Replaced as a whole if it exists.
+
+    Raises:
+        ExportError: The copy differs from the folder's manifest.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(written, partial)
+    try:
+        read_manifest(partial)
+    except ValueError as error:
+        raise ExportError(f"{written} is damaged: {error}") from error
+    _replace(folder, partial)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Put a complete folder in the place of another, which may not exist."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)
@@ -182,11 +203,8 @@ def verify(
     Raises:
         ExportError: Tensors are missing, superfluous, empty or different, or the logits differ beyond rounding.
     """
-    try:
-        reopened = reopen(folder, model)
-        stored = _stored_tensors(folder, reopened)
-    except (InputError, OSError, SafetensorError) as error:
-        raise ExportError(f"{folder} cannot be opened again: {error}") from error
+    reopened = _reopened(folder, model)
+    stored = _stored_tensors(folder, reopened)
     if is_adapted(model):
         from peft import get_peft_model_state_dict
 
@@ -199,8 +217,51 @@ def verify(
     if example_inputs is None:
         return 0.0
     expected = logits(model, example_inputs) if expected is None else expected
+    return _same_logits(folder, reopened, model, example_inputs, expected, computed_in)
+
+
+def verify_logits(
+    folder: Path,
+    model: "PreTrainedModel | PeftModel",
+    example_inputs: Mapping[str, Any],
+    expected: Tensor,
+    computed_in: torch.dtype | None,
+) -> float:
+    """Open a saved folder again and compare its logits with those of its weights when they were saved.
+
+    Args:
+        folder: Written by ``save``.
+        model: A live model of the same kind, whose weights may have changed since.
+        example_inputs: Keyword arguments of the forward, tensors ``[B, T]``.
+        expected: The logits or scores. Shape ``[B, T, V]`` or ``[B, 1]``.
+        computed_in: Dtype in which ``expected`` was computed; ``None`` for that of the weights.
+
+    Returns:
+        Largest difference of a logit.
+
+    Raises:
+        ExportError: The folder cannot be opened, or the logits differ beyond rounding.
+    """
+    return _same_logits(folder, _reopened(folder, model), model, example_inputs, expected, computed_in)
+
+
+def _same_logits(
+    folder: Path,
+    reopened: nn.Module,
+    model: nn.Module,
+    inputs: Mapping[str, Any],
+    expected: Tensor,
+    computed_in: torch.dtype | None,
+) -> float:
     limit = _limit(computed_in or base_model(model).dtype, expected)
-    return _checked(f"{folder} opened again", logits(reopened, example_inputs), expected, limit)
+    return _checked(f"{folder} opened again", logits(reopened, inputs), expected, limit)
+
+
+def _reopened(folder: Path, like: nn.Module) -> nn.Module:
+    try:
+        return reopen(folder, like)
+    except (InputError, OSError, SafetensorError) as error:
+        raise ExportError(f"{folder} cannot be opened again: {error}") from error
 
 
 def reopen(folder: Path, like: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":

@@ -1,7 +1,8 @@
 """Checkpoint folders on disk: written atomically, and verified when opened.
 
 A checkpoint is a folder ``step-00000100`` holding the state of training (``state.ckpt``, what Lightning saves), the
-random states of every rank (``random-00000.pt``) and ``manifest.json`` with the size and SHA-256 of each file. It is
+random states of every rank (``random-00000.pt``), the best weights so far (``best/``) and its own as a model
+(``model/``) if the run keeps them, and ``manifest.json`` with the size and SHA-256 of each file. It is
 written under a hidden name, synced to disk and renamed, so a folder with a step's name is complete unless it was
 damaged later, which the manifest detects. ``last`` is a symbolic link to the newest checkpoint.
 """
@@ -18,8 +19,12 @@ from alignlab.system.disk import MANIFEST, read_manifest, sync, write_manifest
 
 STATE = "state.ckpt"
 LAST = "last"
+BEST = "best"
+"""The best weights so far as a model folder, in the folder of checkpoints and in each checkpoint."""
+MODEL = "model"
+"""The weights of a checkpoint as a model folder in it."""
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-LEFTOVERS = (".step-*.partial", ".step-*.removed", f".{LAST}.partial")
+LEFTOVERS = (".step-*.partial", ".step-*.removed", f".{LAST}.partial", f".{BEST}.partial", f".{BEST}.old")
 """Names that a killed process may leave in the folder of checkpoints."""
 
 
@@ -94,6 +99,35 @@ def publish(checkpoints: Path, step: int, *, world_size: int, keep_last: int) ->
         if folder not in earlier[-keep_last:]:
             _remove(folder)
     return final
+
+
+def copy_linked(folder: Path, to: Path) -> None:
+    """Copy a folder whose files are only ever replaced, as hard links where the file system allows it.
+
+    Args:
+        folder: The folder.
+        to: Does not exist yet.
+    """
+    shutil.copytree(folder, to, copy_function=_link)
+
+
+def restore_best(checkpoints: Path, checkpoint: Path | None) -> None:
+    """Replace the best weights of a run by those in the checkpoint that it resumes from.
+
+    Args:
+        checkpoints: The run's folder of checkpoints.
+        checkpoint: A checkpoint of this run or of another; ``None`` for a fresh start. It may have no best weights.
+    """
+    shutil.rmtree(checkpoints / BEST, ignore_errors=True)
+    if checkpoint is not None and (checkpoint / BEST).is_dir():
+        copy_linked(checkpoint / BEST, checkpoints / BEST)
+
+
+def _link(source: str, to: str) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, to)
 
 
 def open_checkpoint(path: Path) -> SavedState:

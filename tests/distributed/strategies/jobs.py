@@ -82,7 +82,11 @@ def train(
     made = spoiled(made, *spoil) if spoil else made
     loader = make_loader(rows_for(method), rows_at_once, num_steps=num_steps, rank=rank, num_ranks=num_ranks)
     chosen = build("strategy", spread_node)
-    callbacks = [Checkpoint(folder=Path(checkpoints), every_n_steps=2, keep_last=9)] if checkpoints else []
+    callbacks = (
+        [Checkpoint(folder=Path(checkpoints), every_n_steps=2, every_n_epochs=None, keep_last=9, additions=())]
+        if checkpoints
+        else []
+    )
     resume = resume and open_checkpoint(Path(resume)).state
     options |= {"enable_checkpointing": bool(callbacks), "callbacks": callbacks, "resume": resume}
     _, steps = fit(made, loader, strategy=chosen, devices=num_ranks, weights=False, **options)

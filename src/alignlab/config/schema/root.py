@@ -9,6 +9,7 @@ from alignlab.chat.speaker import SpeakerSettings
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import LoadSettings
 from alignlab.data.tokenise.context import TokenSettings
+from alignlab.metrics import Mode
 from alignlab.models.load import Dtype
 
 
@@ -38,10 +39,14 @@ class Data(TypedDict):
 
 
 class CheckpointSection(TypedDict):
-    """How often checkpoints are written, and how many are kept."""
+    """How often checkpoints are written, how many are kept, and which weights the run ends with."""
 
-    every_n_steps: Count
+    every_n_steps: Count | None
+    every_n_epochs: Count | None
     keep_last: Count
+    also_model: bool
+    best: str | None
+    best_mode: Mode | None
 
 
 class Launcher(TypedDict):
