@@ -1,11 +1,14 @@
 """The command line: verbs, help, refusals and exit codes, sweeps, and repeating a run."""
 
 import csv
+import json
+import math
 import re
 import subprocess
 import sys
 
 import pytest
+from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from alignlab import run
@@ -19,6 +22,8 @@ from alignlab.config.build import locate
 from alignlab.config.resolve import as_yaml
 from alignlab.errors import InputError
 from alignlab.run_folder.folder import read_status
+from alignlab.system.disk import write_text
+from tests import searching
 
 
 @pytest.fixture
@@ -307,3 +312,65 @@ def test_help_is_of_the_verb(capsys):
         main(["preview", "--help"])
     shown = capsys.readouterr().out
     assert shown.startswith("Show the rows") and "preview.html" in shown
+
+
+@pytest.fixture
+def search(jobs, monkeypatch):
+    """Runs a sweep by a sweeper that reads the values of its jobs; Hydra accepts only those of one package."""
+
+    def run(direction, *words):
+        sweeper = ["hydra.sweeper._target_=hydra_plugins.searching.Searching", f"+hydra.sweeper.direction={direction}"]
+        return main(["train", "-m", *sweeper, "run_dir=all", "seed=1,2,3", *words])
+
+    monkeypatch.setitem(sys.modules, "hydra_plugins.searching", searching)
+    known = Plugins.instance().class_name_to_class
+    monkeypatch.setitem(known, "hydra_plugins.searching.Searching", searching.Searching)
+    return run
+
+
+def finishing(monkeypatch, results):
+    """Jobs end one after the other, each polled twice, with a summary or with a failure."""
+    results = iter(results)
+
+    class Job(Ended):
+        def poll(self):
+            self.polls = getattr(self, "polls", 0) + 1
+            return self.returncode if self.polls > 2 else None
+
+        def terminate(self):
+            self.polls = 2
+
+    def start(config, job, slot, num_jobs):
+        result = next(results)
+        write_text(job.records / "config.yaml", "")
+        if result is not None:
+            summary = {"status": "done", "steps": 1, "wall_seconds": 1.0, **result}
+            write_text(job.run_dir / "summary.json", json.dumps(summary))
+        return Job(0 if result is not None else 1)
+
+    monkeypatch.setattr(sweep, "start", start)
+
+
+@pytest.mark.parametrize("num_jobs", [1, 2])
+def test_a_search_gets_the_values_of_its_metric_also_of_jobs_that_run_together(search, monkeypatch, num_jobs):
+    """The best value where the run kept its best weights by it, the last one else; the worst one of a failure."""
+    best = {"metric": "val/exact_match", "mode": "max", "step": 2, "value": 0.75}
+    last = {"val/exact_match": 0.5, "val/loss": 0.1}
+    finishing(monkeypatch, [{"metrics": last, "best": best}, {"metrics": last, "best": None}, None])
+    code = search("maximize", "objective=val/exact_match", f"launcher.num_jobs={num_jobs}")
+    assert (code, searching.Searching.values) == (1, [0.75, 0.5, -math.inf])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["minimize", "objective=val/exact_match"], 2, "Type hydra.sweeper.direction=maximize"),
+        (["maximize", "objective=val/exact"], 2, "Did you mean 'val/exact_match'"),
+        (["maximize", "objective=val/rewards/margins"], 1, "It logged val/loss"),
+        (["maximize", "objective=val/rewards/margins", "launcher.num_jobs=3"], 1, "It logged val/loss"),
+    ],
+)
+def test_a_search_for_what_is_not_logged_or_for_the_worst_is_refused(search, monkeypatch, capsys, words, code, told):
+    finishing(monkeypatch, [{"metrics": {"val/loss": 0.1}, "best": None}] * 3)
+    assert search(*words) == code
+    assert told in capsys.readouterr().err

@@ -98,13 +98,16 @@ def are_equal(one, other):
 def test_early_stopping_ends_with_the_best_weights_here_those_before_training(tmp_path, capsys):
     early = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "callbacks.early_stopping.min_delta=99"]
     words = ["train", *TINY, "trainer.max_steps=20", *early, "callbacks.exact_match=null", f"run_dir={tmp_path}"]
-    assert alignlab(*words) == 0
+    assert alignlab(*words, "checkpoint.every_n_steps=null", "checkpoint.every_n_epochs=1") == 0
     found = summary(tmp_path)
     value = found["initial_metrics"]["val/loss"]
     assert found["steps"] == 4
     assert found["best"] == {"metric": "val/loss", "mode": "min", "step": 0, "value": value}
     assert "model/ has the weights from before the first step, with the lowest val/loss: 0.0" in capsys.readouterr().out
     assert are_equal(tmp_path / "model", POCKET)
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("checkpoints/step-*")) == [3, 4], (
+        "an epoch has three steps"
+    )
 
 
 @pytest.mark.parametrize("peft", ["none", "lora"])

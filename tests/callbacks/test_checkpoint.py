@@ -271,3 +271,12 @@ def test_another_number_of_ranks_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Checkpoint, "on_load_checkpoint", pretend)
     train(tmp_path, 4, resume=state)
     assert "new random states, since 2 rank(s) wrote it and 1 resume" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("every", "every_epoch", "steps"), [(None, 2, {20, 25}), (8, 1, {8, 10, 16, 20, 24, 25}), (None, None, {25})]
+)
+def test_checkpoints_by_steps_and_by_epochs(tmp_path, every, every_epoch, steps):
+    """An epoch has ten steps; the last step always gets a checkpoint."""
+    train(tmp_path, 25, every=every, every_epoch=every_epoch, keep_last=99)
+    assert {int(path.name[5:]) for path in tmp_path.glob("step-*")} == steps

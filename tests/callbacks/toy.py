@@ -1,6 +1,7 @@
 """A stand-in for a method and its data: manual optimisation, dropout, a stateful loader."""
 
 import random
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -52,6 +53,10 @@ class Toy(lightning.LightningModule):
         self.head = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(width, 1))
         self.on_step = on_step
         self.losses = []
+
+    @property
+    def progress(self):
+        return SimpleNamespace(epoch=self.trainer.global_step / len(ROWS))
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW([weight for weight in self.parameters() if weight.requires_grad], lr=0.05)

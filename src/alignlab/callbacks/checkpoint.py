@@ -66,6 +66,7 @@ class Checkpoint(LastCallback):
         self.every_n_steps, self.every_n_epochs = every_n_steps, every_n_epochs
         self._signals = StopSignals()
         self._saved_step = self._written_by = 0
+        self._epoch = 0.0
         self._stop_signal: int | None = None
         self._before_validation: dict[str, Any] | None = None
 
@@ -167,8 +168,9 @@ class Checkpoint(LastCallback):
         self._raise_if_stopping()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop on a signal."""
+        """Stop on a signal; note the epochs done before the step."""
         self._raise_if_stopping()
+        self._epoch = pl_module.progress.epoch
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop on a signal that came after the last step; later signals end the process immediately."""
@@ -190,13 +192,18 @@ class Checkpoint(LastCallback):
     def _is_due(self, trainer: Trainer) -> bool:
         epochs = trainer.max_epochs if trainer.max_epochs is not None else -1
         last_step = 0 < trainer.max_steps <= trainer.global_step
-        num_epochs_done = trainer.current_epoch + trainer.is_last_batch
-        last_batch = trainer.is_last_batch and 0 < epochs <= num_epochs_done
+        last_batch = trainer.is_last_batch and 0 < epochs <= trainer.current_epoch + 1
         at_step = self.every_n_steps is not None and trainer.global_step % self.every_n_steps == 0
-        at_epoch = (
-            self.every_n_epochs is not None and trainer.is_last_batch and num_epochs_done % self.every_n_epochs == 0
+        return at_step or self._ends_epochs(trainer) or trainer.should_stop or last_step or last_batch
+
+    def _ends_epochs(self, trainer: Trainer) -> bool:
+        """Whether this step ends ``every_n_epochs`` epochs of the data; Lightning sees the whole run as one epoch."""
+        if self.every_n_epochs is None:
+            return False
+        before, after = (
+            epoch // self.every_n_epochs for epoch in (self._epoch, trainer.lightning_module.progress.epoch)
         )
-        return at_step or at_epoch or trainer.should_stop or last_step or last_batch
+        return after > before
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step

@@ -15,6 +15,7 @@ from huggingface_hub.utils import httpx  # the HTTP library differs between rele
 from alignlab.errors import InputError
 from alignlab.models.opening import opening
 from alignlab.models.pickled import refuse_programs
+from alignlab.run_folder.storage import MODEL, STATE
 from alignlab.system.paths import typed_path
 
 POCKET = Path(str(files("alignlab"))) / "assets" / "pocket"
@@ -55,6 +56,10 @@ def locate(path: str, revision: str | None = None) -> Location:
         InputError: There is no model or adapter; names the places searched.
     """
     folder = POCKET if path == "pocket" else typed_path(path, "model.path")
+    if (folder / STATE).exists() and not (folder / MODEL).exists():
+        why = "it is a checkpoint, which holds the state of training and no model"
+        instead = "Type checkpoint.also_model=true in the run that writes it, or resume= to continue from it"
+        raise InputError(f"model.path={path}", why, instead)
     for candidate in (folder, folder / "model"):  # a run keeps its result in model/
         if (candidate / "adapter_config.json").is_file():
             return _locate_adapter(path, candidate.resolve())

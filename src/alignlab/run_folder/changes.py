@@ -6,8 +6,9 @@ from typing import Any
 from alignlab.errors import InputError
 from alignlab.system.credentials import blanked
 
-NOT_HASHED = ("run_dir", "resume", "overwrite", "debug", "launcher")
-"""Keys of the config that do not affect what is trained: where the run is stored, started and debugged."""
+NOT_HASHED = ("run_dir", "resume", "overwrite", "debug", "launcher", "objective")
+"""Keys of the config that do not affect what is trained: where the run is stored, started and debugged,
+and what a search makes of its result."""
 
 SERVERS = (
     "vllm_executable", "urls", "num_servers", "devices", "environment", "arguments", "gpu_memory_fraction",

@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +29,7 @@ from alignlab.assemble import Config
 from alignlab.cli.composition.command import refuse
 from alignlab.cli.composition.hidden import hide_config
 from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
+from alignlab.cli.sweep.objective import Pending, check_objective, is_search, value_of, worst_value
 from alignlab.config.resolve import as_yaml
 from alignlab.distributed.ranks import first_error_only, own_rank, ranks
 from alignlab.errors import InputError, RunError
@@ -64,6 +66,7 @@ class Sweep:
 
     running: dict[int, tuple[Job, subprocess.Popen]] = field(default_factory=dict)
     began: float = field(default_factory=time.time)
+    ended: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __enter__(self) -> "Sweep":
         Begin.folder = None
@@ -102,23 +105,31 @@ class Sweep:
         records = sweep_folder(run_dir) / JOBS / name
         Job(hydra.num, hydra.override_dirname, records, name, records, None).note(2)
 
-    def run(self, config: Config) -> float | None:
+    def run(self, config: Config) -> float | Pending | None:
         """Start a job, unless an earlier sweep finished it, as soon as fewer than ``launcher.num_jobs`` jobs run.
 
         Args:
             config: The resolved config of the job.
 
         Returns:
-            The final ``val/loss``, for sweepers that search, if one job runs at a time; otherwise None.
+            The value of ``objective`` for a sweeper that searches; ``None`` for one that does not.
+
+        Raises:
+            InputError: The sweeper searches for a metric that does not exist, or for its worst value.
+            RunError: A job is done and has not logged the metric.
         """
+        if is_search():
+            check_objective(config)
         job, num_jobs = make_job(config), config["launcher"]["num_jobs"]
+        value = partial(self._value, job, config["objective"], worst_value()) if is_search() else lambda: None
         if job.newest_run("done"):
-            entry = job.note(0, before=True)
+            self.ended[job.number] = entry = job.note(0, before=True)
             print(f"job {job.number}: done before, {entry['run']}", flush=True)
-            return entry.get("val/loss")
+            return value()
         config = config | {"run_dir": job.run_dir and str(job.run_dir), "resume": config["resume"] or "auto"}
         if "submitit" in HydraConfig.get().launcher._target_:
-            return _run_here(config, job)
+            self.ended[job.number] = _run_here(config, job)
+            return value() if own_rank() == 0 else None
         if ranks() is not None:
             why = f"its jobs start their own processes, and {ranks().launcher} has started this one as a rank"
             raise InputError("a sweep", why, "Type python train.py -m …")
@@ -126,21 +137,28 @@ class Sweep:
         slot = min(set(range(num_jobs)) - self.running.keys())
         self.running[slot] = job, start(config, job, slot, num_jobs)
         if num_jobs > 1:
-            return None
-        return self._wait(at_most=0)[-1].get("val/loss")
+            return Pending(value) if is_search() else None
+        self._wait(at_most=0)
+        return value()
 
-    def _wait(self, at_most: int) -> list[dict[str, Any]]:
-        """Wait until at most that many jobs run; return the entries of those that ended."""
-        ended = []
+    def _value(self, job: Job, objective: str, worst: float) -> float:
+        """Wait for a job, and return its value."""
+        while job.number not in self.ended:
+            self._wait(at_most=len(self.running) - 1)
+        entry = self.ended[job.number]
+        return value_of(Path(entry["run"]) if entry["exit_code"] == 0 else None, objective, worst)
+
+    def _wait(self, at_most: int) -> None:
+        """Wait until at most that many jobs run."""
         while True:
             for slot, (job, process) in list(self.running.items()):
                 if process.poll() is not None:
                     del self.running[slot]
                     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-                    ended.append(entry := job.note(code))
+                    self.ended[job.number] = entry = job.note(code)
                     print(f"job {job.number}: {entry['status']}, {entry['run']}", flush=True)
             if len(self.running) <= at_most:
-                return ended
+                return
             time.sleep(0.1)
 
 
@@ -185,8 +203,8 @@ def _share(slot: int, num_jobs: int) -> dict[str, str]:
     return share
 
 
-def _run_here(config: Config, job: Job) -> float | None:
-    """Run a job in this process; its errors must not end the sweep that waits for it."""
+def _run_here(config: Config, job: Job) -> dict[str, Any]:
+    """Run a job in this process, and return its entry; its errors must not end the sweep that waits for it."""
     code = 0
     try:
         with first_error_only():
@@ -203,7 +221,7 @@ def _run_here(config: Config, job: Job) -> float | None:
     except Exception:
         traceback.print_exc()
         code = 1
-    return job.note(code).get("val/loss") if own_rank() == 0 else None
+    return job.note(code) if own_rank() == 0 else {}
 
 
 def _entries(folder: Path, since: float = 0) -> list[dict[str, Any]]:

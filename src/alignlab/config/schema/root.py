@@ -78,6 +78,7 @@ class Train(TypedDict):
     logger: Nodes
     callbacks: Nodes
     launcher: dict[str, Any]
+    objective: str
 
 
 Hints = dict[str, Any]
