@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.callbacks.best_weights import BestWeights
 from alignlab.callbacks.checkpoint import Checkpoint
-from alignlab.callbacks.export_trial import ExportTrial, write
+from alignlab.callbacks.export_trial import ExportTrial, ModelWriter
 from alignlab.callbacks.first_validation import LogFirstValidation
 from alignlab.callbacks.precompute_reference import PrecomputeReference
 from alignlab.callbacks.rollout import RolloutLifetime
@@ -100,6 +100,7 @@ def pretrained(node: Config, path: str) -> Any:
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
 INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "compile", "trust_remote_code", "dropout")
+INIT_FROM_KEEPS += ("save_dtype",)
 
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:
@@ -316,10 +317,11 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     }
     lr = config["optimizer"].get("lr")
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr, optimizer=in_words(config))
-    best = make_best(config, folder, data)
+    writer = make_writer(config, data)
+    best = make_best(config, folder, writer)
     summary = Summary(path=folder.summary, facts=facts, best=best)
-    trial = ExportTrial(folder.model.with_name(".model.partial"), data.tokenizer)
-    checkpoint = make_checkpoint(config, folder, data, best)
+    trial = ExportTrial(folder.model.with_name(".model.partial"), writer)
+    checkpoint = make_checkpoint(config, folder, writer, best)
     chosen = build_all("callbacks", config["callbacks"])
     if data.rollout is not None:
         chosen["samples"] = SampleLog(path=folder.samples, first_step=folder.first_step)
@@ -350,21 +352,27 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     return trainer, summary
 
 
-def make_best(config: Config, folder: RunFolder, data: DataModule) -> BestWeights | None:
+def make_writer(config: Config, data: DataModule) -> ModelWriter:
+    """Build what writes the model, with the tokenizer of the data and ``model.save_dtype``."""
+    name = config["model"].get("save_dtype")
+    return ModelWriter(tokenizer=data.tokenizer, dtype=None if name is None else getattr(torch, name))
+
+
+def make_best(config: Config, folder: RunFolder, writer: ModelWriter) -> BestWeights | None:
     """Build the callback that keeps the best weights; ``None`` if the run ends with its last ones."""
     metric = config["checkpoint"]["best"]
     if metric is None:
         return None
     mode = mode_of_best(config)
-    return BestWeights(checkpoints=folder.checkpoints, metric=metric, mode=mode, tokenizer=data.tokenizer)
+    return BestWeights(checkpoints=folder.checkpoints, metric=metric, mode=mode, writer=writer)
 
 
-def make_checkpoint(config: Config, folder: RunFolder, data: DataModule, best: BestWeights | None) -> Checkpoint:
+def make_checkpoint(config: Config, folder: RunFolder, writer: ModelWriter, best: BestWeights | None) -> Checkpoint:
     """Build the callback that saves checkpoints, with the best weights and its own as a model if they are asked for."""
     node = config["checkpoint"]
     additions = [] if best is None else [best.add_to]
     if node["also_model"]:
-        additions.append(lambda method, checkpoint: write(method, data.tokenizer, checkpoint / MODEL))
+        additions.append(lambda method, checkpoint: writer.write(method, checkpoint / MODEL))
     rhythm = pick_keys(node, "every_n_steps", "every_n_epochs", "keep_last")
     return Checkpoint(folder=folder.checkpoints, **rhythm, additions=additions)
 

@@ -12,7 +12,6 @@ import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from transformers import PreTrainedTokenizerBase
 
 from alignlab.assemble import (
     Config,
@@ -20,10 +19,11 @@ from alignlab.assemble import (
     in_words,
     make_method,
     make_trainer,
+    make_writer,
     open_model_and_data,
 )
 from alignlab.callbacks.card import kept_weights, result_card
-from alignlab.callbacks.export_trial import write_and_compare
+from alignlab.callbacks.export_trial import ModelWriter
 from alignlab.callbacks.summary import Summary
 from alignlab.config.monitors import check_monitors
 from alignlab.config.resolve import as_yaml, escaped, with_run_dir
@@ -170,7 +170,7 @@ def train(config: Config, folder: RunFolder, command: str | None) -> None:
             state = folder.checkpoint and folder.checkpoint.state
             trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
             card = make_card(config, folder.path.name, command, summary)
-            write_model(method, data.tokenizer, folder, summary, card)
+            write_model(method, make_writer(config, data), folder, summary, card)
         except Exception:
             summary.status = "failed"
             raise
@@ -236,9 +236,7 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
         raise RunError(f"the run in {folder}", why, instead) from error
 
 
-def write_model(
-    method: Method, tokenizer: PreTrainedTokenizerBase, folder: RunFolder, summary: Summary, card: str
-) -> None:
+def write_model(method: Method, writer: ModelWriter, folder: RunFolder, summary: Summary, card: str) -> None:
     """Write ``model/`` with the last weights, or with the best if the run kept them; the run is then done.
 
     All ranks must call this to gather the weights; rank 0 writes, and compares the logits with those of the weights.
@@ -248,7 +246,7 @@ def write_model(
         if best is not None and best.kept is not None:
             difference = best.publish(method, folder.model)
         else:
-            difference = write_and_compare(method, tokenizer, folder.model)
+            difference = writer.write_and_compare(method, folder.model)
         if method.trainer.is_global_zero:  # not in the manifest: a card may be edited
             write_text(folder.model / "README.md", card)
     except ExportError as error:

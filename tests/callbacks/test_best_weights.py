@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from alignlab.callbacks import best_weights
 from alignlab.callbacks.best_weights import BestWeights
 from alignlab.models.locations import POCKET
 from alignlab.run_folder import storage
@@ -43,43 +42,39 @@ class Scripted(Toy):
         self.log("val/loss", torch.tensor(SCRIPT[self.trainer.global_step]))
 
 
-@pytest.fixture
-def kept(monkeypatch):
-    """Trains a toy, whose step stands for its weights; returns the kept step and value, and the step on the disk."""
+class WritesSteps:
+    """Writes the step for the weights."""
 
-    def write(method, tokenizer, folder):
+    def write(self, method, folder):
         shutil.rmtree(folder, ignore_errors=True)
         write_text(folder / "step.json", json.dumps(method.trainer.global_step))
         return None, torch.zeros(1)
 
-    def run(folder, steps, mode="min", **options):
-        best = BestWeights(checkpoints=folder, metric="val/loss", mode=mode, tokenizer=None)
-        options |= {"every": 1, "keep_last": 99, "validate": 2, "callbacks": [best], "additions": [best.add_to]}
-        train(folder, steps, make=Scripted, **options)
-        return best.kept.step, best.kept.value, json.loads((folder / "best" / "step.json").read_text())
 
-    monkeypatch.setattr(best_weights, "write", write)
-    return run
+def kept(folder, steps, mode="min", **options):
+    """Train a toy; return the kept step and value, and the step on the disk."""
+    best = BestWeights(checkpoints=folder, metric="val/loss", mode=mode, writer=WritesSteps())
+    options |= {"every": 1, "keep_last": 99, "validate": 2, "callbacks": [best], "additions": [best.add_to]}
+    train(folder, steps, make=Scripted, **options)
+    return best.kept.step, best.kept.value, json.loads((folder / "best" / "step.json").read_text())
 
 
 @pytest.mark.parametrize(
     ("mode", "steps", "step", "value"),
     [("min", 2, 2, 3.0), ("min", 6, 2, 3.0), ("min", 12, 8, 1.0), ("max", 12, 0, 5.0)],
 )
-def test_the_first_of_the_best_finite_values_is_kept_also_that_before_training(
-    tmp_path, kept, mode, steps, step, value
-):
+def test_the_first_of_the_best_finite_values_is_kept(tmp_path, mode, steps, step, value):
     assert kept(tmp_path, steps, mode) == (step, value, step)
 
 
 @pytest.mark.parametrize("step", [1, 3, 6, 7, 9, 12])
-def test_a_branch_from_any_checkpoint_keeps_the_same_weights(tmp_path, kept, step):
+def test_a_branch_from_any_checkpoint_keeps_the_same_weights(tmp_path, step):
     whole = kept(tmp_path / "whole", 12)
     saved = storage.open_checkpoint(storage.step_folder(tmp_path / "whole", step))
     assert kept(tmp_path / "branch", 12, seed=9, resume=saved) == whole
 
 
-def test_what_a_killed_run_kept_after_its_last_checkpoint_does_not_count(tmp_path, kept):
+def test_what_a_killed_run_kept_after_its_last_checkpoint_does_not_count(tmp_path):
     """It resumes from step 7, where step 2 had the lowest loss; the weights of step 8 were kept after that."""
     kept(tmp_path, 8)
     newest(tmp_path).folder.rename(tmp_path / "elsewhere")

@@ -13,9 +13,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from alignlab.callbacks.export_trial import EXAMPLE, write
+from alignlab.callbacks.export_trial import EXAMPLE, ModelWriter
 from alignlab.errors import InputError
 from alignlab.metrics import Mode
 from alignlab.models.export import install, verify_logits
@@ -52,11 +51,11 @@ class BestWeights(Callback):
         checkpoints: The run's folder of checkpoints.
         metric: Name of the metric, as it is logged.
         mode: Whether the smallest or the largest value is the best.
-        tokenizer: Saved with the weights.
+        writer: Writes the weights.
     """
 
-    def __init__(self, *, checkpoints: Path, metric: str, mode: Mode, tokenizer: PreTrainedTokenizerBase):
-        self.checkpoints, self.metric, self.mode, self.tokenizer = Path(checkpoints), metric, mode, tokenizer
+    def __init__(self, *, checkpoints: Path, metric: str, mode: Mode, writer: ModelWriter):
+        self.checkpoints, self.metric, self.mode, self.writer = Path(checkpoints), metric, mode, writer
         self.kept: Kept | None = None
 
     def facts(self) -> dict[str, Any] | None:
@@ -135,7 +134,8 @@ class BestWeights(Callback):
         if not method.trainer.is_global_zero:
             return 0.0
         install(self.checkpoints / BEST, folder)
-        return verify_logits(folder, method.policy, EXAMPLE, self.kept.logits, method.sharding.compute_dtype)
+        computed_in, dtype = method.sharding.compute_dtype, self.writer.dtype
+        return verify_logits(folder, method.policy, EXAMPLE, self.kept.logits, computed_in, dtype)
 
     @property
     def _asked(self) -> str:
@@ -153,6 +153,6 @@ class BestWeights(Callback):
         value, sign = self._measured(trainer), {"min": 1.0, "max": -1.0}[self.mode]
         if not math.isfinite(value) or (self.kept and sign * value >= sign * self.kept.value):
             return
-        _, logits = write(method, self.tokenizer, self.checkpoints / BEST)
+        _, logits = self.writer.write(method, self.checkpoints / BEST)
         trainer.strategy.barrier()
         self.kept = Kept(self.metric, self.mode, trainer.global_step, value, logits.clone())

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
@@ -90,6 +90,8 @@ def save(
     # A copy, since Transformers 5.17 removes the further names of shared weights from it.
     with rates_of_files(base), _blank_generation(base):
         model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
+    if not is_adapted(model):
+        _record_dtype(partial / CONFIG_NAME, written_dtype(model, state_dict))
     tokenizer.save_pretrained(str(partial))
     if base.can_generate():
         write_generation(base.generation_config, partial)
@@ -128,6 +130,26 @@ def _replace(folder: Path, partial: Path) -> None:
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def written_dtype(model: "PreTrainedModel | PeftModel", state_dict: Mapping[str, Tensor] | None) -> torch.dtype:
+    """Dtype of the full weights as they are written; of an adapter, that of its base.
+
+    Args:
+        model: The live model.
+        state_dict: The weights that are written if they are not the live ones.
+    """
+    dtype = base_model(model).dtype
+    if state_dict is None or is_adapted(model):
+        return dtype
+    return next(state_dict[name].dtype for name, tensor in model.named_parameters() if tensor.dtype == dtype)
+
+
+def _record_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Write the dtype into a saved config; Transformers has written that of the live model."""
+    keys = json.loads(config.read_text(encoding="utf-8"))
+    keys["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(keys, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -203,7 +225,7 @@ def verify(
     Raises:
         ExportError: Tensors are missing, superfluous, empty or different, or the logits differ beyond rounding.
     """
-    reopened = _reopened(folder, model)
+    reopened = _reopened(folder, model, written_dtype(model, state_dict))
     stored = _stored_tensors(folder, reopened)
     if is_adapted(model):
         from peft import get_peft_model_state_dict
@@ -226,6 +248,7 @@ def verify_logits(
     example_inputs: Mapping[str, Any],
     expected: Tensor,
     computed_in: torch.dtype | None,
+    dtype: torch.dtype | None,
 ) -> float:
     """Open a saved folder again and compare its logits with those of its weights when they were saved.
 
@@ -235,6 +258,7 @@ def verify_logits(
         example_inputs: Keyword arguments of the forward, tensors ``[B, T]``.
         expected: The logits or scores. Shape ``[B, T, V]`` or ``[B, 1]``.
         computed_in: Dtype in which ``expected`` was computed; ``None`` for that of the weights.
+        dtype: Dtype in which the folder is opened; ``None`` for that of the live weights.
 
     Returns:
         Largest difference of a logit.
@@ -242,7 +266,8 @@ def verify_logits(
     Raises:
         ExportError: The folder cannot be opened, or the logits differ beyond rounding.
     """
-    return _same_logits(folder, _reopened(folder, model), model, example_inputs, expected, computed_in)
+    reopened = _reopened(folder, model, dtype or base_model(model).dtype)
+    return _same_logits(folder, reopened, model, example_inputs, expected, computed_in)
 
 
 def _same_logits(
@@ -253,25 +278,26 @@ def _same_logits(
     expected: Tensor,
     computed_in: torch.dtype | None,
 ) -> float:
-    limit = _limit(computed_in or base_model(model).dtype, expected)
+    narrowest = max(computed_in or base_model(model).dtype, base_model(reopened).dtype, key=TOLERANCE.__getitem__)
+    limit = _limit(narrowest, expected)
     return _checked(f"{folder} opened again", logits(reopened, inputs), expected, limit)
 
 
-def _reopened(folder: Path, like: nn.Module) -> nn.Module:
+def _reopened(folder: Path, like: nn.Module, dtype: torch.dtype) -> nn.Module:
     try:
-        return reopen(folder, like)
+        return reopen(folder, like, dtype)
     except (InputError, OSError, SafetensorError) as error:
         raise ExportError(f"{folder} cannot be opened again: {error}") from error
 
 
-def reopen(folder: Path, like: "PreTrainedModel | PeftModel") -> "PreTrainedModel | PeftModel":
-    """Read a saved folder in the precision, quantisation, attention and device of a live model."""
+def reopen(folder: Path, like: "PreTrainedModel | PeftModel", dtype: torch.dtype) -> "PreTrainedModel | PeftModel":
+    """Read a saved folder in a precision, with the quantisation, attention and device of a live model."""
     live, location = base_model(like), locate(str(folder))
     remote = type(live).__module__.startswith("transformers_modules")
     quantization = getattr(live.config, "quantization_config", None)
     attention = live.config._attn_implementation
     options = {"trust_remote_code": remote, "quantization": quantization, "head": head_of(live)}
-    model = open_weights(location, live.dtype, attention, **options)
+    model = open_weights(location, dtype, attention, **options)
     if location.adapter:
         # The base's config may lack it, and that of a model that reads images too has none.
         model.config.pad_token_id = getattr(live.config, "pad_token_id", None)

@@ -26,7 +26,7 @@ from alignlab.models.locations import QUANTIZATION, Location, locate
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
-from alignlab.models.scratch import Texts, num_rows, prepare
+from alignlab.models.scratch import SaveDtype, Texts, num_rows, prepare
 from alignlab.models.text_part import freeze_beside_text
 from alignlab.system.disk import MANIFEST, read_manifest
 
@@ -50,6 +50,8 @@ class Pretrained:
         trust_remote_code: Run the code that comes with the weights.
         revision: Branch, tag or commit on the hub.
         dropout: Rate of the model's own dropout in training; ``None`` for the rates of its config.
+        save_dtype: Dtype in which trained weights are written; ``None`` for that of the weights that the optimizer
+            updates.
     """
 
     def __init__(
@@ -63,10 +65,12 @@ class Pretrained:
         trust_remote_code: bool,
         revision: str | None,
         dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        save_dtype: SaveDtype = None,
     ):
         self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.gradient_checkpointing, self.compile, self.dropout = gradient_checkpointing, compile, dropout
+        self.save_dtype = save_dtype
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the weights, with a pad token that has a row in the embedding.

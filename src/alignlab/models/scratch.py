@@ -49,6 +49,9 @@ MIN_FREQUENCY = 2  # a pair that occurs once gets no token
 LEGACY_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
 
 
+SaveDtype = Literal["float32", "bfloat16", "float16"] | None
+
+
 class Scratch:
     """Untrained weights.
 
@@ -65,6 +68,8 @@ class Scratch:
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
         compile: Compile the decoder blocks (``torch.compile``).
         dropout: Rate of the model's own dropout in training; ``None`` for the rates of its config.
+        save_dtype: Dtype in which trained weights are written; ``None`` for that of the weights that the optimizer
+            updates.
     """
 
     def __init__(
@@ -80,11 +85,12 @@ class Scratch:
         gradient_checkpointing: bool,
         compile: bool,
         dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
+        save_dtype: SaveDtype = None,
     ):
         self.config, self.tokenizer, self.vocabulary_size = dict(config), tokenizer, vocabulary_size
         self.chat_template, self.seed, self.dtype = chat_template, seed, dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
-        self.compile, self.dropout = compile, dropout
+        self.compile, self.dropout, self.save_dtype = compile, dropout, save_dtype
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the named tokenizer, or train one.

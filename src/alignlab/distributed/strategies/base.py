@@ -145,6 +145,10 @@ class Sharding:
         """All weights by name on the CPU of rank 0 if they are sharded, else ``None``. All ranks must call this."""
         return None
 
+    def master_state_dict(self, policy: nn.Module) -> Mapping[str, Tensor] | None:
+        """``full_state_dict`` with the weights that the optimizer updates, not rounded copies of them."""
+        return self.full_state_dict(policy)
+
 
 class StaysOnDevice(Strategy):
     """Leaves the model on its device when a fit ends: there it is written, and compared with what was written.

@@ -14,15 +14,18 @@ from datetime import timedelta
 from typing import Annotated, Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from pydantic import Field
 from torch import Tensor, nn
 
 from alignlab.distributed.strategies.accelerator import prefer_cpu_without_cuda
-from alignlab.distributed.strategies.base import Result, Sharding, StaysOnDevice, moves_weights, tensors_of
+from alignlab.distributed.strategies.base import Result, Sharding, StaysOnDevice, full_shape, moves_weights, tensors_of
 from alignlab.distributed.strategies.compiled_ops import remove_dead_locks
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
 from alignlab.distributed.strategies.zero_state import EngineState
+
+NARROW = (torch.bfloat16, torch.float16)
 
 
 class Partitioned(Sharding):
@@ -36,6 +39,7 @@ class Partitioned(Sharding):
             return policy
         from deepspeed import zero
 
+        self.strategy.keep_exact(policy)
         self.strategy.cast(policy)
         zero.Init(module=policy, config_dict_or_path=self.strategy.config)
         for buffer in policy.buffers():  # Init moves the parameters only, and the engine then moves nothing
@@ -94,6 +98,21 @@ class Partitioned(Sharding):
         shapes = {name: tensor for name, tensor in policy.state_dict(keep_vars=True).items()}
         return {name: self._on_cpu(tensor) for name, tensor in shapes.items()}
 
+    def master_state_dict(self, policy: nn.Module) -> Mapping[str, Tensor] | None:
+        """The engine computes with 16-bit weights in mixed precision, and updates float32 ones."""
+        tensors = policy.state_dict(keep_vars=True)
+        if not any(tensor.requires_grad and tensor.dtype in NARROW for tensor in tensors.values()):
+            return self.full_state_dict(policy)
+        return {name: self._master(tensor) for name, tensor in tensors.items()}
+
+    def _master(self, tensor: Tensor) -> Tensor:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if not tensor.requires_grad:
+            return self._on_cpu(tensor)
+        whole = safe_get_full_fp32_param(tensor).detach().reshape(full_shape(tensor))
+        return whole.cpu().clone() if self.strategy.is_global_zero else whole.new_empty(0)
+
     def _on_cpu(self, tensor: Tensor) -> Tensor:
         with self._gathered([tensor]):
             return tensor.detach().cpu().clone() if self.strategy.is_global_zero else tensor.new_empty(0)
@@ -115,6 +134,10 @@ class DeepSpeed(NamedState, DeepSpeedStrategy, StaysOnDevice):
 
     skipped = False
     """Whether to skip the optimizer in the current step."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._exact: dict[nn.Parameter, Tensor] = {}
 
     def setup_environment(self) -> None:
         if self.root_device.type == "cpu":
@@ -153,8 +176,11 @@ class DeepSpeed(NamedState, DeepSpeedStrategy, StaysOnDevice):
 
     def _setup_model_and_optimizer(self, *arguments: Any, **options: Any) -> Any:
         """Avoid copies of float32 shards, and skip the inner optimizer for skipped steps and zero gradients."""
+        if not self.zero_stage_3:
+            self.keep_exact(self.lightning_module)
         engine, optimizer = super()._setup_model_and_optimizer(*arguments, **options)
         _alias_masters(optimizer)
+        self._set_exact()
         inner, step = optimizer.optimizer, optimizer.optimizer.step
 
         def step_if_it_moves(*arguments: Any, **options: Any) -> Any:
@@ -181,13 +207,46 @@ class DeepSpeed(NamedState, DeepSpeedStrategy, StaysOnDevice):
         for group, settings in zip(self.model.optimizer.param_groups, stored.groups, strict=True):
             group.update({key: value for key, value in settings.items() if key != "params"})
 
+    @property
+    def narrow_dtype(self) -> torch.dtype | None:
+        """The dtype of the engine's computation in mixed precision."""
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return next((dtype for key, dtype in dtypes.items() if self.config.get(key, {}).get("enabled")), None)
+
     def cast(self, policy: nn.Module) -> None:
         """Cast the weights to the dtype of the engine's computation; it keeps float32 master weights."""
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        chosen = [dtype for key, dtype in dtypes.items() if self.config.get(key, {}).get("enabled")]
         for parameter in policy.parameters():
-            if chosen and parameter.is_floating_point():
-                parameter.data = parameter.data.to(chosen[0])
+            if self.narrow_dtype and parameter.is_floating_point():
+                parameter.data = parameter.data.to(self.narrow_dtype)
+
+    def keep_exact(self, module: nn.Module) -> None:
+        """Keep trained weights that the cast would round: the engine makes its master weights of the rounded ones.
+
+        Only this rank's partition is kept with ZeRO-3, the whole weight else; both on the CPU.
+        """
+        for parameter in module.parameters() if self.narrow_dtype else ():
+            exact = parameter.detach()
+            if not parameter.requires_grad or torch.equal(exact, exact.to(self.narrow_dtype).to(exact.dtype)):
+                continue
+            self._exact[parameter] = (_partition(exact) if self.zero_stage_3 else exact).float().cpu()
+
+    def _set_exact(self) -> None:
+        """Set the master weights to those that were kept."""
+        for parameter, exact in self._exact.items():
+            if self.zero_stage_3:
+                parameter._z3_optimizer.set_local_hp_param(exact, parameter)
+            else:
+                parameter.set_full_hp_param(exact.to(parameter.device), None)
+        self._exact.clear()
+
+
+def _partition(whole: Tensor) -> Tensor:
+    """This rank's part of a weight as ZeRO-3 divides it: flat, in equal sizes, padded with zeros."""
+    size, rank = -(-whole.numel() // dist.get_world_size()), dist.get_rank()
+    part = whole.new_zeros(size)
+    found = whole.flatten()[rank * size : (rank + 1) * size]
+    part[: found.numel()] = found
+    return part
 
 
 def _alias_masters(optimizer: Any) -> None:
