@@ -27,10 +27,12 @@ def run(tmp_path):
         **dict.fromkeys(("tensorboard/events.out.tfevents.1.vm.2.0", "tensorboard/hparams.yaml"), ""),
         **dict.fromkeys(("wandb/run_id.txt", "wandb/offline-run-20250101_120000-ab12/run-ab12.wandb"), ""),
         **dict.fromkeys(("model/config.json", "model/checkpoint/shard", "checkpoints/.step-00000300.partial/x"), ""),
+        "checkpoints/best/config.json": "",
     }
     for name, text in files.items():
         write_text(path / name, text)
     write_manifest(path / "model")
+    write_manifest(path / "checkpoints" / "best")
     write_text(path / "model" / "README.md", "a card, which no manifest lists")
     (path / "wandb" / "latest-run").symlink_to("offline-run-20250101_120000-ab12")
     return path
@@ -59,6 +61,7 @@ def test_a_new_or_empty_folder_is_used_as_without(tmp_path):
 STRANGERS = [
     *("notes.txt", ".git/HEAD", ".jobs/ab12/job.json", "data/train.jsonl", "checkpoints/best.pt"),
     *("checkpoints/step-notes.txt", "checkpoints/step-00000100/notes.txt", "checkpoints/last.1/state.ckpt"),
+    "checkpoints/best/notes.txt",
     *(
         "model/model.gguf",
         "checkpoints/step-00000100/README.md",

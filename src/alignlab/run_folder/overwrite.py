@@ -75,12 +75,12 @@ def _strangers(path: Path) -> Iterator[str]:
         "plots": plots,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
-        "checkpoints": (*saved, storage.LAST, *storage.LEFTOVERS),
+        "checkpoints": (*saved, storage.LAST, storage.BEST, *storage.LEFTOVERS),
     }
     for folder, names in known.items():
         strange = (name for name in names_in(path / folder) if not _matches(name, (*names, *SYSTEM)))
         yield from (f"{folder}/{name}" for name in strange)
-    for folder in ("model", *(f"checkpoints/{name}" for name in (*saved, storage.LAST))):
+    for folder in ("model", *(f"checkpoints/{name}" for name in (*saved, storage.LAST, storage.BEST))):
         yield from (f"{folder}/{name}" for name in _unlisted(path / folder))
 
 
