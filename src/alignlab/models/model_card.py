@@ -23,7 +23,7 @@ class CardFacts:
         command: The command line; None if it is not known.
         details: Further rows of the table, by name.
         before: Held-out metrics before the first step, by name.
-        after: Held-out metrics of the trained model, by name.
+        after: Held-out metrics at the last step, by name.
     """
 
     name: str
@@ -52,7 +52,7 @@ def model_card(facts: CardFacts) -> str:
         lines.append(f"```bash\n{facts.command}\n```")
     if facts.after:
         results = [(name, _number(facts.before.get(name)), _number(value)) for name, value in facts.after.items()]
-        lines += ["## Held-out rows", _table(("", "before", "after"), sorted(results))]
+        lines += ["## Held-out rows", _table(("", "before", "last step"), sorted(results))]
     return "\n\n".join(lines) + "\n"
 
 
