@@ -4,10 +4,12 @@ import functools
 import shutil
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
 
+from alignlab import run
 from alignlab.callbacks import export_trial
 from alignlab.models.export import ExportError
 from alignlab.run_folder.metrics_file import read_metrics
@@ -173,7 +175,7 @@ def test_a_model_that_differs_from_what_was_trained_fails_the_run(tmp_path, monk
     def differ(*_, **__):
         raise ExportError("it differs")
 
-    monkeypatch.setattr(export_trial.ModelWriter, "write_and_compare", differ)
+    monkeypatch.setattr(run, "make_writer", lambda *_: SimpleNamespace(write_and_compare=differ))
     assert alignlab("train", *COMMON, *CASES["sft"], f"run_dir={tmp_path}", "trainer.max_steps=1") == 1
     assert "it differs" in capsys.readouterr().err
     assert summary(tmp_path)["status"] == "failed"
