@@ -32,7 +32,7 @@ from alignlab.distributed import launch
 from alignlab.distributed.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.errors import InputError, RunError
 from alignlab.methods.base import Method
-from alignlab.models.export import ExportError
+from alignlab.models.export import ExportError, write_card
 from alignlab.models.model_card import CardFacts, model_card
 from alignlab.run_folder import console
 from alignlab.run_folder.changes import refuse_changes, shown
@@ -43,7 +43,7 @@ from alignlab.run_folder.loggers import close_loggers
 from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.plots import draw
 from alignlab.system.credentials import masked
-from alignlab.system.disk import disk_fault, write_text
+from alignlab.system.disk import disk_fault
 
 log = logging.getLogger(__name__)
 
@@ -247,8 +247,8 @@ def write_model(method: Method, writer: ModelWriter, folder: RunFolder, summary:
             difference = best.publish(method, folder.model)
         else:
             difference = writer.write_and_compare(method, folder.model)
-        if method.trainer.is_global_zero:  # not in the manifest: a card may be edited
-            write_text(folder.model / "README.md", card)
+        if method.trainer.is_global_zero:
+            write_card(folder.model, card)
     except ExportError as error:
         instead = "The trained weights are in checkpoints/; resume=auto writes and compares the model again"
         raise RunError(f"the model in {folder.model}", str(error), instead) from error

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from alignlab.errors import InputError
 from alignlab.models import adapters, export
 from alignlab.models.load import Pretrained
+from alignlab.models.publish import publish
 from alignlab.models.scratch import Scratch
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -224,9 +225,9 @@ def test_a_truncated_file_is_found(opened, tokenizer, tmp_path):
 def test_merge_same_logits(opened, tokenizer, tmp_path, kind, dtype):
     model = opened(kind, dtype=dtype)
     export.save(model, tokenizer, tmp_path / "model")
-    merged = export.merge(tmp_path / "model", tmp_path / "merged")
+    merged = publish(str(tmp_path / "model"), tmp_path / "merged")
     with pytest.raises(InputError, match="it exists and is not empty"):
-        export.merge(tmp_path / "model", tmp_path / "merged")
+        publish(str(tmp_path / "model"), tmp_path / "merged")
     assert merged.dtype == dtype
     assert merged.num_bytes == sum(file.stat().st_size for file in (tmp_path / "merged").iterdir())
     # Both in float32: what is left is one rounding of each weight.
@@ -241,19 +242,19 @@ def test_merge_takes_the_unquantised_base(opened, tokenizer, tmp_path):
     pytest.importorskip("bitsandbytes")
     model = opened("lora", quantization=BitsAndBytesConfig(**NF4))
     export.save(model, tokenizer, tmp_path / "model")
-    assert export.merge(tmp_path / "model", tmp_path / "merged").dtype == "float32"
+    assert publish(str(tmp_path / "model"), tmp_path / "merged").dtype == "float32"
     assert not hasattr(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config, "quantization_config")
 
 
 def test_merge_beyond_the_threshold_writes_nothing(opened, tokenizer, tmp_path):
     export.save(opened("lora", dtype="bfloat16"), tokenizer, tmp_path / "model")
     with pytest.raises(export.ExportError, match="more than 0"):
-        export.merge(tmp_path / "model", tmp_path / "merged", max_logit_difference=0.0)
+        publish(str(tmp_path / "model"), tmp_path / "merged", max_logit_difference=0.0)
     assert not (tmp_path / "merged").exists()
 
 
-@pytest.mark.parametrize("kind", [None, "prefix", "llama_adapter"])
+@pytest.mark.parametrize("kind", ["prefix", "llama_adapter"])
 def test_what_cannot_be_merged_is_refused(opened, tokenizer, tmp_path, kind):
     export.save(opened(kind), tokenizer, tmp_path / "model")
-    with pytest.raises(InputError, match=r"nothing to merge|does not change weights"):
-        export.merge(tmp_path / "model", tmp_path / "merged")
+    with pytest.raises(InputError, match=r"does not change weights.*merge=false"):
+        publish(str(tmp_path / "model"), tmp_path / "merged")

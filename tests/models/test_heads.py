@@ -11,6 +11,7 @@ from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export, scoring
 from alignlab.models.heads import draw_head, head_of, set_pad_token
+from alignlab.models.publish import publish
 from alignlab.types.batch import MicroBatch
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
@@ -290,7 +291,7 @@ def test_a_damaged_head_or_adapter_is_found(opened, tokenizer, tmp_path, damaged
 def test_merge_same_scores(opened, tokenizer, tmp_path, kind):
     model = opened(kind)
     export.save(model, tokenizer, tmp_path / "model")
-    export.merge(tmp_path / "model", tmp_path / "merged")
+    publish(str(tmp_path / "model"), tmp_path / "merged")
     alone = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
     assert alone.config.pad_token_id == tokenizer.pad_token_id
     torch.testing.assert_close(export.logits(alone, IDS), export.logits(model, IDS), atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ from alignlab.errors import InputError
 from alignlab.models import adapters, export, locations
 from alignlab.models.load import Pretrained, fit_to_embedding
 from alignlab.models.locations import locate
+from alignlab.models.publish import publish
 from alignlab.models.scratch import Scratch, num_rows, train_tokenizer
 
 CHATML = (
@@ -259,4 +260,4 @@ def test_stories260k_trains_with_an_adapter_and_merges(shared, tmp_path):
             tensor -= 0.1 * tensor.grad
     export.save(model, tokenizer, tmp_path / "adapter")
     assert export.verify(tmp_path / "adapter", model, {"input_ids": IDS}) == 0.0
-    assert export.merge(tmp_path / "adapter", tmp_path / "merged").max_logit_difference < 1e-3
+    assert publish(str(tmp_path / "adapter"), tmp_path / "merged").max_logit_difference < 1e-3

@@ -2,7 +2,6 @@
 
 1. A folder is written completely or not at all.
 2. The written folder is opened again and compared with the live model: tensor by tensor, and by its logits or scores.
-3. An adapter is merged into its base in the base's own precision, never into quantised weights.
 """
 
 import json
@@ -10,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +23,10 @@ from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.compiled import uncompiled
 from alignlab.models.dropout import rates_of_files
-from alignlab.models.heads import adapter_head, head_of, set_pad_token
+from alignlab.models.heads import head_of
 from alignlab.models.load import open_weights
-from alignlab.models.locations import QUANTIZATION, Location, locate
-from alignlab.system.disk import read_manifest, write_manifest
+from alignlab.models.locations import QUANTIZATION, locate
+from alignlab.system.disk import read_manifest, write_manifest, write_text
 from alignlab.types.adapted import base_model, is_adapted
 
 if TYPE_CHECKING:
@@ -37,29 +35,9 @@ if TYPE_CHECKING:
 # Largest difference of a logit that rounding can cause, as a share of the largest logit.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-NUM_EXAMPLE_TOKENS = 32
-
 
 class ExportError(RuntimeError):
     """The files on disk differ from the trained model."""
-
-
-@dataclass(frozen=True)
-class Merged:
-    """Result of ``merge``.
-
-    Args:
-        folder: The written Hugging Face folder.
-        dtype: Dtype of the weights, that of the base.
-        num_bytes: Size of all files.
-        max_logit_difference: Largest difference of a logit between the base with its adapter in float32 and the merged
-            weights as written, on an example.
-    """
-
-    folder: Path
-    dtype: str
-    num_bytes: int
-    max_logit_difference: float
 
 
 def save(
@@ -67,6 +45,7 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     state_dict: Mapping[str, Tensor] | None = None,
+    max_shard_size: str | None = None,
 ) -> None:
     """Write the weights, the tokenizer with its template, and the generation config.
 
@@ -77,6 +56,7 @@ def save(
         tokenizer: Its tokenizer.
         folder: Replaced as a whole if it exists.
         state_dict: Full tensors by name, needed if the model holds only shards of them.
+        max_shard_size: Largest file of full weights, such as ``5GB``; ``None`` for that of Transformers.
     """
     folder = Path(folder).absolute()
     partial = folder.with_name(f".{folder.name}.partial")
@@ -87,6 +67,8 @@ def save(
         extra = {"save_embedding_layers": False, "selected_adapters": [model.active_adapter]}
         if quantization := getattr(base.config, "quantization_config", None):
             (partial / QUANTIZATION).write_text(json.dumps(quantization.to_dict(), indent=2, default=str))
+    elif max_shard_size is not None:
+        extra = {"max_shard_size": max_shard_size}
     # A copy, since Transformers 5.17 removes the further names of shared weights from it.
     with rates_of_files(base), _blank_generation(base):
         model.save_pretrained(str(partial), state_dict=state_dict and dict(state_dict), **extra)
@@ -279,8 +261,8 @@ def _same_logits(
     computed_in: torch.dtype | None,
 ) -> float:
     narrowest = max(computed_in or base_model(model).dtype, base_model(reopened).dtype, key=TOLERANCE.__getitem__)
-    limit = _limit(narrowest, expected)
-    return _checked(f"{folder} opened again", logits(reopened, inputs), expected, limit)
+    limit = rounding_limit(narrowest, expected)
+    return check_difference(f"{folder} opened again", logits(reopened, inputs), expected, limit)
 
 
 def _reopened(folder: Path, like: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -362,65 +344,40 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _limit(dtype: torch.dtype, expected: Tensor) -> float:
-    """Largest difference that rounding can cause; a single score may be near zero although its terms are not."""
+def rounding_limit(dtype: torch.dtype, expected: Tensor) -> float:
+    """Largest difference of logits that rounding can cause; a single score may be near zero although its terms are not.
+
+    Args:
+        dtype: Dtype of the weights, or of the computation.
+        expected: Logits ``[B, T, V]`` or scores ``[B, 1]``.
+    """
     largest = expected.abs().max().item()
     return TOLERANCE[dtype] * (max(largest, 1.0) if expected.shape[-1] == 1 else largest)
 
 
-def _checked(what: str, ours: Tensor, theirs: Tensor, limit: float) -> float:
+def check_difference(what: str, ours: Tensor, theirs: Tensor, limit: float) -> float:
+    """Largest difference of two sets of logits of the same shape.
+
+    Args:
+        what: Whose logits, for the error.
+        ours: Logits ``[B, T, V]`` or scores ``[B, 1]``.
+        theirs: Others of the same shape.
+        limit: Largest difference allowed.
+
+    Raises:
+        ExportError: It is larger, or not a number.
+    """
     difference = (ours - theirs).abs().max().item()
     if not difference <= limit:  # also for NaN
         raise ExportError(f"{what}: a logit differs by {difference:.3g}, more than {limit:.3g}")
     return difference
 
 
-def merge(adapter_folder: Path, to: Path, max_logit_difference: float | None = None) -> Merged:
-    """Merge a saved adapter into its base in float32, and round once to the precision of the base's files.
+def write_card(folder: Path, text: str) -> None:
+    """Write the model card, which is not in the manifest, since one may edit it.
 
     Args:
-        adapter_folder: Adapter or run folder.
-        to: Folder to write; it must be empty or not exist. Nothing is written if the check fails.
-        max_logit_difference: Largest allowed difference of a logit; ``None`` for the ``TOLERANCE`` of the dtype.
-
-    Raises:
-        InputError: There is no adapter, or one that cannot be merged (prefix, adaption prompt); or ``to`` is not empty.
-        ExportError: The logits of the merged weights differ from those of base and adapter.
+        folder: Written by ``save``.
+        text: In Markdown, with the header of Hugging Face.
     """
-    if Path(to).exists() and (not Path(to).is_dir() or any(Path(to).iterdir())):
-        raise InputError(f"to={to}", "it exists and is not empty", "Name a new folder")
-    location = locate(str(adapter_folder))
-    model, dtype = _open_mergeable(location)
-    ids = torch.linspace(0, base_model(model).config.get_text_config().vocab_size - 1, NUM_EXAMPLE_TOKENS).long()[None]
-    before = logits(model, {"input_ids": ids})
-    merged = cast(model.merge_and_unload(safe_merge=True), dtype)
-    # In float32 again, so that only the rounding of the weights is compared, not that of the activations.
-    after = logits(cast(merged, torch.float32), {"input_ids": ids})
-    limit = _limit(dtype, before) if max_logit_difference is None else max_logit_difference
-    difference = _checked("the merged weights", after, before, limit)
-    merged = cast(merged, dtype)
-    tokenizer = AutoTokenizer.from_pretrained(location.tokenizer)
-    if head_of(merged) == "reward":
-        set_pad_token(merged, tokenizer, ())
-    save(merged, tokenizer, to)
-    verify(to, merged, {"input_ids": ids})
-    num_bytes = sum(file.stat().st_size for file in Path(to).rglob("*") if file.is_file())
-    return Merged(Path(to), str(merged.dtype).removeprefix("torch."), num_bytes, difference)
-
-
-def _open_mergeable(location: Location) -> tuple["PeftModel", torch.dtype]:
-    """Base and adapter in float32, and the precision of the base's files."""
-    from peft.tuners.tuners_utils import BaseTuner
-
-    asked = f"from={location.asked}"
-    if location.adapter is None:
-        raise InputError(asked, "it holds full weights; there is nothing to merge", "Name an adapter folder")
-    base = open_weights(location, "auto", "eager", head=adapter_head(location.adapter))
-    if getattr(base.config, "quantization_config", None):
-        raise InputError(asked, f"its base {location.weights} exists only quantised", "Name the unquantised base in it")
-    dtype = base.dtype
-    model = adapters.reattach(cast(base, torch.float32), location.adapter)
-    if not isinstance(model.base_model, BaseTuner):
-        kind = model.active_peft_config.peft_type.value.lower()
-        raise InputError(asked, f"an adapter of kind {kind} does not change weights", "Use it on its base, unmerged")
-    return model, dtype
+    write_text(folder / "README.md", text)

@@ -133,3 +133,12 @@ CHAT: dict[str, Hints] = {
     "sampling": _hints(SpeakerSettings),
 }
 """Sections of ``alignlab chat``."""
+
+EXPORT: dict[str, Hints] = {
+    "": {
+        **{key: hint for key, hint in OPENED.items() if key != "device"},
+        **{"to": str, "merge": bool, "max_shard_size": str, "push_to": str | None},
+        "max_logit_difference": Annotated[float, Field(gt=0)] | None,
+    }
+}
+"""Sections of ``alignlab export``."""
