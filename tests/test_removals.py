@@ -19,6 +19,7 @@ PLACES = {
     "storage.py": "step folders, their hidden stages and `last`, by pattern, in a run's checkpoints",
     "metrics_file.py": "metrics.csv of a run",
     "summary.py": "summary.json of a run",
+    "environment.py": "environment.json and uncommitted.diff of a run",
     "loggers.py": "wandb/run_id.txt of a run",
     "samples.py": "samples.jsonl of a run",
     "launch.py": "a report in a temporary folder of its own",

@@ -314,6 +314,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
         "strategy": name_of(config["strategy"]["_target_"]),
         "peft": adapter_name(config["peft"]),
         "seed": config["seed"],
+        "data": data.fingerprints,
     }
     lr = config["optimizer"].get("lr")
     card = StartCard(title=f"{method} · {model}", model=model, folder=folder, lr=lr, optimizer=in_words(config))

@@ -37,6 +37,7 @@ from alignlab.models.model_card import CardFacts, model_card
 from alignlab.run_folder import console
 from alignlab.run_folder.changes import refuse_changes, shown
 from alignlab.run_folder.choice import make_run_folder
+from alignlab.run_folder.environment import write_environment
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.log import captured
 from alignlab.run_folder.loggers import close_loggers
@@ -112,6 +113,7 @@ def prepare(config: Config, num_ranks: int) -> tuple[Config, RunFolder]:
     with explain_disk_errors(folder.path):
         folder.remove_leftovers()
         folder.write_config(as_yaml(config))
+        write_environment(folder.path)
     return config, folder
 
 

@@ -23,6 +23,7 @@ from alignlab.data.batching.steps import (
     validation_steps,
 )
 from alignlab.data.formats.conversions import convert, converts, prepend
+from alignlab.data.sources.fingerprint import digest
 from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.table.table import Joined, WithColumn
@@ -113,6 +114,8 @@ class DataModule(lightning.LightningDataModule):
         super().__init__()
         self.source, self.kind, self.mismatched, self.tokenizer = source, kind, mismatched, tokenizer
         self.tokens, self.plan, self.load = tokens, plan, load
+        self.fingerprints: dict[str, str] = {}
+        """Hash of the rows of each split, before they are tokenised."""
         self.train = None if load.streaming else self._mismatched(self._table("train"))
         names = getattr(source, "validation_sets", ())
         tables = {name: self._table(f"validation/{name}") for name in names}
@@ -238,10 +241,12 @@ class DataModule(lightning.LightningDataModule):
         held_out = f"{part} {self.load.validation_size} {self.load.prepend or ''}".rstrip()
         if part == "train" and self.load.num_rows:
             held_out += f" first {self.load.num_rows}"
+        fingerprint = f"{self.source.fingerprint()} {held_out}"
+        self.fingerprints[part] = digest(fingerprint)[:16]
         try:
             table = build_table(
                 (convert(row, self.kind) for row in self.rows(part)),
-                source_fingerprint=f"{self.source.fingerprint()} {held_out}",
+                source_fingerprint=fingerprint,
                 tokenizer=self.tokenizer,
                 settings=self.tokens,
                 kind=self.kind,

@@ -25,7 +25,8 @@ def comparison(first: Record, second: Record) -> dict[str, list[Row]]:
         second: Another run.
 
     Returns:
-        Rows ``(name, value, value)`` of settings and environment, and ``(name, value, value, difference)`` of results.
+        Rows ``(name, value, value)`` of settings, and of environment and data; and ``(name, value, value, difference)``
+        of results.
     """
     settings = [{key: cell(value) for key, value in settings_of(record).items()} for record in (first, second)]
     environments = [_environment(record) for record in (first, second)]
@@ -37,8 +38,9 @@ def comparison(first: Record, second: Record) -> dict[str, list[Row]]:
 
 
 def _environment(record: Record) -> dict[str, str]:
-    entries = {name: record.summary.get(name) for name in ("commit", "versions", "environment", "data")}
-    return {key: cell(value) for key, value in flat({k: v for k, v in entries.items() if v is not None}).items()}
+    """What surrounded a run, and the hashes of its data."""
+    entries = {**record.environment, "data": record.summary.get("data", {})}
+    return {key: cell(value) for key, value in flat(entries).items()}
 
 
 def _differing(first: Mapping[str, str], second: Mapping[str, str]) -> Iterator[Row]:

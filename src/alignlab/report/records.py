@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from alignlab.errors import InputError
+from alignlab.run_folder.environment import ENVIRONMENT
 from alignlab.run_folder.location import JOBS
 from alignlab.run_folder.metrics_file import read_metrics
 
@@ -54,6 +55,14 @@ class Record:
             return []
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         return [record for record in map(_parsed, lines) if isinstance(record, dict)]
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """The content of environment.json; empty if there is none."""
+        try:
+            return dict(json.loads((self.path / ENVIRONMENT).read_text(encoding="utf-8")).items()) if self.path else {}
+        except UNREADABLE:
+            return {}
 
     @property
     def metrics(self) -> Mapping[str, float]:

@@ -9,9 +9,13 @@ from alignlab.system.disk import LOCK
 
 INSTEAD = "Name a folder that does not exist yet or is empty, or leave run_dir out for a new one under runs/"
 
-FILES = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "train.log", "train-rank*.log", "vllm_*.log")
+FILES = (
+    *("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl"),
+    *("train.log", "train-rank*.log", "vllm_*.log"),
+)
 FOLDERS = ("checkpoints", "model", "plots", "wandb", "tensorboard")
-REPLACED = ("config.yaml", "summary.json", "metrics.csv", "samples.jsonl", "model")
+REPLACED = ("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl")
+REPLACED = (*REPLACED, "model")
 LEFTOVERS = (*(f".{name}.partial" for name in REPLACED), ".model.old")
 """Partial files that a killed run may leave while it writes a file or its model."""
 
