@@ -57,8 +57,7 @@ class ExactMatch(lightning.Callback):
             return
         data: DataModule = trainer.datamodule
         if self.prompts is None:
-            rows = data.validation_prompts(self.num_prompts, ["answer"])
-            self.prompts = [(row.tokens, str(row.record["columns"]["answer"])) for row in rows]
+            self.prompts = self._prompts(data)
         if not self.prompts:
             return
         share = self.prompts[trainer.global_rank :: num_ranks()]
