@@ -79,6 +79,15 @@ def test_rates_that_suit_a_method_on_a_model_are_taken():
     assert compose([*words, "optimizer.lr=0.5"]).optimizer.lr == 0.5
 
 
+@pytest.mark.parametrize("rollout", ["hf", "vllm", "data"])
+def test_a_sampler_gets_the_sizes_that_suit_it_on_a_model_and_no_key_of_another_sampler(rollout):
+    words = ["method=grpo", f"rollout={rollout}"]
+    words += ["method/reward=[given]", "method.reward_weights=null"] if rollout == "data" else []
+    found = schema.check(compose(words))["rollout"]
+    assert found["max_completion_tokens"] == (1024 if rollout == "data" else 64)
+    assert found.get("batch_size") == (None if rollout == "data" else 1024)
+
+
 @pytest.mark.parametrize("method", ["sft", "grpo"])
 def test_weights_of_one_s_own_get_no_rates_of_another_model(method):
     plain = compose([f"method={method}", "model=scratch"])

@@ -27,8 +27,8 @@ PACKAGE = Path(__file__).resolve().parents[2]
 ROOT = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1]
 """Folder of ``conf``, ``experiments`` and ``sweeps``: the package if it is installed, otherwise the repository."""
 
-MODEL_PAIR = "pair/model@_global_"
-"""Group in ``conf/train.yaml`` of settings for a method on a model."""
+MODEL_PAIRS = ("pair/model@_global_", "pair/rollout@_global_")
+"""Groups in ``conf/train.yaml`` of settings for a method and for a sampler on a model."""
 
 ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, OSError)
 """Errors that Hydra and OmegaConf raise for a wrong command line or config file: for example ``ValueError`` for
@@ -99,12 +99,12 @@ def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | 
 def _for_hydra(words: Sequence[str], groups: "ConfigGroups", config_name: str) -> list[str]:
     """Allow new keys, and drop the settings that were tuned for the named model if ``model.path`` is typed."""
     own_weights = config_name == "train" and any(word.startswith("model.path=") for word in words)
-    return let_keys_be_new(words, groups) + [f"~{MODEL_PAIR}"] * own_weights
+    return let_keys_be_new(words, groups) + ([f"~{pair}" for pair in MODEL_PAIRS] if own_weights else [])
 
 
 def typed_words(overrides: Sequence[str]) -> list[str]:
     """Overrides as they were typed, from those that were prepared for Hydra."""
-    return [word.removeprefix("++") for word in overrides if word != f"~{MODEL_PAIR}"]
+    return [word.removeprefix("++") for word in overrides if word.removeprefix("~") not in MODEL_PAIRS]
 
 
 def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
