@@ -11,6 +11,7 @@ import torch
 from alignlab.callbacks import held_out_samples
 from alignlab.callbacks.held_out_samples import HeldOutSamples, held_out_metrics
 from alignlab.errors import InputError
+from alignlab.rewards.given import GivenReward
 from alignlab.rewards.scorer import Scorer
 from alignlab.rollout import collect
 from tests.commands import QUIET, alignlab, metrics, start, summary
@@ -111,6 +112,15 @@ def test_it_is_the_same_on_any_number_of_ranks_and_moves_no_random_state(monkeyp
     before = torch.get_rng_state()
     assert logged(2, monkeypatch) == alone
     assert torch.get_rng_state().equal(before)
+
+
+def test_rewards_of_the_completions_of_the_data_are_not_those_of_samples():
+    """Three rewards in a row, as many as samples of its prompt, would be logged as theirs."""
+    data = SimpleNamespace(scorer=SimpleNamespace(rewards={"given": GivenReward(column="rewards")}))
+    method = SimpleNamespace(head="language_model", rollout=data)
+    HeldOutSamples(**SETTINGS | {"k": [], "pass_reward": None}).on_validation_epoch_end(None, method)
+    with pytest.raises(InputError, match="no rewards of sampled completions"):
+        HeldOutSamples(**SETTINGS).setup(None, method, "fit")
 
 
 def test_each_validation_set_has_its_own_values():

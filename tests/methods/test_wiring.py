@@ -950,6 +950,13 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(folder, row,
     assert "rows.jsonl:2" in str(caught.value)
 
 
+def test_rewards_of_the_data_are_refused_for_samples(folder):
+    """As many rewards in a row as samples of its prompt would be taken for theirs."""
+    row = {"prompt": "abc", "completions": ["ab", "a"], "rewards": [1.0, 0.0]}
+    with pytest.raises(InputError, match="others are sampled"):
+        make(folder, [row], *OFFLINE[1:], "method=rloo", "method.num_completions=2")
+
+
 # --- what two updates do not show -------------------------------------------------------------------------------------
 
 

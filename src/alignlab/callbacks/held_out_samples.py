@@ -21,6 +21,7 @@ from alignlab.errors import InputError
 from alignlab.losses.pass_at_k import pass_rate
 from alignlab.methods.base import Method
 from alignlab.rewards.exact_answer import exact_answer
+from alignlab.rewards.given import GivenReward
 from alignlab.rollout.collect import draw_completions, gather_columns, prompt_generator, reward
 from alignlab.rollout.completions import Completions
 from alignlab.rollout.sampler.sampler import PolicySampler
@@ -37,7 +38,8 @@ class HeldOutSamples(lightning.Callback):
     With several validation sets it logs them of all prompts, and as ``val/SET/…`` of each set.
 
     It logs ``val/reward``, and if there are several rewards ``val/reward/NAME``, for methods with rewards, and
-    ``val/pass@k`` and ``val/mean@k`` for each k. If there is nothing to log, nothing is sampled.
+    ``val/pass@k`` and ``val/mean@k`` for each k. If there is nothing to log, nothing is sampled. Rewards that the data
+    gives to its own completions say nothing of others; a method with one of them counts as one without rewards.
 
     Args:
         num_prompts: Maximum number of held-out prompts, of each validation set.
@@ -74,13 +76,13 @@ class HeldOutSamples(lightning.Callback):
         Raises:
             InputError: It has none.
         """
-        if self.pass_reward is not None and method.rollout is None:
-            asked, why = f"{KEY}.pass_reward={self.pass_reward:g}", "this method has no rewards"
+        if self.pass_reward is not None and not _has_rewards(method):
+            asked, why = f"{KEY}.pass_reward={self.pass_reward:g}", "this method has no rewards of sampled completions"
             raise InputError(asked, why, f"Type {KEY}.pass_reward=null: a right final answer then passes")
 
     def on_validation_epoch_end(self, trainer: lightning.Trainer, method: Method) -> None:
         """Sample completions of the prompts, divided among the ranks, and log their rewards and pass rates."""
-        if method.head != "language_model" or not (self.k or method.rollout):
+        if method.head != "language_model" or not (self.k or _has_rewards(method)):
             return
         data: DataModule = trainer.datamodule
         if self.prompts is None:
@@ -106,7 +108,7 @@ class HeldOutSamples(lightning.Callback):
         Raises:
             InputError: Pass rates are asked for, and no prompt has an answer.
         """
-        sets = data.validation_prompts(self.num_prompts, [] if method.rollout else ["answer"])
+        sets = data.validation_prompts(self.num_prompts, [] if _has_rewards(method) else ["answer"])
         self.sets = [name for name, rows in sets.items() for _ in rows]
         found = [row for rows in sets.values() for row in rows]
         by_answer = self.k and self.pass_reward is None
@@ -121,7 +123,7 @@ class HeldOutSamples(lightning.Callback):
     ) -> dict[str, Tensor]:
         """``reward`` and ``reward/NAME`` of this rank's completions, and ``passed``: 1, 0 or NaN. Each ``[S]``."""
         columns: dict[str, Tensor] = {}
-        if method.rollout is not None:
+        if _has_rewards(method):
             rollout, sizes = method.rollout, [self.num_completions] * len(prompts)
             columns = reward(rollout.settings, rollout.scorer, data.tokenizer, prompts, sizes, drawn)[0]
         if self.k and self.pass_reward is not None:
@@ -133,6 +135,12 @@ class HeldOutSamples(lightning.Callback):
             passed = [_passed(row, text) for row, text in zip(rows, texts, strict=True)]
             columns["passed"] = torch.tensor(passed, dtype=torch.float64)
         return columns
+
+
+def _has_rewards(method: Method) -> bool:
+    """Whether the method has rewards, and all of them can score any completion."""
+    rewards = () if method.rollout is None else method.rollout.scorer.rewards.values()
+    return bool(rewards) and not any(isinstance(reward, GivenReward) for reward in rewards)
 
 
 def _passed(prompt: TokenRow, text: str) -> float:

@@ -21,6 +21,7 @@ from alignlab.errors import InputError, RunError, nearest
 from alignlab.losses.advantages import flat_groups
 from alignlab.losses.kl import next_kl_coef
 from alignlab.rewards.counts import FailureLimit
+from alignlab.rewards.given import GivenReward
 from alignlab.rewards.scorer import Scorer
 from alignlab.rollout.collect import collect
 from alignlab.rollout.learner import Learner
@@ -28,6 +29,7 @@ from alignlab.rollout.loader import LoaderSettings, NextPrompts, RolloutLoader
 from alignlab.rollout.metrics import rollout_metrics
 from alignlab.rollout.rollout import Rollout
 from alignlab.rollout.sampler.base import Sampler
+from alignlab.rollout.sampler.given import GivenCompletions
 from alignlab.rollout.score import score_rows
 from alignlab.rollout.settings import RolloutSettings
 from alignlab.rollout.vllm.parity import measure
@@ -54,7 +56,7 @@ class RolloutData:
         sampler: Samples completions.
 
     Raises:
-        InputError: ``reward_special_tokens`` names no reward.
+        InputError: ``reward_special_tokens`` names no reward, or a reward that the data gives meets samples.
     """
 
     def __init__(self, settings: RolloutSettings, sampler: Sampler):
@@ -63,6 +65,10 @@ class RolloutData:
             if name not in settings.reward:
                 asked = f"method.reward_special_tokens={settings.reward_special_tokens}"
                 raise InputError(asked, f"there is no reward {name!r}", nearest(name, settings.reward))
+        for name, one in settings.reward.items():
+            if isinstance(one, GivenReward) and not isinstance(sampler, GivenCompletions):
+                why = "the data gives it to completions of its own, and others are sampled"
+                raise InputError(f"method.reward.{name}", why, "Type rollout=data, or choose another method/reward")
         self.scorer = Scorer(settings.reward, settings.reward_weights, settings.reward_limits)
         self.failure_limit = FailureLimit(settings.reward_limits.max_failed_rollouts)
         self.reward_kl_coef = settings.reward_kl_coef
