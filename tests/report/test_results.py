@@ -1,11 +1,12 @@
 """What differs between runs, how settings are ranked over seeds, and curves with their spread."""
 
 import math
+from pathlib import Path
 
 import pytest
 
 from alignlab.errors import InputError
-from alignlab.report.records import read_records
+from alignlab.report.records import Record, read_records
 from alignlab.report.results import curve, rank, ranking_metric
 from alignlab.report.settings import MISSING, cell, differing, labels, pooled
 from tests.report.runs import write_job, write_run
@@ -50,6 +51,14 @@ def test_an_unfinished_run_of_a_seed_hides_no_finished_one(tmp_path):
     write_run(tmp_path / "b", status="failed")
     (one,) = rank(pooled(found := read_records([tmp_path]), differing(found)), "val/loss", "min")
     assert one.values == {"1": 0.5} and len(one.records) == 2
+
+
+def test_a_run_that_failed_on_the_way_does_not_replace_the_one_that_is_done():
+    runs = [
+        Record(status, Path(), status, {"seed": 1}, {"metrics": {"val/loss": loss}})
+        for status, loss in (("done", 0.5), ("failed", 0.9))
+    ]
+    assert [rank({"": order}, "val/loss", "min")[0].mean for order in (runs, runs[::-1])] == [0.5, 0.5]
 
 
 def test_a_curve_has_the_range_over_runs(records):

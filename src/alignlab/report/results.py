@@ -97,8 +97,9 @@ def rank(groups: Mapping[str, Sequence[Record]], metric: str, mode: Mode) -> lis
     """
     ranked = []
     for text, records in groups.items():
-        # Two runs of one seed repeat each other, and count as one.
+        # Two runs of one seed repeat each other, and count as one: the last that is done, if any is.
         finished = [record for record in records if record.metrics.get(metric) is not None]
+        finished.sort(key=lambda record: record.status == "done")
         values = {str(record.settings.get(SEED)): record.metrics[metric] for record in finished}
         mean = statistics.fmean(values.values()) if values else math.nan
         ranked.append(Ranked(text, records, values, mean, _std([*values.values()])))
