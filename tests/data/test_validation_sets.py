@@ -5,9 +5,9 @@ import json
 import lightning
 import pytest
 
-from alignlab.assemble import check_monitors
 from alignlab.callbacks.exact_match import ExactMatch
 from alignlab.callbacks.start_card import data_counts
+from alignlab.config.monitors import check_monitors
 from alignlab.data.sources.local import Files, Mixture
 from alignlab.errors import InputError
 from tests.methods.wiring import config_of, make, save_tokenizer, texts
@@ -59,8 +59,9 @@ def test_each_set_is_measured_as_if_it_were_alone(folder, words):
 def test_a_set_can_be_monitored(folder):
     words = ["data=jsonl", f"data.path={folder}/a.jsonl", f"data.validation_path={{hard: {folder}/b.jsonl}}"]
     words += ["callbacks=early_stopping", "method=dpo"]
-    for monitor in ("val/hard/loss", "val/hard/rewards/margins", "val/loss"):
-        check_monitors(config_of(*words, f"callbacks.early_stopping.monitor={monitor}"))
+    for monitor, mode in (("val/hard/loss", "min"), ("val/hard/rewards/margins", "max"), ("val/loss", "min")):
+        chosen = [f"callbacks.early_stopping.monitor={monitor}", f"callbacks.early_stopping.mode={mode}"]
+        check_monitors(config_of(*words, *chosen))
     for monitor in ("val/soft/loss", "val/hard/lr", "hard/loss"):
         with pytest.raises(InputError, match="no such metric"):
             check_monitors(config_of(*words, f"callbacks.early_stopping.monitor={monitor}"))
