@@ -25,6 +25,7 @@ PLACES = {
     "launch.py": "a report in a temporary folder of its own",
     "export_trial.py": "the hidden stage of model/ in a new run, where the export is tried",
     "export.py": "model/ of a run and its hidden stages; another model only into a new or empty folder",
+    "publish.py": "a model that fails its check, in a folder that was new or empty",
     "cache.py": "a table or a half-made one under the hash that names it, in the cache",
     "compiled_ops.py": "an old, empty `lock` beside a build.ninja of PyTorch, where no process holds it open",
     "precompute_reference.py": "cached values under the hash that names them, in the cache",

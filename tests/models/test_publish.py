@@ -44,6 +44,24 @@ def test_a_merged_model_stops_where_the_adapter_does_and_has_its_card(saved, tmp
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template
 
 
+def test_what_opens_with_other_logits_is_removed(saved, tmp_path, monkeypatch):
+    def fail(*words):
+        raise export.ExportError("other logits")
+
+    monkeypatch.setattr(publish, "verify", fail)
+    with pytest.raises(export.ExportError, match="other logits"):
+        publish.publish(str(saved[0]), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_in_another_format_is_refused(saved, tmp_path):
+    (saved[0] / "manifest.json").unlink()
+    (saved[0] / "adapter_model.safetensors").rename(saved[0] / "adapter_model.bin")
+    with pytest.raises(InputError, match="there is no adapter_model.safetensors"):
+        publish.publish(str(saved[0]), tmp_path / "out", merge=False)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_an_adapter_alone_opens_in_peft(saved, tmp_path, dtype):
     folder, logits = saved

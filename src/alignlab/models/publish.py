@@ -15,7 +15,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.export import cast, check_difference, logits, rounding_limit, save, verify
+from alignlab.models.export import ExportError, cast, check_difference, logits, rounding_limit, save, verify
 from alignlab.models.heads import Head, adapter_head, head_of, set_pad_token
 from alignlab.models.load import Dtype, open_weights, refuse_damaged
 from alignlab.models.locations import Location, locate
@@ -97,7 +97,11 @@ def publish(
     tokenizer = AutoTokenizer.from_pretrained(location.tokenizer, trust_remote_code=trust_remote_code)
     _complete(whole, tokenizer, location)
     save(whole, tokenizer, to, max_shard_size=max_shard_size)
-    verify(to, whole, {"input_ids": ids})
+    try:
+        verify(to, whole, {"input_ids": ids})
+    except ExportError:
+        shutil.rmtree(to)  # it was new or empty
+        raise
     _copy_card(location, to)
     return Published(to, _name(target), _size(to), difference)
 
@@ -139,6 +143,9 @@ def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, locati
 def _copy_adapter(location: Location, to: Path, dtype: Dtype) -> Published:
     """Copy an adapter with all files beside it, its tensors perhaps in another precision."""
     refuse_damaged(location)
+    if not (Path(location.adapter) / ADAPTER_FILE).is_file():
+        why = f"there is no {ADAPTER_FILE} in {location.adapter}"
+        raise InputError(f"from={location.asked}", why, "Save it anew with PEFT, which writes safetensors")
     shutil.copytree(location.adapter, to, ignore=shutil.ignore_patterns(MANIFEST, CARD), dirs_exist_ok=True)
     tensors = load_file(to / ADAPTER_FILE)
     if dtype != "auto":
