@@ -262,7 +262,7 @@ def test_an_option_cannot_be_chosen_for_a_repeated_run(jobs, tmp_path, capsys):
     main(["train"])
     (tmp_path / "config.yaml").write_text(as_yaml(jobs[0]))
     assert main(["train", "--from", str(tmp_path), "optimizer=sgd"]) == 2
-    assert "Change single keys: optimizer.NAME=VALUE" in capsys.readouterr().err
+    assert "change single keys: optimizer.NAME=VALUE" in capsys.readouterr().err
 
 
 def test_help_is_short_and_lists_groups_and_keys(capsys):

@@ -83,7 +83,7 @@ def test_an_earlier_report_is_replaced_and_nothing_else(runs, tmp_path, capsys):
     ("words", "said"),
     [
         (["gone"], "there is no such folder"),
-        ([], "from: it has no default and was not given"),
+        ([], "from: it has no default and was not given. Type a run after the verb"),
         (["runs", "metrics=val/loss"], "metric"),
         (["runs", "metric=val/los"], "val/loss"),
     ],

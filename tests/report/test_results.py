@@ -9,6 +9,7 @@ from alignlab.errors import InputError
 from alignlab.report.records import Record, read_records
 from alignlab.report.results import curve, rank, ranking_metric
 from alignlab.report.settings import MISSING, cell, differing, labels, pooled
+from alignlab.report.table import print_ranking
 from tests.report.runs import write_job, write_run
 
 
@@ -78,3 +79,18 @@ def test_the_metric_that_ranks(records):
 @pytest.mark.parametrize(("value", "text"), [(None, "null"), (True, "true"), (1e-4, "0.0001"), (MISSING, ""), (1, "1")])
 def test_cells_are_what_one_types(value, text):
     assert cell(value) == text
+
+
+def test_how_a_run_was_started_is_no_setting(tmp_path):
+    write_run(tmp_path / "a", overwrite=False, objective="val/loss")
+    write_run(tmp_path / "b", overwrite=True, objective="val/nll", lr=2e-4)
+    assert list(differing(read_records([tmp_path]))) == ["optimizer.lr"]
+
+
+def test_a_run_that_is_done_without_the_metric_is_not_called_unfinished(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", status="failed", lr=2e-4)
+    ranking = rank(read_records([tmp_path]), "val/nll", "min")
+    print_ranking(ranking, "val/nll")
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(("not measured" in line, "not done" in line) for line in lines[2:4]) == [(False, True), (True, False)]

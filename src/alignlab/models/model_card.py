@@ -40,7 +40,7 @@ class CardFacts:
 
 def model_card(facts: CardFacts) -> str:
     """Write a model card in Markdown, with the hub's metadata in front."""
-    kind = f"A {facts.adapter} adapter for" if facts.adapter else "Weights trained from"
+    kind = f"A {facts.adapter} adapter for" if facts.adapter else "All weights of"
     rows = {"base": facts.base, "data": facts.data, "method": facts.method, **facts.details}
     lines = [
         f"---\n{yaml.safe_dump(metadata(facts), sort_keys=False)}---",

@@ -6,8 +6,8 @@ from typing import Any
 from alignlab.report.records import Record
 from alignlab.run_folder.naming import name_of
 
-NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "tags", "logger")
-"""Sections that say where a run is stored and shown."""
+NOT_COMPARED = ("run_dir", "resume", "overwrite", "debug", "launcher", "objective", "tags", "logger")
+"""Sections that say where a run is stored and shown, and how it is started."""
 
 FIRST = ("method", "model", "peft", "data", "optimizer")
 """Groups in whose order settings are shown; the others follow as in the config."""

@@ -22,7 +22,13 @@ def print_ranking(ranking: Sequence[Ranked], metric: str) -> None:
     for head in ("runs", "mean", "deviation", "difference", "error"):
         table.add_column(head, justify="right")
     for one in ranking:
-        status = "" if not math.isnan(one.mean) else "not done"
-        numbers = (status or number(one.mean), number(one.std), number(one.difference), number(one.error))
+        numbers = (_mean(one), number(one.std), number(one.difference), number(one.error))
         table.add_row(one.label, str(len(one.records)), *numbers)
     Console().print(table)
+
+
+def _mean(one: Ranked) -> str:
+    """The mean; without one, whether the runs are not done or did not measure the metric."""
+    if not math.isnan(one.mean):
+        return number(one.mean)
+    return "not measured" if all(record.status == "done" for record in one.records) else "not done"

@@ -179,8 +179,10 @@ def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:
         return _no_option(group, choice, vocabulary)
     if NO_CHOICE in str(error):
         group = str(error).split("'")[1]
-        why = "no option of this group was chosen in what is being changed"
-        return InputError(f"{group}=…", why, f"Change single keys: {group.replace('/', '.')}.NAME=VALUE")
+        why = "nothing that was chosen has this group"
+        single = f"{group.replace('/', '.')}.NAME=VALUE"
+        instead = f"Choose what has it first, such as another method; of a repeated run change single keys: {single}"
+        return InputError(f"{group}=…", why, instead)
     where, _, what = str(error).partition(": ") if str(error).startswith("In '") else ("the options", "", str(error))
     text = " ".join(f"{what} {error.__cause__ or ''}".replace("\n", " ").split())
     return InputError(where, text, "python train.py --help lists groups and keys")

@@ -70,7 +70,8 @@ def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
     plain, missing = _plain(cfg)
     plain = hide_all("", plain)
     for key in filter(partial(_is_not_given, plain), missing):
-        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
+        instead = "Type a run after the verb, such as runs/sft/NAME" if key == "from" else f"Type {key}=VALUE"
+        findings.errors.append(InputError(key, "it has no default and was not given", instead))
     for path, hints in sections.items():
         values = plain.get(path, {}) if path else {key: value for key, value in plain.items() if key not in missing}
         if isinstance(values, dict):
