@@ -374,3 +374,10 @@ def test_a_search_for_what_is_not_logged_or_for_the_worst_is_refused(search, mon
     finishing(monkeypatch, [{"metrics": {"val/loss": 0.1}, "best": None}] * 3)
     assert search(*words) == code
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["chat", "export"])
+def test_a_model_that_is_not_there_is_refused_by_the_key_of_the_verb(verb, tmp_path, capsys):
+    assert main([verb, str(tmp_path / "gone"), *([f"to={tmp_path / 'out'}"] if verb == "export" else [])]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"Refused. from={tmp_path / 'gone'}: ") and "model.path" not in said

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
-from alignlab.cli.composition.paths import path_as_key
+from alignlab.cli.composition.paths import model_from_words, path_as_key
 
 
 def main(words: Sequence[str]) -> int:
@@ -44,7 +44,8 @@ def talk(config: dict[str, Any]) -> None:
     if config["seed"] is not None:
         torch.manual_seed(config["seed"])
     opening = {key: config[key] for key in ("dtype", "device", "trust_remote_code")}
-    model, tokenizer = open_trained(config["from"], **opening)
+    with model_from_words():
+        model, tokenizer = open_trained(config["from"], **opening)
     template = {"chat_template": config["chat_template"], "variables": config["chat_template_kwargs"]}
     speaker = Speaker(model=model, tokenizer=tokenizer, **template)
     settings = SpeakerSettings(**config["sampling"])

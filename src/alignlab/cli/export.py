@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
-from alignlab.cli.composition.paths import path_as_key
+from alignlab.cli.composition.paths import model_from_words, path_as_key
 
 
 def main(words: Sequence[str]) -> int:
@@ -40,7 +40,8 @@ def write(config: dict[str, Any]) -> None:
     console.set_up(config["debug"])
     options = ("merge", "dtype", "max_shard_size", "max_logit_difference", "trust_remote_code")
     try:
-        done = publish(config["from"], Path(config["to"]), **{key: config[key] for key in options})
+        with model_from_words():
+            done = publish(config["from"], Path(config["to"]), **{key: config[key] for key in options})
     except ExportError as error:
         instead = "Type another dtype, or a larger max_logit_difference if you accept it"
         raise RunError(f"exporting {config['from']}", str(error), instead) from error

@@ -1,8 +1,9 @@
 """Paths on a command line, typed as words without a key."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from alignlab.errors import InputError
+from alignlab.errors import InputError, InputErrors
 
 
 def paths_as_key(words: Sequence[str], key: str) -> list[str]:
@@ -32,6 +33,22 @@ def path_as_key(words: Sequence[str], key: str) -> list[str]:
         raise InputError(" ".join(paths), f"{key} is one path", f"Type {key}={paths[0]}")
     others = [word for word in words if word not in paths]
     return [*others, f"{key}={_quoted(paths[0])}"] if paths else others
+
+
+@contextmanager
+def model_from_words() -> Iterator[None]:
+    """Let refusals of a model's path name the key ``from``, which verbs other than train have.
+
+    Raises:
+        InputError: In place of one that names ``model.path`` and ``model=pocket``.
+    """
+    try:
+        yield
+    except InputErrors:  # of values in its files
+        raise
+    except InputError as error:
+        asked, instead = error.asked.replace("model.path=", "from="), error.instead.replace("model=pocket", "pocket")
+        raise InputError(asked, error.why, instead) from error
 
 
 def _quoted(path: str) -> str:
