@@ -8,7 +8,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from alignlab.callbacks.checkpoint import Checkpoint
 from alignlab.errors import InputError
+from alignlab.run_folder.storage import open_checkpoint
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 DECAY, EVERY = 0.9, 2  # of the toy methods
@@ -34,6 +36,7 @@ def make_other(path):
 
 
 POLICIES = {"full": make_policy, "lora": make_lora}
+IN_16_BITS = {"bf16": lambda: make_policy().to(torch.bfloat16)}
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def with_reference(monkeypatch):
     """``with_reference(name, word, policy="full")``: a toy method held against another reference."""
 
     def make(name, word, policy="full", **options):
-        plain = make_method(name, policy=POLICIES[policy], lr=0.05, **options).factories
+        plain = make_method(name, policy=(POLICIES | IN_16_BITS)[policy], lr=0.05, **options).factories
         return METHODS[name](reference=word, factories=dataclasses.replace(plain, open_model=make_other))
 
     return make
@@ -143,6 +146,44 @@ def test_an_average_follows_as_computed_by_hand(with_reference, policy):
         expected = DECAY * expected + (1 - DECAY) * trained
         torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-6)
     assert not torch.equal(spy.reference[-1], spy.reference[0])
+
+
+def test_an_average_in_16_bits_follows_updates_below_their_precision(with_reference):
+    """It is the average in float64, rounded once; 0.001 of a difference alone would be rounded off."""
+    spy, decay = Spy(), 0.999
+    method = with_reference("dpo", "ema", "bf16")
+    method.reference.settings = dataclasses.replace(method.reference.settings, reference_decay=decay)
+    fit(method, make_loader(rows_for("dpo"), 4, num_steps=20), callbacks=[spy], weights=False)
+    expected = spy.trained[0].double()
+    for trained in spy.trained[1:]:
+        expected = decay * expected + (1 - decay) * trained.double()
+    found, differs = spy.reference[-1], expected.bfloat16() != spy.reference[0]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=2**-8)
+    averages = torch.cat([average.flatten() for average in method.reference.weights.float32_averages])
+    torch.testing.assert_close(averages.double(), expected, atol=1e-7, rtol=1e-6)
+    assert torch.equal(found, averages.bfloat16())
+    assert differs.float().mean() > 0.1 and not torch.equal(found, spy.reference[0])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_an_average_in_32_bits_needs_no_other(with_reference, policy):
+    method = with_reference("dpo", "ema", policy)
+    fit(method, make_loader(rows_for("dpo"), 4, num_steps=1), weights=False)
+    assert not method.reference.weights.float32_averages
+
+
+def test_an_average_in_16_bits_is_resumed_bit_for_bit(with_reference, tmp_path):
+    def train(folder, **options):
+        method = with_reference("dpo", "ema", "bf16")
+        saves = Checkpoint(folder=folder, every_n_steps=2, every_n_epochs=None, keep_last=9, additions=())
+        fit(method, make_loader(rows_for("dpo"), 4), callbacks=[saves], enable_checkpointing=True, **options)
+        return {name: tensor.clone() for name, tensor in method.state_dict().items()}
+
+    whole = train(tmp_path / "whole")
+    resumed = train(tmp_path / "resumed", resume=open_checkpoint(tmp_path / "whole" / "step-00000002").state)
+    assert any("float32_averages" in name for name in whole) and whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -98,6 +98,8 @@ class ReferencePolicy(Component):
         self._policy = (policy, sharding)
         if self.weights is not None and self.weights.model is not None:
             sharding.shard_beside(self.weights.model)
+        if not sharding.strategy.restore_checkpoint_after_setup:  # the averages must be there when it is restored
+            self._average_in_float32()
 
     def token_logps(self, batch: MicroBatch) -> Tensor:
         """Log-probs of the supervised tokens; zeros without a reference. Shape ``[N]``."""
@@ -117,6 +119,7 @@ class ReferencePolicy(Component):
     def before_fit(self, trainer: Any) -> None:
         """Store whether training is in low precision, which decides how much policy and reference may differ."""
         self.is_low_precision = trainer.lightning_module.is_low_precision
+        self._average_in_float32()  # only now has DeepSpeed cast the weights, and would cast the averages before
 
     @property
     def precomputes(self) -> bool:
@@ -148,6 +151,11 @@ class ReferencePolicy(Component):
             self.weights.move_towards(self._policy[0], 1 - self.settings.reference_decay)
         if kind == "synchronised" and num_steps_done % every == 0:
             self.weights.move_towards(self._policy[0], 1.0)
+
+    def _average_in_float32(self) -> None:
+        if self.settings.reference == "ema" and self.weights is not None:
+            policy, sharding = self._policy
+            self.weights.average_in_float32(policy, sharding.float32_copies)
 
     @torch.no_grad()
     def _mean_log_ratio(self, policy: nn.Module, batch: MicroBatch) -> Tensor:

@@ -5,7 +5,8 @@
 | ``initial`` | the policy at the start of training, with the adapter of an earlier stage | a frozen copy | nothing \
 (the adapter is disabled) if it starts as the identity, else a frozen copy of the adapter |
 | ``base`` | the weights without the adapter | a frozen copy | nothing (the adapter is disabled) |
-| ``ema`` | a moving average of the policy (TR-DPO, arXiv 2404.09656, eq. 7) | a copy | a copy of the adapter |
+| ``ema`` | a moving average of the policy (TR-DPO, arXiv 2404.09656, eq. 7) | a copy, and one in float32 if it has \
+16 bits | a copy of the adapter, likewise |
 | ``synchronised`` | a copy of the policy, renewed every few steps (TR-DPO, eq. 8) | a copy | a copy of the adapter |
 | a path | other weights | these weights, frozen | these weights, frozen |
 """
@@ -56,6 +57,8 @@ class Reference(nn.Module):
         super().__init__()
         self.model = None if model is None else model.requires_grad_(False).eval()
         self.adapter, self.fingerprint = adapter, fingerprint
+        self.float32_averages = nn.ParameterList()
+        """Averages of the trained weights that the reference has in 16 bits; empty until ``average_in_float32``."""
 
     def train(self, mode: bool = True) -> "Reference":
         """Stay in eval mode."""
@@ -82,9 +85,33 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def move_towards(self, policy: nn.Module, share: float) -> None:
-        """Move each weight towards the policy's by a share of their difference, shard by shard; 1 copies them."""
+        """Move each weight towards the policy's by a share of their difference, shard by shard; 1 copies them.
+
+        Weights with a float32 average are that average, rounded.
+        """
+        rounded = self._rounded(policy) if self.float32_averages else []
+        averages = dict(zip(rounded, self.float32_averages, strict=True))
         for own, trained in self._pairs(policy):
-            _local(own).lerp_(_local(trained).to(own.dtype), share)
+            average = averages.get(own, own)
+            _local(average).lerp_(_local(trained).to(average.dtype), share)
+            if average is not own:
+                _local(own).copy_(_local(average))
+
+    def average_in_float32(self, policy: nn.Module, copies: Callable[[list[nn.Parameter]], list[nn.Parameter]]) -> None:
+        """Keep a float32 average beside each weight of 16 bits that moves. Does nothing when called again.
+
+        In 16 bits a small share of a difference is rounded off, and the weight would never move.
+
+        Args:
+            policy: The policy.
+            copies: Copies frozen weights in float32, sharded as they are.
+        """
+        if not self.float32_averages:
+            self.float32_averages.extend(copies(self._rounded(policy)))
+
+    def _rounded(self, policy: nn.Module) -> list[nn.Parameter]:
+        """Weights of 16 bits that follow a trained weight."""
+        return [own for own, trained in self._pairs(policy) if trained.requires_grad and own.dtype.itemsize == 2]
 
     def _pairs(self, policy: nn.Module) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         if self.model is not None:

@@ -40,6 +40,26 @@ def test_resumed_bit_for_bit(strategy, saved, alone, together, tmp_path):
     assert [step["train/loss"] for step in resumed["steps"]] == [step["train/loss"] for step in whole["steps"][4:]]
 
 
+@pytest.mark.parametrize(("peft", "strategy"), [("full", "deepspeed_z3"), ("lora", "deepspeed_z2")])
+def test_an_average_of_16_bit_weights_is_resumed_bit_for_bit(peft, strategy, together, tmp_path):
+    """DeepSpeed's copies in 16 bits, of which the reference keeps float32 averages."""
+    from alignlab.distributed.strategies.state import Stored
+    from alignlab.run_folder.storage import STATE
+
+    options = {"num_steps": STEPS, "precision": "bf16-mixed"}
+    together("dpo_ema", peft, strategy, checkpoints=str(tmp_path / "whole"), **options)
+    resume = str(tmp_path / "whole" / SAVED)
+    together("dpo_ema", peft, strategy, checkpoints=str(tmp_path / "resumed"), resume=resume, **options)
+    opened = [Stored(tmp_path / run / f"step-{STEPS:08d}" / STATE) for run in ("whole", "resumed")]
+    whole, resumed = ({name: run.tensor(f"weights/{name}") for name in run.weights} for run in opened)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    averages = [tensor for name, tensor in whole.items() if "float32_averages" in name]
+    scored = [tensor for name, tensor in whole.items() if "weights.model" in name or ".reference." in name]
+    assert averages and {tensor.dtype for tensor in averages} == {torch.float32}
+    assert all(any(torch.equal(tensor, average.bfloat16()) for average in averages) for tensor in scored)
+
+
 @pytest.mark.parametrize(
     ("peft", "writer", "reader"),
     [

@@ -42,6 +42,14 @@ class Sharding:
         """
         return model
 
+    def float32_copies(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        """Frozen copies of parameters in float32, sharded as they are, for a checkpoint to hold.
+
+        Args:
+            parameters: Already sharded.
+        """
+        return [nn.Parameter(parameter.detach().float(), requires_grad=False) for parameter in parameters]
+
     def forward_beside(self, model: nn.Module, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function that computes with another model or with the policy, within ``forward``.
 

@@ -176,7 +176,9 @@ def check_complete(module: nn.Module, found: Iterable[str]) -> None:
     if missing or unknown:
         faults = [f"{len(missing)} trainable weights are not in it (first: {missing[0]})"] if missing else []
         faults += [f"{len(unknown)} of its weights are not in the model (first: {unknown[0]})"] if unknown else []
-        instead = "resume with the model and peft of the run (its config.yaml), or start a new run with init_from="
+        instead = (
+            "resume with model, peft and precision of the run (its config.yaml), or start a new run with init_from="
+        )
         raise InputError("resuming from this checkpoint", " and ".join(faults), instead)
 
 

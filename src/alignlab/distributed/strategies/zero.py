@@ -49,6 +49,18 @@ class Partitioned(Sharding):
     def shard_beside(self, model: nn.Module, trained: bool = False) -> nn.Module:
         return self.shard(model)  # it is part of the policy's engine, whose hooks gather it
 
+    def float32_copies(self, parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+        return [self._float32_copy(parameter) for parameter in parameters]
+
+    def _float32_copy(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Gather one parameter at a time; partition its copy if it is partitioned itself."""
+        made = nn.Parameter(self.value(parameter).float(), requires_grad=False)
+        if hasattr(parameter, "ds_id"):
+            from deepspeed import zero
+
+            zero.Init(module=nn.ParameterList([made]), config_dict_or_path=self.strategy.config)
+        return made
+
     def forward(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Call a function as the forward of the engine's module."""
         engine, module = self.strategy.model, self.strategy.lightning_module
