@@ -96,6 +96,8 @@ class Reference(nn.Module):
             _local(average).lerp_(_local(trained).to(average.dtype), share)
             if average is not own:
                 _local(own).copy_(_local(average))
+            if hasattr(own, "ds_tensor"):
+                own.partition()  # ZeRO-3 keeps small weights gathered, and would score with what they were
 
     def average_in_float32(self, policy: nn.Module, copies: Callable[[list[nn.Parameter]], list[nn.Parameter]]) -> None:
         """Keep a float32 average beside each weight of 16 bits that moves. Does nothing when called again.
