@@ -52,7 +52,9 @@ def test_leftovers_of_a_killed_run_are_cleared_before_a_new_one(folder):
         disk.write_text(folder / "run" / name, "")
     _, prepared = run.prepare(schema.check(compose(["run_dir=run"])), num_ranks=1)
     prepared.unlock()
-    assert {path.name for path in (folder / "run").iterdir()} == {".lock", "config.yaml"}
+    assert {path.name for path in (folder / "run").iterdir()} - {"uncommitted.diff"} == {
+        *(".lock", "config.yaml", "environment.json")
+    }
 
 
 def test_processes_that_end_without_a_result_fail_the_run(monkeypatch, capsys):

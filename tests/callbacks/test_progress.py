@@ -11,7 +11,7 @@ from alignlab.callbacks.held_out_samples import HeldOutSamples
 from alignlab.rollout.sampler.base import SamplingProgress
 from alignlab.run_folder.log import captured
 from tests.callbacks.toy import Toy, make_trainer, train
-from tests.methods.prompts import make_sampler, make_tokenizer
+from tests.methods.prompts import as_rows, make_sampler, make_tokenizer
 from tests.methods.toy import make_policy
 
 
@@ -108,7 +108,7 @@ def test_the_samplers_of_a_run_are_shown(enabled, tmp_path, monkeypatch, capsys)
         line.disable()
     for sampler in (method.rollout.sampler, held_out.sampler):
         draw = {"num_completions": 2, "stop_tokens": [63], "tokenizer": make_tokenizer()}
-        sampler(make_policy(), [[5, 6]], **draw, generator=[torch.Generator()])
+        sampler(make_policy(), as_rows([[5, 6]]), **draw, generator=[torch.Generator()])
     ends = [line.split(" · ")[0] for line in capsys.readouterr().out.splitlines() if "2/2" in line]
     assert ends == (["rollout: 2/2 completions", "validation: 2/2 completions"] if enabled else [])
 

@@ -20,7 +20,9 @@ from transformers.utils import import_utils
 from alignlab.cli.composition.compose import compose
 from alignlab.config import compat, schema
 from alignlab.losses.advantages import advantages
+from alignlab.rollout.sampler.given import GivenCompletions
 from tests.commands import QUIET, alignlab, metrics
+from tests.methods.prompts import as_rows, make_tokenizer
 
 SHORT = [
     *QUIET,
@@ -113,6 +115,9 @@ CASES = {
     ),
     "vLLM with DoRA": Case([*VLLM, "peft=dora"], fails="vLLM supports LoRA only"),
     "rollouts of a method that samples nothing": Case(["rollout=hf"], fails="unexpected keyword argument"),
+    "a baseline that the data does not hold": Case(
+        ["method=grpo", "rollout=data", "method/reward=given", "method.estimator=remax"], shown_by="greedy completion"
+    ),
     "prompts of a stream": Case([*GRPO, "data.streaming=true"], fails="NoneType"),
     "a reference computed ahead of a stream": Case(
         ["method=dpo", "data.streaming=true", "method.precompute_reference=true"], fails="NoneType"
@@ -229,6 +234,15 @@ def test_weights_in_bfloat16_blur_positions():
     HalfPrecision("bf16-true").convert_module(module)
     assert module.inv_freq.dtype == torch.bfloat16
     assert ((module.inv_freq.float() - frequencies).abs().max() * 512).item() > 0.06
+
+
+def test_rows_hold_no_greedy_completion():
+    """Asked for the most probable completion, the data gives those that it has."""
+    row = as_rows([[1, 2]])[0]
+    row.record["columns"] = {"completions": [[5], [6]]}
+    draws = GivenCompletions(temperature=1.0, max_completion_tokens=4)
+    options = {"num_completions": 1, "stop_tokens": [63], "tokenizer": make_tokenizer(), "generator": []}
+    assert draws(None, [row], **options, greedy=True).token_lists() == [[5], [6]]
 
 
 def test_coefficients_of_standardised_columns_change_nothing():

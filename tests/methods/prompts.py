@@ -132,6 +132,11 @@ def make_tokenizer():
     return tokenizer
 
 
+def as_rows(prompts):
+    """Prompts of tokens as rows, which samplers take."""
+    return [TokenRow(list(one), [False] * len(one), [[len(one)]], "") for one in prompts]
+
+
 def make_prompt(index, draw):
     """A prompt of 1 to 12 tokens."""
     size = int(torch.randint(1, 13, (1,), generator=draw))

@@ -18,7 +18,10 @@ def make_other(path=""):
 @functools.cache
 @torch.no_grad()
 def completions(name, make=make_policy, num_rows=8):
-    """Of each row's completions, the chosen first: sum of the log-probabilities and number of supervised tokens."""
+    """Of each row's completions, the chosen first: sum of the log-probabilities and number of supervised tokens.
+
+    Tokens with weights are summed and counted by them.
+    """
     policy = make().double()
     return [_of_row(policy, row) for row in list(rows_for(name))[:num_rows]]
 
@@ -28,9 +31,9 @@ def _of_row(policy, row):
     for size in sizes:
         places = [*range(prompt), *range(start, start + size)]
         tokens = torch.tensor([row.tokens[place] for place in places])
-        kept = torch.tensor([row.supervised[place] for place in places])[1:]
+        weights = torch.tensor([float((row.weights or row.supervised)[place]) for place in places])[1:]
         logps = policy(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1).gather(1, tokens[1:, None])[:, 0]
-        found.append((logps[kept].sum().item(), int(kept.sum())))
+        found.append(((logps * weights).sum().item(), weights.sum().item()))
         start += size
     return found
 

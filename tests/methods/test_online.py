@@ -53,7 +53,7 @@ def rewarded(values, truncated="penalise", finished=(True, True, False)):
     scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, counts={})
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([1], [-1.0], one) for one in finished])
-    return reward(settings, Asked(scores), make_tokenizer(), [prompt], drawn)[0]
+    return reward(settings, Asked(scores), make_tokenizer(), [prompt], [len(drawn)], drawn)[0]
 
 
 class Asked:
@@ -83,7 +83,7 @@ def test_a_completion_without_an_opinion_has_no_penalty_either():
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
     settings = SimpleNamespace(truncated="penalise", truncation_penalty=0.5)
-    columns, counts = reward(settings, Asked(None), None, [], Completions.of([]))
+    columns, counts = reward(settings, Asked(None), None, [], [], Completions.of([]))
     assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
         ["reward", "num_failed_rewards", "reward/even", "reward/truncation"], 0
     )
@@ -102,7 +102,7 @@ def test_a_reward_may_get_special_tokens():
     settings = SimpleNamespace(truncated="keep", reward_special_tokens=["whole"])
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([5, 63], [-1.0, -1.0], True)])
-    reward(settings, Scorer(rewards, None, SAMPLED["reward_limits"]), make_tokenizer(), [prompt], drawn)
+    reward(settings, Scorer(rewards, None, SAMPLED["reward_limits"]), make_tokenizer(), [prompt], [1], drawn)
     assert seen == {"plain": ["5"], "whole": ["5 63"]}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.methods.slow import completions, first_step
-from tests.methods.toy import fit, make_loader, make_method, make_rows
+from tests.methods.toy import fit, make_loader, make_method, make_rows, rows_for
 
 
 def test_the_first_gradient_is_that_of_the_plain_mean():
@@ -33,6 +33,9 @@ def test_the_mean_over_tokens_is_that_of_the_whole_step():
 
 
 def test_the_mean_over_sequences_is_that_of_their_means():
+    """Each mean is weighted by its row, as the toy method has it."""
     rows = [found for (found,) in completions("sft_by_sequence")]
-    expected = -sum(logp / count for logp, count in rows) / len(rows)
+    weights = [row.columns["worth"] for row in rows_for("sft_by_sequence")[:8]]
+    weighted = [weight * logp / count for weight, (logp, count) in zip(weights, rows, strict=True)]
+    expected = -sum(weighted) / sum(weights)
     assert first_step("sft_by_sequence")["train/loss"] == pytest.approx(expected, rel=1e-5)

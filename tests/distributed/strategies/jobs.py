@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
-from tests.methods.prompts import make_sampler, make_tokenizer
+from tests.methods.prompts import as_rows, make_sampler, make_tokenizer
 from tests.methods.toy import class_of, fit, make_loader, make_method, make_policy, rows_for, spoiled
 
 from alignlab.callbacks.checkpoint import Checkpoint
@@ -110,7 +110,7 @@ def complete(policy, prompts):
     """The most probable completion of each prompt, tokens; two at once, so that others join while some go on."""
     greedy = make_sampler(temperature=0.0, max_completion_tokens=14, stop_strings=[], batch_size=2)
     options = {"num_completions": 1, "stop_tokens": [3], "tokenizer": make_tokenizer()}
-    return greedy(policy, prompts, **options, generator=torch.Generator()).token_lists()
+    return greedy(policy, as_rows(prompts), **options, generator=torch.Generator()).token_lists()
 
 
 def train_rank(*arguments, **options):

@@ -40,7 +40,7 @@ def test_buffers_follow_the_partitioned_weights(monkeypatch):
     buffers = dict((model := nn.BatchNorm1d(2)).named_buffers())
     before = {name: buffer.data_ptr() for name, buffer in buffers.items()}
     other = torch.device("cpu", 1)  # PyTorch copies to it as to a GPU
-    rest = {"zero_stage_3": True, "cast": lambda policy: None, "config": {}}
+    rest = {"zero_stage_3": True, "keep_exact": lambda policy: None, "cast": lambda policy: None, "config": {}}
     Partitioned(SimpleNamespace(root_device=other, **rest)).shard(model)
     assert all(buffer.data_ptr() != before[name] for name, buffer in buffers.items())
 

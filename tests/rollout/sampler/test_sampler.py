@@ -16,6 +16,7 @@ from alignlab.rollout.sampler.probe import decoder_for
 from alignlab.rollout.sampler.sampler import PolicySampler, sample
 from alignlab.types.batch import MicroBatch
 from tests.conftest import REPOSITORY
+from tests.methods.prompts import as_rows
 from tests.rollout.sampler.test_sampling import reference, settings
 
 PROMPTS = [[5, 6, 7], [9], [11, 12, 13, 14, 15, 16, 17, 18], [20, 21]]
@@ -371,6 +372,6 @@ def test_the_configured_sampler_draws_the_same(pocket):
     drawing = {"temperature": 1.3, "top_k": 0, "top_p": 0.9, "min_p": 0.0, "repetition_penalty": 1.0}
     draws = PolicySampler(**drawing, max_completion_tokens=20, stop_strings=[], batch_size=5, dtype=None)
     given = {"num_completions": 3, "stop_tokens": [1], "tokenizer": tokenizer}
-    found = draws(model, prompts, **given, generator=torch.Generator().manual_seed(4))
+    found = draws(model, as_rows(prompts), **given, generator=torch.Generator().manual_seed(4))
     wanted = run(model, prompts, num_completions=3, seed=4, **drawing, max_completion_tokens=20, stop_tokens=[1])
     assert found.token_lists() == [completion.tokens for group in wanted for completion in group]

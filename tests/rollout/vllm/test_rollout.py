@@ -11,6 +11,7 @@ from alignlab.config import compat, schema
 from alignlab.errors import InputError
 from alignlab.rollout.vllm.parity import Parity, ParityError
 from alignlab.rollout.vllm.rollout import VLLMRollout
+from tests.methods.prompts import as_rows
 from tests.rollout.vllm.fake import Fake, serving
 from tests.rollout.vllm.test_engine import Table
 
@@ -44,7 +45,7 @@ def send(rollout, policy):
 def draw(rollout, prompts, seeds):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     options = {"num_completions": 2, "stop_tokens": [1], "tokenizer": None, "generator": generators}
-    flat = rollout(None, prompts, **options).plain()
+    flat = rollout(None, as_rows(prompts), **options).plain()
     return [flat[start : start + 2] for start in range(0, len(flat), 2)]
 
 
