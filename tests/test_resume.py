@@ -51,7 +51,7 @@ CASES = {
     "grpo": ["method=grpo", *ROLLOUTS],
     "ppo": ["method=ppo", *ROLLOUTS, *STEERED],
 }
-QUICK = (("sft", signal.SIGKILL), ("grpo", signal.SIGKILL))
+QUICK = (("sft", signal.SIGKILL),)
 
 
 def finish(process):

@@ -81,6 +81,7 @@ def finished(process):
     assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_several_threads_give_the_same_weights_each_time(folder):
     """PyTorch may add gradients of one position in any order; a prompt that completions share has several."""
     runs = [start(*FEW, "method=dpo", f"run_dir={name}", OMP_NUM_THREADS="2") for name in ("one", "other")]

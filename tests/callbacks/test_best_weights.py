@@ -105,7 +105,7 @@ def test_early_stopping_ends_with_the_best_weights_here_those_before_training(tm
     )
 
 
-@pytest.mark.parametrize("peft", ["none", "lora"])
+@pytest.mark.parametrize("peft", [pytest.param("none", marks=pytest.mark.slow), "lora"])
 def test_a_resumed_run_ends_with_the_weights_that_it_kept_before(tmp_path, peft):
     words = ["train", *TINY, *BEST_AT_2[peft], f"run_dir={tmp_path / 'run'}", f"peft={peft}"]
     words += ["checkpoint.also_model=true", "checkpoint.every_n_steps=2", "checkpoint.keep_last=9"]

@@ -91,6 +91,7 @@ def test_the_same_curve_as_without_and_scored_once(train, scored, case):
     assert_same_curve(first, second)
 
 
+@pytest.mark.slow
 def test_other_weights_rows_or_precision_are_scored_anew(train, scored, monkeypatch):
     """A policy of another stage, one row more, bfloat16, or another line in the code that scores."""
     words = ["method=dpo", "trainer.max_steps=1"]

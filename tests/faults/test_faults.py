@@ -4,10 +4,11 @@ import pytest
 
 from tests.faults.__main__ import run_kind
 
-QUICK = ("attacks", "collisions", "damage", "kills", "neighbours", "numbers", "overrides", "rows", "signals")
+QUICK = ("collisions", "kills", "neighbours", "numbers", "rows", "signals")
+SLOW = ("attacks", "damage", "overrides")
 
 
-@pytest.mark.parametrize("kind", QUICK)
+@pytest.mark.parametrize("kind", [*QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 def test_faults(kind, tmp_path):
     results = run_kind(kind, tmp_path / kind, seed=0, small=True, jobs=1)
     failed = [f"{result.name}: {result.why[:400]}" for result in results if result.verdict == "failed"]

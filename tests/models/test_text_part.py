@@ -74,6 +74,7 @@ def test_all_weights_for_text_train_and_the_others_stay(folder, tmp_path):
     assert changed == {name for name in before if "vision" not in name and "multi_modal" not in name}
 
 
+@pytest.mark.slow
 def test_stages_with_an_adapter(folder, tmp_path):
     trained = train(tmp_path / "sft", "method=sft", "peft=lora", f"model.path={folder}")
     words = ("method=dpo", "peft=lora", f"init_from={tmp_path / 'sft'}")

@@ -79,7 +79,7 @@ def test_a_signal_to_the_parent_stops_all_ranks_after_a_checkpoint(tmp_path, cac
 
 
 @pytest.mark.parametrize(("error", "code", "said"), [
-    ("ValueError", 1, "ValueError: only rank 1"),
+    pytest.param("ValueError", 1, "ValueError: only rank 1", marks=pytest.mark.slow),
     ("InputError", 2, "Refused. rank 1: it does not like it. Type something else."),
 ])  # fmt: skip
 def test_an_error_of_one_rank_is_told_once(tmp_path, cache, monkeypatch, error, code, said):

@@ -13,6 +13,7 @@ def cache(tmp_path_factory):
     return {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("cache"))}
 
 
+@pytest.mark.slow
 def test_torchrun_with_two_rendezvous_agents(tmp_path, cache, free_port):
     """As on two machines: each agent starts one rank."""
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port}"]
@@ -26,6 +27,7 @@ def test_torchrun_with_two_rendezvous_agents(tmp_path, cache, free_port):
     assert [row["progress/step"] for row in metrics(run)] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_deepspeed_launcher_with_a_one_line_hostfile(tmp_path, cache, free_port):
     (tmp_path / "hostfile").write_text("localhost slots=2\n")
     hosts = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh_check"]
@@ -42,6 +44,7 @@ def test_srun(tmp_path, cache):
     assert_one_job(tmp_path)
 
 
+@pytest.mark.slow
 def test_submitit(tmp_path, cache):
     """What launcher=slurm submits, by submitit's executor for this machine: one task per rank."""
     words = [*TINY, "launcher=submitit_local", "trainer.devices=2"]

@@ -40,6 +40,7 @@ def test_resumed_bit_for_bit(strategy, saved, alone, together, tmp_path):
     assert [step["train/loss"] for step in resumed["steps"]] == [step["train/loss"] for step in whole["steps"][4:]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("peft", "strategy"), [("full", "deepspeed_z3"), ("lora", "deepspeed_z2")])
 def test_an_average_of_16_bit_weights_is_resumed_bit_for_bit(peft, strategy, together, tmp_path):
     """DeepSpeed's copies in 16 bits, of which the reference keeps float32 averages."""

@@ -49,6 +49,7 @@ def test_steps_are_those_of_adamw(op):
     assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_trains_and_resumes_under_offload(op, tmp_path):
     offload = ["strategy=deepspeed_z2_offload", "optimizer=cpu_adamw"]
     plain = losses(tmp_path / "plain", "strategy=single", "optimizer=adamw")
