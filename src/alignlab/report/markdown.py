@@ -41,7 +41,7 @@ def markdown(
             *values[id(record)],
             number(record.metrics.get(metric)),
             number(record.before.get(metric)),
-            str(record.summary.get("steps", "–")),
+            number(record.summary.get("steps")),
             number(record.summary.get("wall_seconds")),
         ]
         for record in ordered(records, metric, mode)
