@@ -1,4 +1,4 @@
-"""Show what differs between two runs: settings, results and environment."""
+"""Show what differs between two runs."""
 
 from collections.abc import Sequence
 from pathlib import Path

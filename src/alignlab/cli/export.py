@@ -1,4 +1,4 @@
-"""Write a trained model for other tools: merged, in another precision, in smaller files."""
+"""Write a trained model for other tools, with its adapter merged."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Show the rows as the model will see them: supervised tokens coloured, lengths, counts."""
+"""Show the rows as the model sees them, supervised tokens coloured."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Show what differs between runs and what came out, as one page."""
+"""Show several runs on one page: what differs, what came out."""
 
 from collections.abc import Sequence
 from pathlib import Path

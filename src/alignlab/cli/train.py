@@ -1,4 +1,4 @@
-"""Train a model; the same as ``python train.py``."""
+"""Train a model, as python train.py does."""
 
 from __future__ import annotations
 
