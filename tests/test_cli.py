@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from alignlab import run
 from alignlab.cli.composition.compose import ROOT
 from alignlab.cli.composition.options import losses_of
-from alignlab.cli.main import main
+from alignlab.cli.main import VERBS, main
 from alignlab.cli.sweep import sweep
 from alignlab.cli.sweep.job import Job
 from alignlab.cli.sweep.sweep import write_table
@@ -381,3 +381,10 @@ def test_a_model_that_is_not_there_is_refused_by_the_key_of_the_verb(verb, tmp_p
     assert main([verb, str(tmp_path / "gone"), *([f"to={tmp_path / 'out'}"] if verb == "export" else [])]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"Refused. from={tmp_path / 'gone'}: ") and "model.path" not in said
+
+
+def test_the_list_of_verbs_fits_a_terminal(capsys):
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[1] for line in lines if line.startswith("  alignlab")} == set(VERBS)
+    assert max(map(len, lines)) <= 80

@@ -1,4 +1,4 @@
-"""Write a trained model for other tools, with its adapter merged."""
+"""Write a trained model for other tools, merged."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Show the rows as the model sees them, supervised tokens coloured."""
+"""Show the rows as the model sees them, with their masks."""
 
 from collections.abc import Sequence
 from pathlib import Path
