@@ -1,5 +1,6 @@
 """Saving, opening again and merging: the files hold what was trained."""
 
+import functools
 import json
 
 import pytest
@@ -10,10 +11,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from alignlab.errors import InputError
 from alignlab.models import adapters, export
+from alignlab.models import publish as publishing
 from alignlab.models.load import Pretrained
-from alignlab.models.publish import publish
 from alignlab.models.scratch import Scratch
 
+publish = functools.partial(
+    publishing.publish,
+    merge=True,
+    dtype="auto",
+    max_shard_size="5GB",
+    max_logit_difference=None,
+    trust_remote_code=False,
+)
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 IDS = {"input_ids": torch.arange(3, 15).reshape(2, 6)}
 KINDS = {

@@ -11,11 +11,10 @@ from alignlab.data.batching.collate import collate
 from alignlab.errors import InputError
 from alignlab.models import adapters, export, scoring
 from alignlab.models.heads import draw_head, head_of, set_pad_token
-from alignlab.models.publish import publish
 from alignlab.types.batch import MicroBatch
 from alignlab.types.rows import TokenRow
 from tests.models.conftest import ARCHITECTURES
-from tests.models.test_export import IDS, KINDS, MERGEABLE, NF4, disturb, pretrained, scratch
+from tests.models.test_export import IDS, KINDS, MERGEABLE, NF4, disturb, pretrained, publish, scratch
 
 SCORED = [name for name in ARCHITECTURES if name not in ("granite", "cohere")]
 TREES = [[[3, 5, 2, 9]], [[0, 7], [0, 2]], [[4, 2, 9, 30]], [[30, 5]], [[1, 1]]]

@@ -15,8 +15,8 @@ from alignlab.errors import InputError
 from alignlab.models import adapters, export, locations
 from alignlab.models.load import Pretrained, fit_to_embedding
 from alignlab.models.locations import locate
-from alignlab.models.publish import publish
 from alignlab.models.scratch import Scratch, num_rows, train_tokenizer
+from tests.models.test_export import publish
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

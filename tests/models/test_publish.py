@@ -15,6 +15,7 @@ from alignlab.models import adapters, export, publish
 from alignlab.models.locations import POCKET
 from tests.commands import QUIET, alignlab, start
 from tests.models.test_export import IDS, KINDS, disturb, pretrained
+from tests.models.test_export import publish as publishes
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def saved(tokenizer, tmp_path):
 
 def test_a_merged_model_stops_where_the_adapter_does_and_has_its_card(saved, tmp_path):
     folder, logits = saved
-    done = publish.publish(str(folder), tmp_path / "out")
+    done = publishes(str(folder), tmp_path / "out")
     assert 0 < done.max_logit_difference < 1e-3 and done.dtype == "float32"
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == [1, 7]
     assert (tmp_path / "out" / "README.md").read_text() == "a card"
@@ -50,8 +51,17 @@ def test_what_opens_with_other_logits_is_removed(saved, tmp_path, monkeypatch):
 
     monkeypatch.setattr(publish, "verify", fail)
     with pytest.raises(export.ExportError, match="other logits"):
-        publish.publish(str(saved[0]), tmp_path / "out")
+        publishes(str(saved[0]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [".out.partial", ".out.old"])
+def test_folders_of_others_beside_it_stay(saved, tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("keep")
+    with pytest.raises(InputError, match="is in the way"):
+        publishes(str(saved[0]), tmp_path / "out")
+    assert (tmp_path / name / "notes.txt").read_text() == "keep"
 
 
 def test_an_adapter_in_another_format_is_refused(saved, tmp_path):
@@ -59,25 +69,25 @@ def test_an_adapter_in_another_format_is_refused(saved, tmp_path):
     torch.save(load_file(file := saved[0] / "adapter_model.safetensors"), saved[0] / "adapter_model.bin")
     file.unlink()
     with pytest.raises(InputError, match=r"there is no adapter_model\.safetensors"):
-        publish.publish(str(saved[0]), tmp_path / "out", merge=False)
+        publishes(str(saved[0]), tmp_path / "out", merge=False)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_an_adapter_alone_opens_in_peft(saved, tmp_path, dtype):
     folder, logits = saved
-    done = publish.publish(str(folder), tmp_path / "out", merge=False, dtype=dtype)
+    done = publishes(str(folder), tmp_path / "out", merge=False, dtype=dtype)
     assert done.dtype == {"auto": "float32"}.get(dtype, dtype)
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors").values()
     assert {str(tensor.dtype) for tensor in tensors} == {f"torch.{done.dtype}"}
     tolerance = {"auto": 1e-5, "bfloat16": 2e-2}[dtype] * logits.abs().max().item()
     opened = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out", dtype="float32")
     torch.testing.assert_close(export.logits(opened, IDS), logits, atol=tolerance, rtol=0)
-    assert publish.publish(str(tmp_path / "out"), tmp_path / "again", merge=False).num_bytes > 0
+    assert publishes(str(tmp_path / "out"), tmp_path / "again", merge=False).num_bytes > 0
 
 
 def test_full_weights_in_another_precision_and_in_small_files(tmp_path):
-    done = publish.publish("pocket", tmp_path / "out", dtype="bfloat16", max_shard_size="1MB")
+    done = publishes("pocket", tmp_path / "out", dtype="bfloat16", max_shard_size="1MB")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1 and done.dtype == "bfloat16"
     assert all(file.stat().st_size < 1.1e6 for file in (tmp_path / "out").glob("*.safetensors"))

@@ -10,7 +10,7 @@ from alignlab.data.batching.collate import collate
 from alignlab.models import adapters, scoring
 from alignlab.models.locations import POCKET
 from alignlab.models.text_part import modules_beside_text
-from tests.commands import QUIET, alignlab
+from tests.commands import QUIET, alignlab, start
 
 BESIDE = ["model.vision_tower", "model.multi_modal_projector"]
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
@@ -81,3 +81,14 @@ def test_stages_with_an_adapter(folder, tmp_path):
     further = train(tmp_path / "dpo", *words)
     assert further.keys() == trained.keys()
     assert all(not torch.equal(tensor, trained[name]) for name, tensor in further.items())
+
+
+@pytest.mark.slow
+def test_deepspeed_in_mixed_precision_writes_all_parts_in_float32(folder, tmp_path):
+    """The frozen parts have 16 bits in memory, and the trained ones float32 masters."""
+    words = ["method=sft", f"model.path={folder}", "strategy=deepspeed_z1", "trainer.precision=bf16-mixed"]
+    process = start(*words, *QUIET, "data.num_rows=64", "trainer.max_steps=2", f"run_dir={tmp_path / 'run'}")
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}

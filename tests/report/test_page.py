@@ -76,7 +76,11 @@ def test_an_earlier_report_is_replaced_and_nothing_else(runs, tmp_path, capsys):
     (mine / "notes.txt").write_text("keep")
     assert alignlab("report", runs, f"to={mine}") == 2
     assert [path.name for path in mine.iterdir()] == ["notes.txt"]
-    assert "it holds files, and no earlier report" in capsys.readouterr().err
+    (out / "mine.png").write_text("keep")
+    assert alignlab("report", runs, f"to={out}") == 2
+    assert (out / "mine.png").read_text() == "keep"
+    said = capsys.readouterr().err
+    assert "earlier report: notes.txt" in said and "earlier report: mine.png" in said
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,8 @@ def home(tmp_path, monkeypatch):
     """A home with papers in it, in which one works."""
     for name in ("papers/draft.tex", "work/notes.txt", "work/.git/HEAD", "repository/.git/HEAD", "mine/notes.txt"):
         disk.write_text(tmp_path / name, name)
+    for name in ("environment.json", "metrics.csv"):
+        disk.write_text(tmp_path / "theirs" / name, "{}")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path
@@ -207,6 +209,7 @@ def home(tmp_path, monkeypatch):
         ("{home}/repository", "it is a repository"),
         ("{home}/papers", "the folder holds files that are not of a run: draft.tex"),
         ("{home}/mine", "the folder holds files that are not of a run: notes.txt"),
+        ("{home}/theirs", "the folder holds files that are not of a run: environment.json, metrics.csv"),
         ("{home}/mine/notes.txt", "it is not a folder"),
         ("x" * 300, "cannot be a folder"),
         ("nul\0", "cannot be a folder"),

@@ -1,12 +1,13 @@
 """Talk to a trained model in the terminal."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
-
-from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import model_from_words, path_as_key
+from alignlab.config.schema import check_keys
+from alignlab.config.schema.root import CHAT
 
 
 def main(words: Sequence[str]) -> int:
@@ -18,15 +19,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("chat", path_as_key(words, "from"), check, talk)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check the config; return it resolved."""
-    from alignlab.config.schema import check_keys
-    from alignlab.config.schema.root import CHAT
-
-    return check_keys(cfg, CHAT)
+    return command("chat", path_as_key(words, "from"), partial(check_keys, sections=CHAT), talk)
 
 
 def talk(config: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """Show what differs between two runs."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import paths_as_key
+from alignlab.config.schema import check_keys
+from alignlab.config.schema.root import COMPARE
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,15 +20,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("compare", paths_as_key(words, "from"), check, show)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check the config; return it resolved."""
-    from alignlab.config.schema import check_keys
-    from alignlab.config.schema.root import COMPARE
-
-    return check_keys(cfg, COMPARE)
+    return command("compare", paths_as_key(words, "from"), partial(check_keys, sections=COMPARE), show)
 
 
 def show(config: dict[str, Any]) -> None:

@@ -1,13 +1,14 @@
 """Write a trained model for other tools, merged."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import model_from_words, path_as_key
+from alignlab.config.schema import check_keys
+from alignlab.config.schema.root import EXPORT
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,15 +20,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("export", path_as_key(words, "from"), check, write)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check the config; return it resolved."""
-    from alignlab.config.schema import check_keys
-    from alignlab.config.schema.root import EXPORT
-
-    return check_keys(cfg, EXPORT)
+    return command("export", path_as_key(words, "from"), partial(check_keys, sections=EXPORT), write)
 
 
 def write(config: dict[str, Any]) -> None:

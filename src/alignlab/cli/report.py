@@ -1,13 +1,14 @@
 """Show several runs on one page: what differs, what came out."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import paths_as_key
+from alignlab.config.schema import check_keys
+from alignlab.config.schema.root import REPORT
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,15 +20,7 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("report", paths_as_key(words, "from"), check, write)
-
-
-def check(cfg: DictConfig) -> dict[str, Any]:
-    """Check the config; return it resolved."""
-    from alignlab.config.schema import check_keys
-    from alignlab.config.schema.root import REPORT
-
-    return check_keys(cfg, REPORT)
+    return command("report", paths_as_key(words, "from"), partial(check_keys, sections=REPORT), write)
 
 
 def write(config: dict[str, Any]) -> None:
@@ -37,6 +30,6 @@ def write(config: dict[str, Any]) -> None:
     from alignlab.report.write import PAGE, write_report
 
     records = read_records([Path(path) for path in config["from"]])
-    ranking, metric = write_report(records, Path(config["to"]), config["metric"])
-    print_ranking(ranking, metric)
+    results = write_report(records, Path(config["to"]), config["metric"])
+    print_ranking(results.ranking, results.metric)
     print(f"report: {Path(config['to']) / PAGE}")

@@ -187,17 +187,18 @@ class Method(lightning.LightningModule):
             factor = module.lr_factor if isinstance(module, Component) else 1.0
             by_factor.setdefault(factor, []).extend(p for p in module.parameters() if p.requires_grad)
         groups = [
-            (factor, {"params": [p for p in parameters if (len(full_shape(p)) < 2) == are_vectors], **decay})
-            for factor, parameters in by_factor.items()
+            {"params": [p for p in parameters if (len(full_shape(p)) < 2) == are_vectors], **decay}
+            for parameters in by_factor.values()
             for are_vectors, decay in ((False, {}), (True, {"weight_decay": 0.0}))
         ]
-        groups = [(factor, group) for factor, group in groups if group["params"]]
         try:
-            optimizer = self.factories.make_optimizer([group for _, group in groups])
+            optimizer = self.factories.make_optimizer([group for group in groups if group["params"]])
         except (TypeError, ValueError) as error:
             raise InputError("optimizer", str(error), "Choose another optimizer, such as optimizer=adamw") from error
-        for (factor, _), group in zip(groups, optimizer.param_groups, strict=True):
-            group["lr"] *= factor
+        factors = {parameter: factor for factor, parameters in by_factor.items() for parameter in parameters}
+        for group in optimizer.param_groups:  # an optimizer of one's own may have other groups, and no rate
+            if (factor := factors[group["params"][0]]) != 1.0:
+                group["lr"] *= factor
         return [optimizer], [self.factories.make_scheduler(optimizer, num_training_steps=self.trainer.max_steps)]
 
     def on_fit_start(self) -> None:

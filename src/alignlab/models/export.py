@@ -59,7 +59,7 @@ def save(
         max_shard_size: Largest file of full weights, such as ``5GB``; ``None`` for that of Transformers.
     """
     folder = Path(folder).absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, _ = hidden_stages(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     base, extra = base_model(model), {}
@@ -84,6 +84,15 @@ def save(
     _replace(folder, partial)
 
 
+def hidden_stages(folder: Path) -> tuple[Path, Path]:
+    """Folders beside a folder: where it is written, and where what it replaces goes before it is removed.
+
+    Args:
+        folder: As for ``save``.
+    """
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+
+
 def install(written: Path, folder: Path) -> None:
     """Copy a folder that ``save`` has written.
 
@@ -94,7 +103,7 @@ def install(written: Path, folder: Path) -> None:
     Raises:
         ExportError: The copy differs from the folder's manifest.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, _ = hidden_stages(folder)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(written, partial)
     try:
@@ -106,7 +115,7 @@ def install(written: Path, folder: Path) -> None:
 
 def _replace(folder: Path, partial: Path) -> None:
     """Put a complete folder in the place of another, which may not exist."""
-    old = folder.with_name(f".{folder.name}.old")
+    _, old = hidden_stages(folder)
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -124,7 +133,8 @@ def written_dtype(model: "PreTrainedModel | PeftModel", state_dict: Mapping[str,
     dtype = base_model(model).dtype
     if state_dict is None or is_adapted(model):
         return dtype
-    return next(state_dict[name].dtype for name, tensor in model.named_parameters() if tensor.dtype == dtype)
+    trained = (name for name, tensor in model.named_parameters() if tensor.requires_grad and tensor.dtype == dtype)
+    return state_dict[next(trained)].dtype
 
 
 def _record_dtype(config: Path, dtype: torch.dtype) -> None:

@@ -15,7 +15,16 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
-from alignlab.models.export import ExportError, cast, check_difference, logits, rounding_limit, save, verify
+from alignlab.models.export import (
+    ExportError,
+    cast,
+    check_difference,
+    hidden_stages,
+    logits,
+    rounding_limit,
+    save,
+    verify,
+)
 from alignlab.models.heads import Head, adapter_head, head_of, set_pad_token
 from alignlab.models.load import Dtype, open_weights, refuse_damaged
 from alignlab.models.locations import Location, locate
@@ -54,11 +63,11 @@ def publish(
     path: str,
     to: Path,
     *,
-    merge: bool = True,
-    dtype: Dtype = "auto",
-    max_shard_size: str | None = None,
-    max_logit_difference: float | None = None,
-    trust_remote_code: bool = False,
+    merge: bool,
+    dtype: Dtype,
+    max_shard_size: str,
+    max_logit_difference: float | None,
+    trust_remote_code: bool,
 ) -> Published:
     """Write a model with its tokenizer, template, generation config and card.
 
@@ -70,7 +79,7 @@ def publish(
         to: Folder to write; it must be empty or not exist. Nothing is written if the check fails.
         merge: Merge an adapter into its base; otherwise the adapter is written alone.
         dtype: Dtype of the written weights; ``auto`` is that of the files (with ``merge`` those of the base).
-        max_shard_size: Largest file of full weights, such as ``5GB``; ``None`` for that of Transformers.
+        max_shard_size: Largest file of full weights, such as ``5GB``.
         max_logit_difference: Largest allowed difference of a logit; ``None`` for what rounding can cause.
         trust_remote_code: Run the code that comes with the weights.
 
@@ -79,8 +88,7 @@ def publish(
             quantised); or ``to`` is not empty.
         ExportError: The written weights give other logits.
     """
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"to={to}", "it exists and is not empty", "Name a new folder")
+    refuse_used(to)
     location = locate(path)
     if location.adapter and not merge:
         return _copy_adapter(location, to, dtype)
@@ -104,6 +112,22 @@ def publish(
         raise
     _copy_card(location, to)
     return Published(to, _name(target), _size(to), difference)
+
+
+def refuse_used(to: Path) -> None:
+    """Refuse a folder that holds something, and one beside which a name is taken that ``save`` writes and removes.
+
+    Args:
+        to: Folder to write.
+
+    Raises:
+        InputError: It is not new or empty, or such a name is taken.
+    """
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+        raise InputError(f"to={to}", "it exists and is not empty", "Name a new folder")
+    for taken in (path for path in hidden_stages(to) if path.exists()):
+        why = f"{taken} is in the way, perhaps left by an export that was killed"
+        raise InputError(f"to={to}", why, "Remove or rename it, or name another folder")
 
 
 def _open(location: Location, trust_remote_code: bool) -> "tuple[PreTrainedModel | PeftModel, torch.dtype]":

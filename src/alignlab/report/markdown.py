@@ -1,37 +1,23 @@
 """The same report as Markdown with PNG files, for a repository or an issue."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
-from alignlab.metrics import Mode
-from alignlab.report.page import COLOURS, OPEN_CURVES, meaning, number, ordered
-from alignlab.report.records import Record
-from alignlab.report.results import Ranked, curve, curve_names
+from alignlab.report.page import COLOURS, OPEN_CURVES, meaning, number
+from alignlab.report.results import Ranked, Results, curve, curve_names
 from alignlab.report.settings import cell
 
 
-def markdown(
-    records: Sequence[Record],
-    columns: Mapping[str, Sequence[Any]],
-    ranking: Sequence[Ranked],
-    metric: str,
-    mode: Mode,
-    pictures: Iterable[Path],
-) -> str:
+def markdown(results: Results, pictures: Iterable[Path]) -> str:
     """Make the text.
 
     Args:
-        records: All runs.
-        columns: Settings that differ; see ``settings.differing``.
-        ranking: Settings ranked by the metric; see ``results.rank``.
-        metric: Metric that ranks.
-        mode: Which value of it is the best.
+        results: What it shows.
         pictures: Files of ``draw_curves``, in the folder of the text.
     """
+    records, columns, metric = results.records, results.columns, results.metric
     values = {id(record): [cell(column[index]) for column in columns.values()] for index, record in enumerate(records)}
     head = ["run", "status", *columns, metric, "before", "steps", "seconds"]
     rows = [
@@ -44,12 +30,11 @@ def markdown(
             number(record.summary.get("steps")),
             number(record.summary.get("wall_seconds")),
         ]
-        for record in ordered(records, metric, mode)
+        for record in results.order
     ]
-    parts = [f"# {sum(record.status == 'done' for record in records)} of {len(records)} runs done", ""]
+    parts = [f"# {results.num_done} of {len(records)} runs done", ""]
     parts += [f"Ranked by `{metric}`: {meaning(metric)}.", "", *_table(head, rows), ""]
-    ranked = [one for one in ranking if not math.isnan(one.mean)]
-    if len(ranked) > 1:
+    if len(ranked := results.measured) > 1:
         head = ["settings", "runs", metric, "deviation", "difference to the best", "its error", "seeds"]
         numbers = ((one.mean, one.std, one.difference, one.error, one.num_pairs or None) for one in ranked)
         rows = [[one.label, str(len(one.records)), *map(number, row)] for one, row in zip(ranked, numbers, strict=True)]

@@ -10,9 +10,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from alignlab.metrics import METRICS, Metric, Mode
+from alignlab.metrics import METRICS, Metric
 from alignlab.report.records import Record
-from alignlab.report.results import Curve, Ranked, curve, curve_names
+from alignlab.report.results import Curve, Ranked, Results, curve, curve_names
 from alignlab.report.settings import cell
 
 GENERATOR = '<meta name="generator" content="alignlab report">'
@@ -26,45 +26,38 @@ MAX_SAMPLES = 2000
 """Completions on the page, of all runs, the newest of each."""
 
 
-def page(
-    records: Sequence[Record], columns: Mapping[str, Sequence[Any]], ranking: Sequence[Ranked], metric: str, mode: Mode
-) -> str:
+def page(results: Results) -> str:
     """Make the page.
 
     Args:
-        records: All runs.
-        columns: Settings that differ; see ``settings.differing``.
-        ranking: Settings ranked by the metric; see ``results.rank``.
-        metric: Metric that ranks.
-        mode: Which value of it is the best.
+        results: What it shows.
     """
     from plotly.offline import get_plotlyjs
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     text = (files("alignlab.report") / "page.html").read_text(encoding="utf-8")
-    finished = [one for one in ranking if not math.isnan(one.mean)]
-    order = ordered(records, metric, mode)
+    records, columns, order, ranking = results.records, results.columns, results.order, results.measured
     return environment.from_string(text).render(
         generator=Markup(GENERATOR),
         plotly=Markup(get_plotlyjs()),
         made=time.strftime("%Y-%m-%d %H:%M"),
-        metric=metric,
-        meaning=meaning(metric),
+        metric=results.metric,
+        meaning=meaning(results.metric),
         order=order,
         columns=columns,
         cells={key: dict(zip(map(id, records), map(cell, values), strict=True)) for key, values in columns.items()},
         identity=id,
-        ranking=finished,
-        best=finished[0] if finished else None,
-        best_run=next((record for record in order if record.status == "done" and metric in record.metrics), None),
+        ranking=ranking,
+        best=ranking[0] if ranking else None,
+        best_run=next((one for one in order if one.status == "done" and results.metric in one.metrics), None),
         unfinished=[record for record in records if record.status != "done"],
-        num_done=sum(record.status == "done" for record in records),
+        num_done=results.num_done,
         data=_as_script(
             {
-                "curves": curves(ranking),
+                "curves": curves(results.ranking),
                 "open": OPEN_CURVES,
-                "parallel": parallel(records, columns, metric),
+                "parallel": parallel(records, columns, results.metric),
                 "samples": samples(records),
             }
         ),
@@ -84,17 +77,6 @@ def meaning(metric: str) -> str:
     """What a metric means, and its unit; empty for a metric of one's own."""
     entry = METRICS.get(metric) or METRICS.get(metric.split("/", 1)[-1], Metric("1", ""))
     return entry.meaning if entry.unit in ("1", "fraction") else f"{entry.meaning}, in {entry.unit}"
-
-
-def ordered(records: Sequence[Record], metric: str, mode: Mode) -> list[Record]:
-    """Runs by their final metric, the best first, and those without it at the end."""
-    sign = -1 if mode == "max" else 1
-
-    def place(record: Record) -> tuple[bool, float]:
-        value = record.metrics.get(metric)
-        return (value is None, 0.0 if value is None else sign * value)
-
-    return sorted(records, key=place)
 
 
 def curves(ranking: Sequence[Ranked]) -> list[dict[str, Any]]:

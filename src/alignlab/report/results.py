@@ -4,11 +4,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from alignlab.errors import InputError, nearest
 from alignlab.metrics import Mode, best_mode
 from alignlab.report.records import Record
-from alignlab.report.settings import SEED
+from alignlab.report.settings import SEED, differing, pooled
 from alignlab.run_folder.metrics_file import AXIS
 
 RANKING = ("val/reward", "val/exact_match", "val/rewards/accuracies", "val/accuracy", "reward/mean", "val/loss")
@@ -62,6 +63,61 @@ class Curve:
     mean: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a report shows.
+
+    Args:
+        records: All runs.
+        columns: Settings that differ; see ``settings.differing``.
+        ranking: Settings ranked by the metric.
+        metric: Metric that ranks.
+        mode: Which value of it is the best.
+    """
+
+    records: Sequence[Record]
+    columns: Mapping[str, Sequence[Any]]
+    ranking: Sequence[Ranked]
+    metric: str
+    mode: Mode
+
+    @property
+    def order(self) -> list[Record]:
+        """The runs by their final metric, the best first, and those without it at the end."""
+        sign = -1 if self.mode == "max" else 1
+
+        def place(record: Record) -> tuple[bool, float]:
+            value = record.metrics.get(self.metric)
+            return (value is None, 0.0 if value is None else sign * value)
+
+        return sorted(self.records, key=place)
+
+    @property
+    def num_done(self) -> int:
+        """Number of runs that are done."""
+        return sum(record.status == "done" for record in self.records)
+
+    @property
+    def measured(self) -> list[Ranked]:
+        """The settings of which a run has the metric."""
+        return [one for one in self.ranking if not math.isnan(one.mean)]
+
+
+def results_of(records: Sequence[Record], metric: str | None) -> Results:
+    """Compare and rank runs.
+
+    Args:
+        records: Runs.
+        metric: As in ``ranking_metric``.
+
+    Raises:
+        InputError: As in ``ranking_metric``.
+    """
+    name, mode = ranking_metric(records, metric)
+    columns = differing(records)
+    return Results(records, columns, rank(pooled(records, columns), name, mode), name, mode)
 
 
 def ranking_metric(records: Sequence[Record], asked: str | None) -> tuple[str, Mode]:

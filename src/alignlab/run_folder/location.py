@@ -1,6 +1,7 @@
 """Checks of where a run may write: its own folder, without files of others."""
 
 import os
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -58,12 +59,14 @@ def refuse_unsafe(path: Path, asked: str) -> None:
 
 
 def refuse_foreign(path: Path, asked: str) -> None:
-    """Check that a folder for a new run holds no files of others.
+    """Check that a folder without a run, for a new one, holds no files of others.
+
+    Files that a run replaces are of others too: a run writes its config first, and there is none.
 
     Raises:
         InputError: It does; the error names some of them.
     """
-    foreign = sorted(name for name in names_in(path) if not _is_own(name))
+    foreign = sorted(name for name in names_in(path) if name in REPLACED or not matches(name, OWN))
     if foreign:
         shown = f"{', '.join(foreign[:3])}{', …' if len(foreign) > 3 else ''}"
         raise InputError(asked, f"the folder holds files that are not of a run: {shown}", INSTEAD)
@@ -87,5 +90,11 @@ def names_in(path: Path) -> set[str]:
     return set(os.listdir(path)) if path.is_dir() else set()
 
 
-def _is_own(name: str) -> bool:
-    return any(fnmatch(name, pattern) for pattern in OWN)
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a name matches one of some patterns of the shell.
+
+    Args:
+        name: Name of a file or folder.
+        patterns: Such as ``train-rank*.log``.
+    """
+    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -2,16 +2,15 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 from alignlab.errors import InputError
 from alignlab.run_folder import storage
-from alignlab.run_folder.location import FOLDERS, OWN, SYSTEM, names_in
+from alignlab.run_folder.location import FOLDERS, OWN, SYSTEM, matches, names_in
 from alignlab.run_folder.metrics_file import read_metrics
 from alignlab.run_folder.plots import file_names
 from alignlab.system.disk import LOCK, MANIFEST
@@ -50,7 +49,7 @@ def remove_run(path: Path, asked: str) -> None:
         InputError: As in ``refuse_unless_run``; nothing was removed then.
     """
     refuse_unless_run(path, asked)
-    names = [name for name in names_in(path) if not _matches(name, (LOCK, *SYSTEM))]
+    names = [name for name in names_in(path) if not matches(name, (LOCK, *SYSTEM))]
     # Folders first and the config last, so that a killed removal leaves what can still be recognised.
     for name in sorted(names, key=lambda name: (name == CONFIG, not (path / name).is_dir())):
         entry = path / name
@@ -67,7 +66,7 @@ def _is_config_of_run(file: Path) -> bool:
 
 def _strangers(path: Path) -> Iterator[str]:
     """Names, relative to the folder of a run, of what the run did not write."""
-    yield from (name for name in names_in(path) if not _matches(name, OWN))
+    yield from (name for name in names_in(path) if not matches(name, OWN))
     yield from (name for name in FOLDERS if (path / name).exists() and not (path / name).is_dir())
     plots = file_names(name for row in read_metrics(path / "metrics.csv") for name in row)
     saved = [name for name in names_in(path / "checkpoints") if storage.STEP_FOLDER.fullmatch(name)]
@@ -78,7 +77,7 @@ def _strangers(path: Path) -> Iterator[str]:
         "checkpoints": (*saved, storage.LAST, storage.BEST, *storage.LEFTOVERS),
     }
     for folder, names in known.items():
-        strange = (name for name in names_in(path / folder) if not _matches(name, (*names, *SYSTEM)))
+        strange = (name for name in names_in(path / folder) if not matches(name, (*names, *SYSTEM)))
         yield from (f"{folder}/{name}" for name in strange)
     for folder in ("model", *(f"checkpoints/{name}" for name in (*saved, storage.LAST, storage.BEST))):
         yield from (f"{folder}/{name}" for name in _unlisted(path / folder))
@@ -93,9 +92,5 @@ def _unlisted(folder: Path) -> Iterator[str]:
         listed |= json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"].keys()
     for entry in folder.rglob("*"):
         name, is_folder = str(entry.relative_to(folder)), entry.is_dir() and not entry.is_symlink()
-        if name not in listed and not is_folder and not _matches(entry.name, SYSTEM):
+        if name not in listed and not is_folder and not matches(entry.name, SYSTEM):
             yield name
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)

@@ -169,11 +169,11 @@ def report(folder: Path) -> None:
         folder: Folder of the sweep.
     """
     try:
-        ranking, metric = write_report(read_records([folder]), folder / "report")
+        results = write_report(read_records([folder]), folder / "report", metric=None)
     except InputError as error:
         print(f"no report: {masked(str(error))}", flush=True)
         return
-    print_ranking(ranking, metric)
+    print_ranking(results.ranking, results.metric)
     print(f"report: {folder / 'report' / PAGE}", flush=True)
 
 

@@ -24,6 +24,7 @@ from alignlab.distributed.strategies.base import Result, Sharding, StaysOnDevice
 from alignlab.distributed.strategies.compiled_ops import remove_dead_locks
 from alignlab.distributed.strategies.state import NamedState, Stored, names_of
 from alignlab.distributed.strategies.zero_state import EngineState
+from alignlab.types.adapted import is_adapted
 
 NARROW = (torch.bfloat16, torch.float16)
 
@@ -115,7 +116,10 @@ class Partitioned(Sharding):
         tensors = policy.state_dict(keep_vars=True)
         if not any(tensor.requires_grad and tensor.dtype in NARROW for tensor in tensors.values()):
             return self.full_state_dict(policy)
-        return {name: self._master(tensor) for name, tensor in tensors.items()}
+        weights = {name: self._master(tensor) for name, tensor in tensors.items()}
+        if is_adapted(policy):  # the frozen weights are not written
+            return weights
+        return {name: tensor.float() if tensor.dtype in NARROW else tensor for name, tensor in weights.items()}
 
     def _master(self, tensor: Tensor) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
