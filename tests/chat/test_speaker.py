@@ -37,6 +37,15 @@ def test_a_greedy_answer_is_that_of_the_sampler_and_comes_in_pieces(speaker):
     assert "<answer>" in answer and len(pieces) > 1 and "".join(pieces) == answer
 
 
+def test_an_answer_ends_at_the_stop_tokens_of_training(speaker, monkeypatch):
+    question = [{"role": "user", "content": QUESTION}]
+    whole = speaker.answer(question, GREEDY, str)
+    third = speaker.tokenizer(whole, add_special_tokens=False).input_ids[2]
+    monkeypatch.setattr(speaker, "stop_tokens", [third])
+    answer = speaker.answer(question, GREEDY, str)
+    assert whole.startswith(answer) and 0 < len(answer) < len(whole) / 2
+
+
 def test_sampling_has_the_settings_and_not_those_of_the_model(speaker, monkeypatch):
     monkeypatch.setattr(speaker.model.generation_config, "temperature", 1e-4)
     monkeypatch.setattr(speaker.model.generation_config, "top_k", 1)

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3Config
 from alignlab.data.batching.collate import collate
 from alignlab.models import adapters, scoring
 from alignlab.models.locations import POCKET
-from alignlab.models.text_part import modules_beside_text
+from alignlab.models.text_part import freeze_beside_text, modules_beside_text
 from tests.commands import QUIET, alignlab, start
 
 BESIDE = ["model.vision_tower", "model.multi_modal_projector"]
@@ -40,6 +40,13 @@ def folder(tmp_path_factory):
 def test_what_text_never_passes_is_found(tiny_model):
     assert modules_beside_text(gemma3()) == BESIDE
     assert modules_beside_text(tiny_model("gemma2")) == []
+
+
+def test_what_text_never_passes_is_frozen():
+    model = gemma3()
+    freeze_beside_text(model)
+    frozen = {name for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(tuple(BESIDE))} != set()
 
 
 def test_flat_equals_padded(rows):

@@ -15,7 +15,7 @@ def write_run(folder, *, method="dpo", seed=1, lr=1e-4, losses=(0.7, 0.5), statu
     config = {"method": {"_target_": METHODS[method], "beta": {"dpo": 0.1, "simpo": 2.0}[method]}}
     config |= {"optimizer": {"lr": lr}, "seed": seed, "run_dir": str(folder), "peft": None}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | more))
-    metrics = {"val/loss": losses[-1]} if status == "done" else {}
+    metrics = {"val/loss": losses[-1], "progress/epoch": lr} if status == "done" else {}
     summary = {"status": status, "steps": 2, "tokens": 100, "wall_seconds": 1.5, "metrics": metrics}
     (folder / "summary.json").write_text(json.dumps(summary | {"initial_metrics": {"val/loss": losses[0]}}))
     lines = [f"{step},{loss},{loss}" for step, loss in enumerate(losses)]

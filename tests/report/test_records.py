@@ -16,7 +16,7 @@ def test_runs_below_a_folder_are_found_once(tmp_path):
         ("a", "done", ""),
         ("b", "failed", "ValueError: no luck"),
     ]
-    assert found[0].settings["method.beta"] == 0.1 and found[0].metrics == {"val/loss": 0.5}
+    assert found[0].settings["method.beta"] == 0.1 and found[0].metrics["val/loss"] == 0.5
     assert [row["val/loss"] for row in found[0].rows] == [0.7, 0.5]
 
 

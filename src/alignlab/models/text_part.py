@@ -36,7 +36,7 @@ def modules_beside_text(model: PreTrainedModel) -> list[str]:
 
 
 def freeze_beside_text(model: PreTrainedModel) -> None:
-    """Freeze the modules that text never passes; they would get no gradient, only the decay of their weights.
+    """Freeze the modules that text never passes: DDP would wait for their gradients, and a run would report a fault.
 
     Args:
         model: Without an adapter; changed in place.
