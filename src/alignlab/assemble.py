@@ -41,6 +41,7 @@ from alignlab.models.heads import Head, set_pad_token
 from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.models.reward import find_reward_model, refuse_other_tokens
+from alignlab.models.stopping import declared_stops
 from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.naming import name_of
@@ -238,9 +239,7 @@ def set_stop_tokens(policy: nn.Module, data: DataModule) -> None:
     """
     if not policy.can_generate():
         return set_pad_token(policy, data.tokenizer, data.stop_tokens)
-    declared = policy.generation_config.eos_token_id
-    declared = [declared] if isinstance(declared, int) else list(declared or ())
-    data.model_stop_tokens = frozenset(declared)
+    data.model_stop_tokens = declared_stops(policy)
     policy.generation_config.eos_token_id = data.stop_tokens
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from alignlab.callbacks import held_out_samples
-from alignlab.callbacks.held_out_samples import HeldOutSamples, held_out_metrics
+from alignlab.callbacks.held_out_samples import HeldOutSamples
 from alignlab.errors import InputError
 from alignlab.rewards.given import GivenReward
 from alignlab.rewards.scorer import Scorer
@@ -20,40 +20,6 @@ from tests.methods.toy import make_policy, rows_for
 
 NAN = math.nan
 SETTINGS = {"num_prompts": 5, "num_completions": 3, "k": [1, 3], "pass_reward": 0.5, "sampler": make_sampler()}
-
-
-def tensor(rows):
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-# --- metrics ----------------------------------------------------------------------------------------------------------
-
-
-def test_metrics_worked_out_by_hand():
-    """Of 4 completions 1, 2 and 0 pass: of sets of two 1 - 3/6, 1 - 1/6 and 0 hold one that passes."""
-    passed = tensor([[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 0, 0], [1, 1, NAN, 1]])
-    found = held_out_metrics({"reward": tensor([[1, 2], [NAN, 0]]), "passed": passed}, [1, 2, 4])
-    assert found == pytest.approx(
-        {
-            "reward": 1.0,
-            "pass@1": 3 / 12,
-            "mean@1": 1 / 3,
-            "pass@2": (1 / 2 + 5 / 6) / 3,
-            "mean@2": 2 / 6,
-            "pass@4": 2 / 3,
-            "mean@4": 3 / 12,
-        }
-    )
-
-
-def test_several_rewards_are_named():
-    one, two = {"reward": tensor([[3.0]]), "reward/a": tensor([[1.0]])}, {"reward/b": tensor([[2.0]])}
-    assert held_out_metrics(one, []) == {"reward": 3.0}
-    assert held_out_metrics(one | two, []) == {"reward": 3.0, "reward/a": 1.0, "reward/b": 2.0}
-
-
-def test_what_nobody_knows_is_not_logged():
-    assert held_out_metrics({"reward": tensor([[NAN, NAN]]), "passed": tensor([[NAN, NAN]])}, [1]) == {}
 
 
 # --- sampling ---------------------------------------------------------------------------------------------------------
@@ -75,7 +41,7 @@ def logged(ranks=1, monkeypatch=None, answers=None, rewarded=True, sets=None, **
         validation_prompts=lambda limit, columns: {None: having(columns)} if sets is None else sets(having(columns)),
     )
     rollout = SimpleNamespace(
-        settings=SimpleNamespace(truncated="keep", reward_special_tokens=[]),
+        settings=SimpleNamespace(for_reward={"with_special_tokens": [], "truncation_penalty": None}),
         scorer=Scorer({"even": even}, None, SAMPLED["reward_limits"]),
     )
     method = SimpleNamespace(

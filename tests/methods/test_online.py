@@ -47,13 +47,13 @@ def test_the_policy_before_learning_is_the_one_in_training(name, precision, poli
 # --- rewards ----------------------------------------------------------------------------------------------------------
 
 
-def rewarded(values, truncated="penalise", finished=(True, True, False)):
+def rewarded(values, penalty=0.5, finished=(True, True, False)):
     """The columns of a group with these rewards."""
-    settings = SimpleNamespace(truncated=truncated, truncation_penalty=0.5, reward_special_tokens=[])
     scores = SimpleNamespace(total=values, by_name={"even": values}, failed=[0] * 3, counts={})
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([1], [-1.0], one) for one in finished])
-    return reward(settings, Asked(scores), make_tokenizer(), [prompt], [len(drawn)], drawn)[0]
+    with_penalty = {"with_special_tokens": [], "truncation_penalty": penalty}
+    return reward(Asked(scores), make_tokenizer(), [prompt], [len(drawn)], drawn, **with_penalty)[0]
 
 
 class Asked:
@@ -77,13 +77,13 @@ def test_a_penalty_is_a_reward_of_its_own():
 def test_a_completion_without_an_opinion_has_no_penalty_either():
     columns = rewarded([math.nan, 0.0, 1.0])
     assert columns["reward/truncation"][0].isnan() and columns["reward"][0].isnan()
-    assert "reward/truncation" not in rewarded([math.nan, 0.0, 1.0], "keep")
+    assert "reward/truncation" not in rewarded([math.nan, 0.0, 1.0], penalty=None)
 
 
 def test_nobody_is_asked_about_nothing():
     """A rank may have no prompt to sample."""
-    settings = SimpleNamespace(truncated="penalise", truncation_penalty=0.5)
-    columns, counts = reward(settings, Asked(None), None, [], [], Completions.of([]))
+    with_penalty = {"with_special_tokens": [], "truncation_penalty": 0.5}
+    columns, counts = reward(Asked(None), None, [], [], Completions.of([]), **with_penalty)
     assert {name: len(values) for name, values in columns.items()} == dict.fromkeys(
         ["reward", "num_failed_rewards", "reward/even", "reward/truncation"], 0
     )
@@ -99,10 +99,10 @@ def test_a_reward_may_get_special_tokens():
         return [1.0] * len(completions)
 
     rewards = {name: functools.partial(see, name) for name in ("plain", "whole")}
-    settings = SimpleNamespace(truncated="keep", reward_special_tokens=["whole"])
+    special = {"with_special_tokens": ["whole"], "truncation_penalty": None}
     prompt = SimpleNamespace(record={"prompt": "", "columns": {}})
     drawn = Completions.of([Completion([5, 63], [-1.0, -1.0], True)])
-    reward(settings, Scorer(rewards, None, SAMPLED["reward_limits"]), make_tokenizer(), [prompt], [1], drawn)
+    reward(Scorer(rewards, None, SAMPLED["reward_limits"]), make_tokenizer(), [prompt], [1], drawn, **special)
     assert seen == {"plain": ["5"], "whole": ["5 63"]}
 
 

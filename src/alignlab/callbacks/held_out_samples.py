@@ -6,7 +6,7 @@
    enough. Prompts without an answer, or with a completion that no reward scores, are left out of the pass rates.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import lightning
@@ -15,12 +15,11 @@ from pydantic import Field
 from torch import Tensor
 
 from alignlab.data.datamodule import DataModule
-from alignlab.data.formats.messages import split_opened
 from alignlab.distributed.comm import num_ranks, rank
 from alignlab.errors import InputError
-from alignlab.losses.pass_at_k import pass_rate
+from alignlab.measures.estimates import mean
+from alignlab.measures.sampled import refuse_large_k, right_answers, sample_metrics
 from alignlab.methods.base import Method
-from alignlab.rewards.exact_answer import exact_answer
 from alignlab.rewards.given import GivenReward
 from alignlab.rollout.collect import draw_completions, gather_columns, prompt_generator, reward
 from alignlab.rollout.completions import Completions
@@ -61,10 +60,7 @@ class HeldOutSamples(lightning.Callback):
         pass_reward: float | None,
         sampler: PolicySampler,
     ):
-        if max(k, default=0) > num_completions:
-            why = f"one of {max(k)} completions is looked for among {num_completions}"
-            asked = f"{KEY}.k={k} {KEY}.num_completions={num_completions}"
-            raise InputError(asked, why, f"Type {KEY}.num_completions={max(k)}")
+        refuse_large_k(k, num_completions, KEY)
         self.num_prompts, self.num_completions, self.k = num_prompts, num_completions, k
         self.pass_reward, self.sampler = pass_reward, sampler
         self.prompts: list[TokenRow] | None = None
@@ -99,8 +95,9 @@ class HeldOutSamples(lightning.Callback):
         columns = gather_columns(columns, positions, shape[0] * shape[1], method.device)
         for name in dict.fromkeys((None, *self.sets)):
             of_set = [name in (None, one) for one in self.sets]
-            metrics = held_out_metrics({key: values.view(shape)[of_set] for key, values in columns.items()}, self.k)
-            method.log_dict({f"val/{key}" if name is None else f"val/{name}/{key}": x for key, x in metrics.items()})
+            metrics = sample_metrics({key: values.view(shape)[of_set] for key, values in columns.items()}, self.k)
+            prefix = "val/" if name is None else f"val/{name}/"
+            method.log_dict({f"{prefix}{key}": mean(prompts) for key, prompts in metrics.items()})
 
     def _prompts(self, method: Method, data: DataModule) -> list[TokenRow]:
         """The prompts: any, if completions have rewards, and else those with an answer.
@@ -125,15 +122,13 @@ class HeldOutSamples(lightning.Callback):
         columns: dict[str, Tensor] = {}
         if _has_rewards(method):
             rollout, sizes = method.rollout, [self.num_completions] * len(prompts)
-            columns = reward(rollout.settings, rollout.scorer, data.tokenizer, prompts, sizes, drawn)[0]
+            columns = reward(rollout.scorer, data.tokenizer, prompts, sizes, drawn, **rollout.settings.for_reward)[0]
         if self.k and self.pass_reward is not None:
             total = columns["reward"]
             columns["passed"] = (total >= self.pass_reward).double().masked_fill(total.isnan(), torch.nan)
         elif self.k:
             texts = data.tokenizer.batch_decode(drawn.token_lists(), skip_special_tokens=True)
-            rows = [row for row in prompts for _ in range(self.num_completions)]
-            passed = [_passed(row, text) for row, text in zip(rows, texts, strict=True)]
-            columns["passed"] = torch.tensor(passed, dtype=torch.float64)
+            columns["passed"] = right_answers(prompts, texts, self.num_completions).flatten()
         return columns
 
 
@@ -141,29 +136,3 @@ def _has_rewards(method: Method) -> bool:
     """Whether the method has rewards, and all of them can score any completion."""
     rewards = () if method.rollout is None else method.rollout.scorer.rewards.values()
     return bool(rewards) and not any(isinstance(reward, GivenReward) for reward in rewards)
-
-
-def _passed(prompt: TokenRow, text: str) -> float:
-    """1 if a completion, behind the answer that its prompt opens, is right, else 0; NaN without a right answer."""
-    answer = prompt.record["columns"].get("answer")
-    opened = split_opened(prompt.record["prompt"])[1]
-    return torch.nan if answer is None else float(exact_answer(opened + text, str(answer)))
-
-
-def held_out_metrics(columns: Mapping[str, Tensor], ks: Sequence[int]) -> dict[str, float]:
-    """Mean rewards and pass rates of completions; those that are not known are left out.
-
-    Args:
-        columns: ``reward``, ``reward/NAME`` and ``passed`` (1, 0 or NaN), as far as they are known. Each ``[P, n]``.
-        ks: Numbers of completions, each at most n.
-    """
-    by_name = [name for name in columns if name.startswith("reward/")]
-    rewards = [name for name in columns if name == "reward"] + (by_name if len(by_name) > 1 else [])
-    metrics = {name: columns[name].nanmean() for name in rewards}
-    passed = columns.get("passed", torch.zeros(0, 1))
-    passed = passed[~passed.isnan().any(1)]
-    if len(passed):
-        for k in ks:
-            metrics[f"pass@{k}"] = pass_rate(passed.sum(1), passed.shape[1], k).mean()
-            metrics[f"mean@{k}"] = passed[:, :k].mean()
-    return {name: float(value) for name, value in metrics.items() if value.isfinite()}

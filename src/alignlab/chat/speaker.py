@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.errors import InputError
+from alignlab.models.stopping import declared_stops
 from alignlab.types.rows import Message
 from alignlab.types.settings import Settings
 
@@ -65,9 +66,7 @@ class Speaker:
     ):
         self.model, self.tokenizer = model, tokenizer
         template = set_template(tokenizer, chat_template, variables)
-        declared = model.generation_config.eos_token_id
-        declared = [declared] if isinstance(declared, int) else list(declared or ())
-        self.stop_tokens = sorted({*stop_tokens(tokenizer, template), *declared})
+        self.stop_tokens = sorted(stop_tokens(tokenizer, template) | declared_stops(model))
 
     def answer(self, messages: Sequence[Message], settings: SpeakerSettings, show: Callable[[str], None]) -> str:
         """Sample an answer. An interruption by Ctrl-C ends it where it is.

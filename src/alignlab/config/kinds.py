@@ -109,6 +109,7 @@ SOURCE = with_methods("a source of rows", "rows", "fingerprint")
 EXPECTED_KINDS: dict[str, Kind] = {
     "method": of_class("alignlab.methods.base.Method", functions=False),
     "method.reward.*": called_with("a reward", "completions"),
+    "method.reward_limits": of_class("alignlab.rewards.scorer.Limits"),
     "model": with_methods("a source of weights", "load_model", "load_tokenizer"),
     "data.source": SOURCE,
     "data.source.sources.*": SOURCE,

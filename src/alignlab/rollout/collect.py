@@ -57,10 +57,11 @@ def collect(
     generators = [prompt_generator(data.plan.seed, *key, index) for index in own]
     draw = partial(draw_completions, sampler, learner, data, own_prompts, generators)
     drawn = draw(settings.num_completions)
-    columns, counts = reward(settings, scorer, data.tokenizer, own_prompts, own_sizes, drawn)
+    score = partial(reward, scorer, data.tokenizer, own_prompts, **settings.for_reward)
+    columns, counts = score(own_sizes, drawn)
     if learner.needs_greedy:
         once = [1] * len(own_prompts)
-        greedy, greedy_counts = reward(settings, scorer, data.tokenizer, own_prompts, once, draw(1, greedy=True))
+        greedy, greedy_counts = score(once, draw(1, greedy=True))
         by_name = {name: values for name, values in greedy.items() if name.startswith("reward/")}
         columns |= {
             f"greedy/{n.removeprefix('reward/')}": v.repeat_interleave(torch.tensor(own_sizes))
@@ -123,27 +124,30 @@ def prompt_generator(*key: int | str) -> torch.Generator:
 
 
 def reward(
-    settings: RolloutSettings,
     scorer: Scorer,
     tokenizer: Any,
     prompts: Sequence[TokenRow],
     sizes: Sequence[int],
     drawn: Completions,
+    *,
+    with_special_tokens: Sequence[str],
+    truncation_penalty: float | None,
 ) -> tuple[Columns, dict[str, RewardCounts]]:
     """Score completions with the rewards.
 
     Args:
-        settings: Settings of the rollout, for special tokens and the penalty of truncated completions.
         scorer: Calls the rewards.
         tokenizer: Decodes completions.
         prompts: P rows.
         sizes: Number of completions of each prompt. Length P.
         drawn: S completions.
+        with_special_tokens: Names of the rewards that get completions with their special tokens.
+        truncation_penalty: Subtracted from the reward of a truncated completion; ``None`` for none.
 
     Returns:
         ``reward``, ``reward/NAME`` and ``num_failed_rewards``, each ``[S]`` in float64, and the counts of each reward.
     """
-    names = [*scorer.rewards, *(["truncation"] if settings.truncated == "penalise" else [])]
+    names = [*scorer.rewards, *([] if truncation_penalty is None else ["truncation"])]
     if not prompts:  # more ranks than prompts
         empty = torch.zeros(0, dtype=torch.float64)
         return {"reward": empty, "num_failed_rewards": empty, **{f"reward/{name}": empty for name in names}}, {}
@@ -159,14 +163,13 @@ def reward(
     extra = sorted({name for record in records for name in record["columns"]} - {"completions", "prompts"})
     given = {name: [record["columns"].get(name) for record in records] for name in extra}
     given["num_tokens"] = drawn.lengths.tolist()
-    with_special = settings.reward_special_tokens
-    other_texts = dict.fromkeys(with_special, answers(skip_special_tokens=False)) if with_special else {}
+    other_texts = dict.fromkeys(with_special_tokens, answers(skip_special_tokens=False)) if with_special_tokens else {}
     scores = scorer(answers(skip_special_tokens=True), asked, given, other_texts)
     columns = {f"reward/{name}": _column(values) for name, values in scores.by_name.items()}
     total = _column(scores.total)
-    if settings.truncated == "penalise":
+    if truncation_penalty is not None:
         # No penalty if all rewards are missing: the sum would then be a number, as if the rewards were 0.
-        penalty = torch.where(drawn.finished, 0.0, -settings.truncation_penalty).double()
+        penalty = torch.where(drawn.finished, 0.0, -truncation_penalty).double()
         columns["reward/truncation"] = penalty.masked_fill(total.isnan(), math.nan)
         total = total + columns["reward/truncation"]
     return columns | {"reward": total, "num_failed_rewards": _column(scores.failed)}, scores.counts

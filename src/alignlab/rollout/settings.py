@@ -51,3 +51,9 @@ class RolloutSettings(Settings):
     truncated: Literal["keep", "mask", "penalise"]
     truncation_penalty: Coefficient
     right_reward: float
+
+    @property
+    def for_reward(self) -> dict[str, Any]:
+        """Arguments of ``collect.reward``."""
+        penalty = self.truncation_penalty if self.truncated == "penalise" else None
+        return {"with_special_tokens": self.reward_special_tokens, "truncation_penalty": penalty}

@@ -47,14 +47,13 @@ def check(
         values = plain.get(path, {}) if path else plain
         if isinstance(values, dict):
             _check_section(path, values, hints, findings)
-    for key, tree in plain.items():
-        check_nodes(key, tree | {"source": _source(tree)} if key == "data" and _source(tree) else tree, findings)
+    _check_all_nodes(plain, findings)
     raise_all(findings.all())
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
 def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
-    """Resolve and check the config of a verb without groups.
+    """Resolve and check the config of a verb other than train.
 
     Args:
         cfg: Composed config.
@@ -76,8 +75,15 @@ def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
         values = plain.get(path, {}) if path else {key: value for key, value in plain.items() if key not in missing}
         if isinstance(values, dict):
             _check_section(path, values, {key: hint for key, hint in hints.items() if key not in missing}, findings)
+    _check_all_nodes(plain, findings)
     raise_all(findings.all())
     return plain
+
+
+def _check_all_nodes(plain: Config, findings: Findings) -> None:
+    """Check all nodes; that of the data source with the keys that it gets from ``data``."""
+    for key, tree in plain.items():
+        check_nodes(key, tree | {"source": _source(tree)} if key == "data" and _source(tree) else tree, findings)
 
 
 def _source(data: Any) -> dict[str, Any]:

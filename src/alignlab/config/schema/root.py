@@ -1,6 +1,6 @@
 """Types of the root of a config, and of the sections without a ``_target_``."""
 
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -9,6 +9,7 @@ from alignlab.chat.speaker import SpeakerSettings
 from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.datamodule import LoadSettings
 from alignlab.data.tokenise.context import TokenSettings
+from alignlab.measures.tasks import TaskSettings
 from alignlab.metrics import Mode
 from alignlab.models.load import Dtype
 
@@ -142,3 +143,37 @@ EXPORT: dict[str, Hints] = {
     }
 }
 """Sections of ``alignlab export``."""
+
+
+class Samples(TypedDict):
+    """How many completions are sampled, and which of them pass."""
+
+    num_completions: Count
+    k: list[Count]
+    pass_reward: float | None
+
+
+class Rewarding(TypedDict):
+    """The rewards of ``alignlab evaluate``, under the keys that they have in training."""
+
+    reward: Nodes
+    reward_weights: list[float] | None
+    reward_special_tokens: list[str]
+    reward_limits: Node
+
+
+EVALUATE: dict[str, Hints] = {
+    "": {
+        **OPENED,
+        **{"against": str | None, "to": str | None, "seed": Annotated[int, Field(ge=0)], "num_rows": Count | None},
+        "measures": list[Literal["loss", "samples", "pairs", "wins"]] | None,
+        "rows": Literal["held_out", "all"],
+        **{"data": dict[str, Any] | None, "method": dict[str, Any], "rollout": Node, "samples": dict[str, Any]},
+        **{"tasks": dict[str, Any], "to_tracker": bool},
+    },
+    "data": SECTIONS["data"],
+    "method": _hints(Rewarding),
+    "samples": _hints(Samples),
+    "tasks": _hints(TaskSettings),
+}
+"""Sections of ``alignlab evaluate``."""
