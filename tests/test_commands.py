@@ -83,6 +83,7 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "config.yaml").write_text(config, encoding="utf-8")
+    (tmp_path / "RUN" / "summary.json").write_text("{}")
     return made
 
 

@@ -216,3 +216,16 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
 def test_what_cannot_be_measured_is_refused(words, said, capsys):
     assert alignlab("evaluate", *words) == 2
     assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_earlier_evaluation_is_replaced_and_nothing_else(tmp_path, capsys):
+    words = ("evaluate", "pocket", "data=arithmetic", "num_rows=2")
+    out = tmp_path / "out"
+    assert alignlab(*words, f"to={out}") == 0
+    assert alignlab(*words, "measures=[loss]", f"to={out}") == 0
+    assert [path.name for path in out.iterdir()] == [RESULTS]
+    for name, text in ((RESULTS, "[1]"), ("notes.txt", "keep")):
+        (mine := tmp_path / name.replace(".", "_")).mkdir()
+        (mine / name).write_text(text)
+        assert alignlab(*words, f"to={mine}") == 2
+        assert (mine / name).read_text() == text and f"not of an evaluation: {name}" in capsys.readouterr().err

@@ -41,6 +41,7 @@ from alignlab.rewards.scorer import Scorer
 from alignlab.rollout.collect import prompt_generator, reward
 from alignlab.run import read_config
 from alignlab.run_folder.folder import RunFolder
+from alignlab.run_folder.location import names_in
 from alignlab.run_folder.loggers import close_loggers
 from alignlab.system.disk import write_text
 from alignlab.types.loss import Ratio
@@ -93,6 +94,7 @@ def evaluate(config: Config) -> Evaluation:
     Raises:
         InputError: Model or data are missing, or nothing can be measured with both.
     """
+    refuse_files_of_others(Path(config["to"]))
     refuse_large_k(config["samples"]["k"], config["samples"]["num_completions"], "samples")
     tasks = TaskSettings(**config["tasks"])
     if tasks.names:
@@ -377,16 +379,42 @@ MEASURES: dict[str, tuple[Callable[[Config, Opened, Row], str | None], Measure]]
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
+def refuse_files_of_others(folder: Path) -> None:
+    """Refuse a folder that holds anything but an earlier evaluation, before anything is measured.
+
+    Raises:
+        InputError: It does.
+    """
+    asked, instead = f"to={folder}", "Name a folder that is new, empty, or holds an earlier evaluation"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(asked, "it is a file", instead)
+    foreign = names_in(folder) - {RESULTS, COMPLETIONS}
+    if not foreign and names_in(folder) and not is_evaluation(folder / RESULTS):
+        foreign = names_in(folder)
+    if foreign:
+        why = f"it holds files that are not of an evaluation: {', '.join(sorted(foreign)[:3])}"
+        raise InputError(asked, why, instead)
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file holds the results of an evaluation."""
+    try:
+        return {"results", "config"} <= json.loads(path.read_text(encoding="utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def write_results(evaluation: Evaluation, config: Config, folder: Path) -> None:
     """Write ``evaluation.json`` and ``completions.jsonl``.
 
     Args:
         evaluation: What came out.
         config: What was asked.
-        folder: Made if it is missing.
+        folder: Made if it is missing; one that ``refuse_files_of_others`` accepts.
     """
     results = {name: asdict(found) for name, found in by_name(evaluation).items()}
     write_text(folder / RESULTS, json.dumps({"results": results, "config": config}, indent=1, ensure_ascii=False))
+    (folder / COMPLETIONS).unlink(missing_ok=True)  # of an earlier evaluation
     if evaluation.completions:
         lines = (json.dumps(one, ensure_ascii=False) for one in evaluation.completions)
         write_text(folder / COMPLETIONS, "".join(f"{line}\n" for line in lines))

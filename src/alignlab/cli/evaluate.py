@@ -1,4 +1,4 @@
-"""Measure a trained model: loss, exact match, pass@k, rewards, wins."""
+"""Measure a trained model: loss, exact match, rewards, wins."""
 
 from collections.abc import Sequence
 from pathlib import Path
