@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab import run
-from alignlab.cli import chat, compare, evaluate, export, preview, report
+from alignlab.cli import chat, compare, dashboard, evaluate, export, preview, report
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
@@ -77,6 +77,7 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.setattr(report, "write", made.append)
     monkeypatch.setattr(compare, "show", made.append)
     monkeypatch.setattr(chat, "talk", made.append)
+    monkeypatch.setattr(dashboard, "save", made.append)
     monkeypatch.setattr(evaluate, "measure", made.append)
     monkeypatch.setattr(export, "write", made.append)
     monkeypatch.chdir(tmp_path)

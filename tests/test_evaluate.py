@@ -194,7 +194,8 @@ def test_tasks_of_the_harness_run_over_local_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_unknown_task_is_refused_with_the_nearest(capsys):
+def test_an_unknown_task_is_refused_with_the_nearest(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert alignlab("evaluate", "pocket", "tasks.names=[gsm8kk]") == 2
     assert "Did you mean 'gsm8k'?" in capsys.readouterr().err
 
@@ -213,9 +214,10 @@ def test_an_unknown_task_is_refused_with_the_nearest(capsys):
         (["pocket", "data=arithmetic", "samples.k=[4]"], "samples.num_completions=4"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(words, said, capsys):
+def test_what_cannot_be_measured_is_refused(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert alignlab("evaluate", *words) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert said in " ".join(capsys.readouterr().err.split()) and not any(tmp_path.iterdir())
 
 
 def test_an_earlier_evaluation_is_replaced_and_nothing_else(tmp_path, capsys):

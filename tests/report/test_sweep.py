@@ -25,7 +25,9 @@ def test_a_sweep_of_twelve_jobs_with_a_failure_is_run_twice_and_reported(tmp_pat
         said.append(process.communicate(timeout=900)[0])
         assert process.returncode == 1
     rows = list(csv.DictReader((folder / "sweep.csv").read_text().splitlines()))
-    assert [row["overrides"] for row in rows if row["status"] == "failed"] == ["method=simpo optimizer.lr=3e-4 seed=2"]
+    assert [row["overrides"] for row in rows if row["status"] == "failed"] == [
+        "method=simpo optimizer.lr=0.0003 seed=2"
+    ]
     assert [row["status"] for row in rows].count("done") == 11 and said[1].count("done before") == 11
     assert alignlab("report", folder, f"to={out}") == 0
     dom, console = in_browser(out / "report.html")

@@ -18,7 +18,7 @@ from alignlab.run_folder.metrics_file import read_metrics
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """Errors of reading a JSON file that is missing, damaged or has other content."""
 
-NOT_READ = ("checkpoints", "model", "wandb", "tensorboard", "plots")
+NOT_READ = ("checkpoints", "model", "wandb", "tensorboard", "plots", "evaluation")
 """Folders of a run that hold no other run."""
 
 

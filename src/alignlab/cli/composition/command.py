@@ -14,6 +14,7 @@ from omegaconf import DictConfig, read_write
 
 from alignlab.cli.composition.compose import ERRORS, ROOT, compose, prepare, refusal
 from alignlab.cli.composition.hidden import hide_words
+from alignlab.cli.composition.refusals import parse
 from alignlab.errors import InputError, nearest
 from alignlab.system.credentials import masked
 
@@ -45,7 +46,7 @@ def command(
     if flags.cfg:
         check(compose(flags.overrides, config_name, flags.config_dir))
     overrides = prepare(flags.overrides, config_name, flags.config_dir)
-    jobs = _Jobs(check, job, frozenset(overrides))
+    jobs = _Jobs(check, job, fixed_keys(overrides))
     entry = hydra.main(str(ROOT / "conf"), config_name, "1.3")(jobs.run)
     try:
         with _process([*options, *overrides]):
@@ -59,13 +60,19 @@ def command(
     return 2 if jobs.refused else 0
 
 
+def fixed_keys(words: Sequence[str]) -> frozenset[str]:
+    """Keys of the overrides that are the same in every job of a sweep, in the spelling that Hydra gives to its jobs."""
+    parsed = filter(None, map(parse, words))
+    return frozenset(override.get_key_element() for override in parsed if not override.is_sweep_override())
+
+
 class _Jobs:
     """The function that Hydra calls for each job. It stores refusals; Hydra would print its own lines about them."""
 
     def __init__(
-        self, check: Callable[[DictConfig], Config], job: Callable[[Config], Any], typed: frozenset[str] = frozenset()
+        self, check: Callable[[DictConfig], Config], job: Callable[[Config], Any], fixed: frozenset[str] = frozenset()
     ):
-        self.check, self.job, self.typed = check, job, typed
+        self.check, self.job, self.fixed = check, job, fixed
         self.refused: list[InputError] = []
         self.crashed = self.sweep = False
 
@@ -86,7 +93,8 @@ class _Jobs:
 
     def _name_job(self, hydra_cfg: Any) -> str:
         """Reduce ``hydra.job.override_dirname`` to the overrides that differ between jobs, and return it."""
-        own = [word.lstrip("+") for word in hydra_cfg.overrides.task if word not in self.typed]
+        words = hydra_cfg.overrides.task
+        own = [word.lstrip("+") for word in words if word.partition("=")[0] not in self.fixed]
         with read_write(hydra_cfg):
             hydra_cfg.job.override_dirname = " ".join(own)
         return hydra_cfg.job.override_dirname

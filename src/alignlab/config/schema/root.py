@@ -121,6 +121,14 @@ PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
 REPORT: dict[str, Hints] = {"": {"from": list[str], "to": str, "metric": str | None, "debug": bool}}
 """Sections of ``alignlab report``."""
 
+DASHBOARD: dict[str, Hints] = {
+    "": {
+        **{"from": list[str], "project": str | None, "entity": str | None, "name": str, "to": str | None},
+        "debug": bool,
+    }
+}
+"""Sections of ``alignlab dashboard``."""
+
 COMPARE: dict[str, Hints] = {"": {"from": list[str], "debug": bool}}
 """Sections of ``alignlab compare``."""
 
