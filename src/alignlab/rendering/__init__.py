@@ -22,7 +22,7 @@ MAX_TEMPLATE_CHARACTERS = 2**18
 
 
 @functools.lru_cache
-def _compiled(text: str) -> Template:
+def compile_template(text: str) -> Template:
     """Compile a template with limits, and with the extensions, filters and globals of Transformers.
 
     Raises:
@@ -48,7 +48,7 @@ def _compiled(text: str) -> Template:
 
 
 _original = chat_template_utils._compile_jinja_template
-chat_template_utils._compile_jinja_template = _compiled
+chat_template_utils._compile_jinja_template = compile_template
 render_jinja_template = chat_template_utils.render_jinja_template
 
 

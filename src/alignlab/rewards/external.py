@@ -13,12 +13,11 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from alignlab.errors import InputError
-from alignlab.rewards.external_rules import post, refuse_module, refuse_other_callables
+from alignlab.rewards.external_rules import post, refuse_module, refuse_other_callables, url_fault
 from alignlab.rewards.own_process import OwnProcessReward
 
 MAX_RESPONSE_BYTES = 2**26
@@ -121,7 +120,7 @@ class HTTPReward:
 
     def __init__(self, *, url: str, timeout_seconds: Annotated[float, Field(gt=0)]):
         self.url, self.timeout_seconds = url, timeout_seconds
-        fault = _fault(url)
+        fault = url_fault(url)
         if fault:
             raise InputError(
                 f"method.reward.http.url={url}", fault, "Type method.reward.http.url=http://HOST:PORT/PATH"
@@ -145,20 +144,6 @@ def _read(response: Any, deadline: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError("its response was not complete in time")
     return bytes(body)
-
-
-def _fault(url: str) -> str:
-    """Why a URL is not valid; empty if it is."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        return f"it is not an address: {error}"
-    if parts.scheme not in ("http", "https"):
-        return "an address begins with http:// or https://"
-    if not host or any(character.isspace() or not character.isprintable() for character in url):
-        return "it names no host" if not host else "an address has no blanks"
-    return ""
 
 
 def _load(path: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Checks of external callables, and HTTP requests that send the password of a URL in a header."""
+"""Checks of external callables and of addresses, and HTTP requests that send the password of a URL in a header."""
 
 import base64
 import inspect
@@ -46,6 +46,20 @@ def refuse_other_callables(path: str, where: str, function: Callable[..., Any]) 
         names = {}
     if "completions" not in names:
         raise _no_reward(path, "it takes no argument named completions")
+
+
+def url_fault(url: str) -> str:
+    """Why a URL is not valid; empty if it is."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"it is not an address: {error}"
+    if parts.scheme not in ("http", "https"):
+        return "an address begins with http:// or https://"
+    if not host or any(character.isspace() or not character.isprintable() for character in url):
+        return "it names no host" if not host else "an address has no blanks"
+    return ""
 
 
 def post(url: str, body: bytes) -> urllib.request.Request:

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from transformers.utils import logging as transformers_logging
 
 from alignlab.distributed.strategies.accelerator import prefer_cpu_without_cuda
-from alignlab.run_folder.log import terminal
+from alignlab.run_folder.log import MaskedFormatter, terminal
 
 PIPE_WIDTH = 110
 """Width of a card in characters if there is no terminal."""
@@ -46,7 +46,7 @@ def set_up(debug: bool) -> None:
     ours.setLevel(logging.DEBUG if debug else logging.INFO if rank_zero_only.rank == 0 else logging.WARNING)
     if not ours.handlers:
         handler = Terminal()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(MaskedFormatter("%(message)s"))
         ours.addHandler(handler)
     if debug:
         return

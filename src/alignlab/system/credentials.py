@@ -18,7 +18,7 @@ WORDS = {
 }  # fmt: skip
 """Words in a name that mark a secret; whole words: in ``hf_token`` but not in ``tokenizer`` or ``max_tokens``."""
 
-HARMLESS = re.compile(r"(^|[._])((pad|eos|bos|unk|sep|cls|mask|image)_token|token_level|columns\..*)$")
+HARMLESS = re.compile(r"(^|[._])((pad|eos|bos|unk|sep|cls|mask|image)_token|token_level|api_key_env|columns\..*)$")
 """Names that contain such a word but are not secrets."""
 
 PREFIX = "ALIGNLAB_SECRET_"
@@ -84,6 +84,12 @@ def hide_all(path: str, config: Any) -> Any:
     if isinstance(config, list):
         return _hide_list(path, config)
     return hide(path, config) if isinstance(config, str) else config
+
+
+def secret(name: str) -> str:
+    """Value of a variable that holds a secret, which is masked from now on."""
+    _known.add(name)
+    return os.environ[name]
 
 
 def revealed(path: str, text: str) -> str:
