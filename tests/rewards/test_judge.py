@@ -1,6 +1,7 @@
 """A judge as a reward and as a comparer: what is asked, what is read, and what happens if no verdict comes."""
 
 import asyncio
+import json
 import math
 import re
 import time
@@ -167,6 +168,14 @@ def test_a_rubric_of_ones_own_may_name_columns(tmp_path):
     assert [inside(message, "answer") for message in server.messages] == ["2"]
 
 
+def test_the_rubric_of_the_documentation_works(tmp_path):
+    page = (ROOT / "docs" / "methods" / "online.md").read_text(encoding="utf-8")
+    (tmp_path / "polite.jinja").write_text(re.search(r"```jinja\n(.*?)```", page, re.DOTALL)[1])
+    with served(says) as server:
+        assert reward(server.url, str(tmp_path / "polite.jinja"))(scored(3), [PROMPT]) == [3]
+    assert "1 (rude), 10 (polite)" in server.messages[0]
+
+
 @pytest.mark.parametrize("running", [False, True], ids=["plain", "in a notebook"])
 def test_it_runs_beside_an_event_loop(running):
     async def inside_a_loop(judge):
@@ -205,6 +214,7 @@ FIRST = {
 }
 """Answers after which the same request is sent again."""
 
+SAYS_FIVE = json.dumps({"choices": [{"message": {"content": '{"score": 5}'}}]}).encode()
 LAST = {
     "refused": Response(status=400, raw=b'{"error": "no such model"}'),
     "no_text": Response(raw=b"\xff\xfe{{{"),
@@ -212,7 +222,7 @@ LAST = {
     "no_text: an empty reply": Response("  "),
     "no_text: nothing": Response(raw=b""),
     "no_text: nested": Response(raw=b"[" * 100_000),
-    "no_text: endless": Response(raw=b" " * (client.MAX_RESPONSE_BYTES + 1)),
+    "no_text: endless": Response(raw=SAYS_FIVE + b" " * client.MAX_RESPONSE_BYTES),
     "unreadable": Response("a good one, I think"),
     "out_of_scale": Response('{"score": 99}'),
 }
@@ -274,7 +284,7 @@ def test_no_score_at_all_is_an_error_that_says_why():
 # --- cache ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_cached_reply_asks_nothing_and_only_readable_ones_are_kept(tmp_path):
+def test_a_cached_reply_asks_nothing_unless_it_cannot_be_read(tmp_path):
     with served(
         lambda message, before: Response("no") if before == 0 and scored(9)[0] in message else says(message, before)
     ) as server:

@@ -89,7 +89,7 @@ class ChatClient:
 
         Args:
             texts: One user message per question. Length S.
-            read: Reads the verdict of a reply. Only replies that it can read are kept in the cache.
+            read: Reads the verdict of a reply. A cached reply that it cannot read is replaced by a new one.
             seconds: Time for all questions together, after which those without a reply fail; None for no limit.
 
         Returns:
@@ -122,7 +122,7 @@ class ChatClient:
             wait=_seconds_to_wait,
             reraise=True,
         )
-        limits = httpx.Limits(max_connections=settings.concurrency)
+        limits = httpx.Limits(max_connections=None)  # not here: the timeout would include the wait for a connection
         connections = {"limits": limits, "timeout": settings.timeout_seconds, "verify": self.certificates}
         async with httpx.AsyncClient(headers=self.headers, **connections) as http:
 
@@ -135,10 +135,9 @@ class ChatClient:
                     reply = await retrying.copy()(post, text)
                 except RequestFailed as error:
                     return error.failure
-                verdict = read(reply)
-                if self.cache and not isinstance(verdict, Failure):
+                if self.cache:
                     self.cache.put(self._question(text), reply)
-                return verdict
+                return read(reply)
 
             tasks = {text: asyncio.create_task(ask(text)) for text in texts}
             await asyncio.wait(tasks.values(), timeout=seconds)

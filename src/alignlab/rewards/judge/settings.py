@@ -36,7 +36,7 @@ class ChatSettings(Settings):
         num_retries: Number of retries after a request that may succeed later (``client.ChatClient``).
         concurrency: Maximum number of requests of this process at the same time.
         requests_per_minute: Maximum rate of requests, shared evenly by the processes of a run; None for no limit.
-        cache: Folder in which readable replies are kept; None for none.
+        cache: Folder in which replies are kept; None for none.
     """
 
     endpoint: str
