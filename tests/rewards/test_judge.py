@@ -264,7 +264,7 @@ def test_the_time_that_a_server_asks_for_is_waited(header):
     assert server.times[1] - server.times[0] >= 0.4
 
 
-def test_what_is_not_answered_in_time_is_left_and_the_rest_is_kept():
+def test_what_is_not_answered_in_time_is_left_and_the_rest_is_kept(caplog):
     def answer(message, before):
         return says(message, before)._replace(seconds=6.0 if "slow" in message else 0.0)
 
@@ -273,6 +273,7 @@ def test_what_is_not_answered_in_time_is_left_and_the_rest_is_kept():
         found = reward(server.url, call_seconds=2)([*scored(5), "slow"], [PROMPT] * 2)
         assert time.monotonic() - began < 5
     assert found[0] == 5 and math.isnan(found[1])
+    assert "(1 out_of_time); first: the 1.8 s for all questions together were over" in caplog.text
 
 
 def test_no_score_at_all_is_an_error_that_says_why():
@@ -314,6 +315,7 @@ def url():
     ("changes", "why"),
     [
         ({"endpoint": "localhost:8000"}, "begins with http"),
+        ({"endpoint": "http://ä..b/v1", "api_key_env": None}, "Invalid IDNA hostname"),
         ({"endpoint": "https://api.host.org/v1"}, "there is no key in the environment"),
         ({"rubric": "qualty"}, "Did you mean 'quality'"),
         ({"rubric": "comparison"}, r"has no \{\{ completion \}\}"),

@@ -26,7 +26,6 @@ MAX_RESPONSE_BYTES = 2**20
 SHOWN_CHARACTERS = 300
 TRIAL = "Reply with the word ready."
 BACK_OFF = wait_random_exponential(multiplier=1, max=60)
-OUT_OF_TIME = Failure("out_of_time", "the time for all questions together was over")
 
 Verdict = TypeVar("Verdict")
 
@@ -59,14 +58,13 @@ class ChatClient:
         name: Dotted key of the settings, for errors.
 
     Raises:
-        InputError: The folder of the cache cannot be used.
+        InputError: The address is not valid, or the folder of the cache cannot be used.
     """
 
     def __init__(self, settings: ChatSettings, key: str | None, name: str):
         self.settings, self.name = settings, name
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        address = httpx.URL(settings.endpoint)
-        self.address = address.copy_with(path=address.path.rstrip("/") + "/chat/completions")
+        self.address = _address(settings.endpoint, f"{name}.endpoint")
         self.certificates = httpx.create_ssl_context()  # reading them takes tens of milliseconds
         self.cache = ReplyCache(settings.cache, f"{name}.cache") if settings.cache is not None else None
 
@@ -144,7 +142,8 @@ class ChatClient:
             for task in tasks.values():
                 task.cancel()
             await asyncio.gather(*tasks.values(), return_exceptions=True)
-        return {text: OUT_OF_TIME if task.cancelled() else task.result() for text, task in tasks.items()}
+        late = Failure("out_of_time", f"the {seconds} s for all questions together were over")
+        return {text: late if task.cancelled() else task.result() for text, task in tasks.items()}
 
     async def _post(self, http: httpx.AsyncClient, text: str) -> str:
         """Send one request and return its reply.
@@ -191,6 +190,14 @@ INSTEAD = {
     "no_text": "Raise {name}.max_tokens for a model that reasons first, or correct {name}.endpoint",
 }
 """What to do about a server that does not answer the first question, by the kind of failure."""
+
+
+def _address(endpoint: str, asked: str) -> httpx.URL:
+    try:
+        address = httpx.URL(endpoint)
+    except httpx.InvalidURL as error:
+        raise InputError(f"{asked}={endpoint}", str(error), f"Type {asked}=http://HOST:PORT/v1") from error
+    return address.copy_with(path=address.path.rstrip("/") + "/chat/completions")
 
 
 def _run(coroutine: Coroutine[Any, Any, Verdict]) -> Verdict:
