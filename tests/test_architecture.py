@@ -19,7 +19,7 @@ ORDER = [
         "config",
         "assemble",
         "run",
-        "evaluate",
+        "evaluation",
         "report",
         "cli",
         "api",

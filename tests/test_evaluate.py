@@ -2,13 +2,15 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
 
-from alignlab.evaluate import COMPLETIONS, RESULTS
+from alignlab.evaluation.results import COMPLETIONS, RESULTS
 from alignlab.models.opened import open_trained
 from tests.commands import alignlab, summary
+from tests.rewards.judge_server import Response, served
 
 FEW = ["trainer.max_steps=2", "data.source.num_train=16", "data.source.num_validation=6", "data.global_batch_size=8"]
 OPENING = {"dtype": "auto", "device": "cpu", "trust_remote_code": False}
@@ -135,6 +137,33 @@ def test_wins_are_counted_against_another_model(run, tmp_path):
     scores = [[line["reward"] for line in lines if line["drawn"] == side] for side in ("from", "against")]
     wins = [(a > b) + (a == b) / 2 for a, b in zip(*scores, strict=True)]
     assert found["win_rate"]["value"] == pytest.approx(sum(wins) / 6)
+
+
+LONGER = re.compile(r"<(completion_[12]) (\w+)>\n(.*?)\n</\1 \2>", re.DOTALL)
+
+
+def longer(message, _):
+    """A judge that prefers the longer completion, wherever it stands."""
+    first, second = (len(text) for _, _, text in LONGER.findall(message))
+    return Response(f'Because. {{"better": {0 if first == second else 1 + (second > first)}}}')
+
+
+def first_one(*_):
+    """A judge that always prefers the first position."""
+    return Response('{"better": 1}')
+
+
+@pytest.mark.parametrize("answer", [longer, first_one])
+def test_a_judge_must_prefer_a_completion_in_both_orders(run, tmp_path, answer):
+    words = ("data=arithmetic", "num_rows=6", "measures=[wins]", "judge.model=judge", "rollout.temperature=2")
+    with served(answer) as server:
+        found = evaluated(tmp_path, run, "against=pocket", f"judge.endpoint={server.url}", *words)
+    lines = [json.loads(line) for line in (tmp_path / "results" / COMPLETIONS).read_text().splitlines()]
+    lengths = [(len(line["from"]), len(line["against"])) for line in lines]
+    by_length = [(own > other) - (own < other) for own, other in lengths]
+    assert len({*by_length}) > 1 and len(lines) == 6
+    assert [line["outcome"] for line in lines] == (by_length if answer is longer else [0] * 6)
+    assert found["win_rate"]["value"] == pytest.approx(sum((line["outcome"] + 1) / 2 for line in lines) / 6)
 
 
 # --- reward models ----------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ PLACES = {
     "job.py": "job.json in a sweep's notes",
     "sweep.py": "config.yaml, output.log and sweep.csv of a sweep",
     "dashboard.py": "a file that does not exist yet",
-    "evaluate.py": "an evaluation, into a folder that is new, empty or holds an earlier one",
+    "results.py": "an evaluation, into a folder that is new, empty or holds an earlier one",
     "write.py": "a report, into a folder that is new, empty or holds an earlier report",
     "weights.py": "a folder with host and process in its name: its own, or that of a process that is dead",
 }

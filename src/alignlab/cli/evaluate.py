@@ -89,7 +89,8 @@ def with_files(data: dict[str, Any]) -> dict[str, Any]:
 
 def measure(config: dict[str, Any]) -> None:
     """Measure, write, and print a table."""
-    from alignlab.evaluate import RESULTS, evaluate, log_to_tracker, write_results
+    from alignlab.evaluation.evaluate import evaluate
+    from alignlab.evaluation.results import RESULTS, log_to_tracker, write_results
     from alignlab.measures.table import print_estimates
     from alignlab.run_folder import console
 

@@ -12,6 +12,7 @@ from alignlab.data.tokenise.context import TokenSettings
 from alignlab.measures.tasks import TaskSettings
 from alignlab.metrics import Mode
 from alignlab.models.load import Dtype
+from alignlab.rewards.judge.settings import ChatSettings
 
 
 def _with_target(node: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +162,14 @@ class Samples(TypedDict):
     pass_reward: float | None
 
 
+class Judging(TypedDict):
+    """The judge of comparisons; without an endpoint there is none."""
+
+    endpoint: str | None
+    model: str | None
+    rubric: str
+
+
 class Rewarding(TypedDict):
     """The rewards of ``alignlab evaluate``, under the keys that they have in training."""
 
@@ -177,11 +186,12 @@ EVALUATE: dict[str, Hints] = {
         "measures": list[Literal["loss", "samples", "pairs", "wins"]] | None,
         "rows": Literal["held_out", "all"],
         **{"data": dict[str, Any] | None, "method": dict[str, Any], "rollout": Node, "samples": dict[str, Any]},
-        **{"tasks": dict[str, Any], "to_tracker": bool},
+        **{"tasks": dict[str, Any], "judge": dict[str, Any], "to_tracker": bool},
     },
     "data": SECTIONS["data"],
     "method": _hints(Rewarding),
     "samples": _hints(Samples),
     "tasks": _hints(TaskSettings),
+    "judge": _hints(ChatSettings, Judging),
 }
 """Sections of ``alignlab evaluate``."""
