@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train test test-slow test-vllm vllm faults lint format gpu-check clean
+.PHONY: train recipe test test-slow test-vllm vllm faults lint format gpu-check clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -21,6 +21,18 @@ faults: $(READY)           ## inject faults of every kind, and count them in doc
 vllm: .venv-vllm/.ready    ## install vLLM into an environment of its own
 test-vllm: $(READY) .venv-vllm/.ready ## run the tests against the real vLLM engine
 	$(BIN)/python -m pytest -n 0 -m vllm tests/rollout/vllm $(ARGS)
+
+RECIPE := runs/recipe
+STAGE := $(BIN)/alignlab train overwrite=true
+recipe: $(READY)           ## pretraining, SFT, then four ways of post-training on the same weights, and a report over all
+	$(STAGE) experiments=recipe/pretrain run_dir=$(RECIPE)/pretrain
+	$(STAGE) experiments=recipe/sft init_from=$(RECIPE)/pretrain run_dir=$(RECIPE)/sft
+	$(STAGE) method=dpo init_from=$(RECIPE)/sft run_dir=$(RECIPE)/dpo
+	$(STAGE) method=group_dpo init_from=$(RECIPE)/sft run_dir=$(RECIPE)/group_dpo
+	$(STAGE) method=reward_model init_from=$(RECIPE)/sft run_dir=$(RECIPE)/reward_model
+	$(STAGE) experiments=recipe/grpo init_from=$(RECIPE)/sft run_dir=$(RECIPE)/grpo \
+		method.reward.reward_model.path=$(RECIPE)/reward_model
+	$(BIN)/alignlab report $(RECIPE) to=$(RECIPE)/report
 
 lint: $(READY)             ## check style and formatting
 	$(BIN)/ruff check .
