@@ -32,17 +32,17 @@ def expected(speaker, messages):
 
 def test_a_greedy_answer_is_that_of_the_sampler_and_comes_in_pieces(speaker):
     pieces = []
-    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, pieces.append)
+    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, pieces.append).text
     assert answer == expected(speaker, [{"role": "user", "content": QUESTION}])
     assert "<answer>" in answer and len(pieces) > 1 and "".join(pieces) == answer
 
 
 def test_an_answer_ends_at_the_stop_tokens_of_training(speaker, monkeypatch):
     question = [{"role": "user", "content": QUESTION}]
-    whole = speaker.answer(question, GREEDY, str)
+    whole = speaker.answer(question, GREEDY, str).text
     third = speaker.tokenizer(whole, add_special_tokens=False).input_ids[2]
     monkeypatch.setattr(speaker, "stop_tokens", [third])
-    answer = speaker.answer(question, GREEDY, str)
+    answer = speaker.answer(question, GREEDY, str).text
     assert whole.startswith(answer) and 0 < len(answer) < len(whole) / 2
 
 
@@ -53,10 +53,10 @@ def test_sampling_has_the_settings_and_not_those_of_the_model(speaker, monkeypat
     answers = set()
     for seed in range(3):
         torch.manual_seed(seed)
-        answers.add(speaker.answer([{"role": "user", "content": QUESTION}], hot, str))
+        answers.add(speaker.answer([{"role": "user", "content": QUESTION}], hot, str).text)
     assert len(answers) == 3
     torch.manual_seed(0)
-    assert speaker.answer([{"role": "user", "content": QUESTION}], hot, str) in answers
+    assert speaker.answer([{"role": "user", "content": QUESTION}], hot, str).text in answers
 
 
 def test_a_dialogue_keeps_its_turns_and_commands_change_it(speaker, capsys):
@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_what_was_said(speaker):
     def interrupt(piece):
         raise KeyboardInterrupt
 
-    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, interrupt)
+    answer = speaker.answer([{"role": "user", "content": QUESTION}], GREEDY, interrupt).text
     assert answer and expected(speaker, [{"role": "user", "content": QUESTION}]).startswith(answer)
 
 

@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
 from pydantic import Field
 from torch import nn
-from transformers import PreTrainedTokenizerBase, TextStreamer
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, TextStreamer
 
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
@@ -43,6 +43,18 @@ class SpeakerSettings(Settings):
         return {**shared, "do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
+class Answer(NamedTuple):
+    """What a model has answered.
+
+    Args:
+        text: The text, without the tokens that end it.
+        finished: Whether the model ended it; otherwise it was cut off.
+    """
+
+    text: str
+    finished: bool
+
+
 class Speaker:
     """A model that answers.
 
@@ -68,16 +80,20 @@ class Speaker:
         template = set_template(tokenizer, chat_template, variables)
         self.stop_tokens = sorted(stop_tokens(tokenizer, template) | declared_stops(model))
 
-    def answer(self, messages: Sequence[Message], settings: SpeakerSettings, show: Callable[[str], None]) -> str:
+    def answer(
+        self,
+        messages: Sequence[Message],
+        settings: SpeakerSettings,
+        show: Callable[[str], Any],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Answer:
         """Sample an answer. An interruption by Ctrl-C ends it where it is.
 
         Args:
             messages: The dialogue so far, the user's turn last.
             settings: How the answer is sampled.
             show: Gets each new piece of the text.
-
-        Returns:
-            The whole answer.
+            stopped: Whether to end the answer where it is; asked after each token.
 
         Raises:
             InputError: The template refuses the dialogue, or it has no room left in the model's context.
@@ -94,22 +110,36 @@ class Speaker:
             raise InputError("this dialogue", why, instead) from error
         self._refuse_beyond_context(ids.shape[1])
         pieces: list[str] = []
+        last_token = None
         with contextlib.suppress(KeyboardInterrupt), torch.inference_mode():
-            self.model.generate(
+            tokens = self.model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 streamer=_Pieces(self.tokenizer, lambda piece: (pieces.append(piece), show(piece))),
+                stopping_criteria=[_Stopped(stopped)],
                 eos_token_id=self.stop_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
                 **settings.for_generate(),
             )
-        return "".join(pieces)
+            last_token = int(tokens[0, -1])
+        return Answer("".join(pieces), last_token in self.stop_tokens)
 
     def _refuse_beyond_context(self, num_tokens: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and num_tokens >= limit:
             why = f"it has {num_tokens} tokens, and the model reads {limit}"
             raise InputError("this dialogue", why, "Begin anew")
+
+
+class _Stopped(StoppingCriteria):
+    """A criterion of Transformers that asks whether to end the answer."""
+
+    def __init__(self, stopped: Callable[[], bool]):
+        self.stopped = stopped
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """The same for all sequences, ``[B]``."""
+        return torch.full(input_ids.shape[:1], self.stopped(), device=input_ids.device)
 
 
 class _Pieces(TextStreamer):

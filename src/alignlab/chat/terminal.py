@@ -53,12 +53,12 @@ def _begin(system: str | None) -> list[Message]:
 def _answered(speaker: Speaker, settings: SpeakerSettings, dialogue: list[Message]) -> list[Message]:
     """The dialogue with an answer; without the question if it was refused."""
     try:
-        text = speaker.answer(dialogue, settings, _print)
+        answer = speaker.answer(dialogue, settings, _print)
     except InputError as error:
         print(error, file=sys.stderr)
         return dialogue[:-1]
     print(flush=True)
-    return [*dialogue, {"role": "assistant", "content": text}]
+    return [*dialogue, {"role": "assistant", "content": answer.text}]
 
 
 def _print(piece: str) -> None:

@@ -1,17 +1,20 @@
-"""Talk to a trained model in the terminal."""
+"""Talk to a trained model in the terminal or a browser; vote."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import model_from_words, path_as_key
 from alignlab.config.schema import check_keys
 from alignlab.config.schema.root import CHAT
 
+if TYPE_CHECKING:
+    from alignlab.chat.speaker import Speaker
+
 
 def main(words: Sequence[str]) -> int:
-    """Open a model and answer what is typed.
+    """Open one model or two, and answer what is typed.
 
     Args:
         words: Command line after the verb: a model, and ``key=value``.
@@ -23,26 +26,101 @@ def main(words: Sequence[str]) -> int:
 
 
 def talk(config: dict[str, Any]) -> None:
-    """Open the model and talk."""
-    import sys
-
+    """Open the models and talk."""
     import torch
 
-    from alignlab.chat.speaker import Speaker, SpeakerSettings
-    from alignlab.chat.terminal import HELP, talk, typed_lines
-    from alignlab.models.opened import open_trained
     from alignlab.run_folder import console
 
     console.set_up(config["debug"])
     if config["seed"] is not None:
         torch.manual_seed(config["seed"])
-    opening = {key: config[key] for key in ("dtype", "device", "trust_remote_code")}
-    with model_from_words():
-        model, tokenizer = open_trained(config["from"], **opening)
-    template = {"chat_template": config["chat_template"], "variables": config["chat_template_kwargs"]}
-    speaker = Speaker(model=model, tokenizer=tokenizer, **template)
-    settings = SpeakerSettings(**config["sampling"])
+    {"terminal": _in_terminal, "web": _in_browser}[config["ui"]](config)
+
+
+def _in_terminal(config: dict[str, Any]) -> None:
+    import sys
+
+    from alignlab.chat.speaker import SpeakerSettings
+    from alignlab.chat.terminal import HELP, talk, typed_lines
+    from alignlab.errors import InputError
+
+    for key, usual in (("against", None), ("num_answers", 1)):
+        if config[key] != usual:
+            why = "the terminal shows one answer at a time"
+            raise InputError(f"{key}={config[key]}", why, f"Type ui=web {key}={config[key]}")
+    speaker = _open(config, "from")
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print(HELP)
-    talk(speaker, settings, config["system"], typed_lines("> " if is_terminal else ""))
+    lines = typed_lines("> " if is_terminal else "")
+    talk(speaker, SpeakerSettings(**config["sampling"]), config["system"], lines)
+
+
+def _in_browser(config: dict[str, Any]) -> None:
+    from alignlab.chat.speaker import SpeakerSettings
+    from alignlab.chat.votes import votes_file
+
+    _refuse_before_loading(config)
+    file = votes_file(config["votes"])
+    from alignlab.chat.page import Page, PageSettings, serve
+
+    speakers = {config[key]: _open(config, key) for key in ("from", "against") if config[key] is not None}
+    settings = PageSettings(
+        sampling=SpeakerSettings(**config["sampling"]),
+        system=config["system"],
+        num_answers=config["num_answers"],
+        votes=file,
+    )
+    serve(Page(speakers, settings), config["host"], config["port"])
+
+
+def _refuse_before_loading(config: dict[str, Any]) -> None:
+    """Refuse what the page cannot do.
+
+    Raises:
+        InputError: For each of these reasons, all reported together.
+    """
+    from importlib.util import find_spec
+
+    from alignlab.errors import InputError, raise_all
+
+    errors = []
+    if find_spec("gradio") is None:
+        errors.append(InputError("ui=web", "Gradio is not installed", 'Type pip install "alignlab[web]"'))
+    if config["against"] == config["from"]:
+        why = "it is the same model"
+        errors.append(
+            InputError(f"against={config['against']}", why, "Type num_answers=2 to choose between its answers")
+        )
+    if config["num_answers"] > 1 and config["sampling"]["temperature"] == 0:
+        asked = f"num_answers={config['num_answers']} with sampling.temperature=0"
+        errors.append(
+            InputError(asked, "a model would give the same answer each time", "Type sampling.temperature=0.7")
+        )
+    if reason := _why_not_listening(config["host"], config["port"]):
+        asked = f"host={config['host']} port={config['port']}"
+        errors.append(InputError(asked, reason, "Type another port, or host=127.0.0.1"))
+    raise_all(errors)
+
+
+def _why_not_listening(host: str, port: int) -> str | None:
+    """Why nothing can listen at an address; ``None`` if it can."""
+    import socket
+
+    try:
+        with socket.create_server((host, port)):
+            return None
+    except OSError as error:
+        return error.strerror
+
+
+def _open(config: dict[str, Any], key: str) -> "Speaker":
+    """Open the model that a key names."""
+    from alignlab.chat.speaker import Speaker
+    from alignlab.models.opened import open_trained
+
+    opening = {name: config[name] for name in ("dtype", "device", "trust_remote_code")}
+    with model_from_words(key):
+        model, tokenizer = open_trained(config[key], **opening)
+    template = {"chat_template": config["chat_template"], "variables": config["chat_template_kwargs"]}
+    return Speaker(model=model, tokenizer=tokenizer, **template)

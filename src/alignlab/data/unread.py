@@ -7,6 +7,9 @@ from alignlab.types.rows import Prompt, Row, Text
 MAX_NAMED = 12
 """Largest number of columns that a line names."""
 
+VOTE = "chat_vote"
+"""Column with what ``alignlab chat`` notes about a vote: who won, and how it was sampled. It is there for people."""
+
 _INPUT = (
     "to put it after the question, type data.format={format} "
     "'data.columns={{instruction: QUESTION, input: {name}{answer}}}'"
@@ -56,7 +59,7 @@ def describe_unread(counts: Mapping[str, int], kind: type[Row], read: Iterable[s
         kind: The kind of row that the method trains on. Rewards are given all columns of prompts.
         read: Columns that something else reads, such as weights.
     """
-    names = sorted(counts.keys() - set(read))
+    names = sorted(counts.keys() - {VOTE, *read})
     if not names:
         return []
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

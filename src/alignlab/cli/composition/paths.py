@@ -36,8 +36,11 @@ def path_as_key(words: Sequence[str], key: str) -> list[str]:
 
 
 @contextmanager
-def model_from_words() -> Iterator[None]:
-    """Let refusals of a model's path name the key ``from``, which verbs other than train have.
+def model_from_words(key: str = "from") -> Iterator[None]:
+    """Let refusals of a model's path name the key that verbs other than train have for it.
+
+    Args:
+        key: Name of the key.
 
     Raises:
         InputError: In place of one that names ``model.path`` and ``model=pocket``.
@@ -47,7 +50,7 @@ def model_from_words() -> Iterator[None]:
     except InputErrors:  # of values in its files
         raise
     except InputError as error:
-        asked, instead = error.asked.replace("model.path=", "from="), error.instead.replace("model=pocket", "pocket")
+        asked, instead = error.asked.replace("model.path=", f"{key}="), error.instead.replace("model=pocket", "pocket")
         raise InputError(asked, error.why, instead) from error
 
 

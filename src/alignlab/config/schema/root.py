@@ -28,6 +28,7 @@ Nodes = dict[str, Node | None]
 """Nodes by name; null for none."""
 
 Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=1, lt=2**16)]
 
 
 class Data(TypedDict):
@@ -139,7 +140,13 @@ OPENED: Hints = {"from": str, "dtype": Dtype, "device": str, "trust_remote_code"
 TEMPLATE: Hints = {"chat_template": str, "chat_template_kwargs": dict[str, Any]}
 
 CHAT: dict[str, Hints] = {
-    "": {**OPENED, **TEMPLATE, "system": str | None, "seed": int | None, "sampling": dict[str, Any]},
+    "": {
+        **OPENED,
+        **TEMPLATE,
+        **{"system": str | None, "seed": int | None, "sampling": dict[str, Any]},
+        **{"ui": Literal["terminal", "web"], "against": str | None, "num_answers": Count, "votes": str},
+        **{"host": str, "port": Port},
+    },
     "sampling": _hints(SpeakerSettings),
 }
 """Sections of ``alignlab chat``."""
