@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab import run
-from alignlab.cli import chat, compare, dashboard, evaluate, export, preview, report
+from alignlab.cli import chat, compare, dashboard, evaluate, export, preview, report, serve
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
@@ -80,6 +80,7 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.setattr(dashboard, "save", made.append)
     monkeypatch.setattr(evaluate, "measure", made.append)
     monkeypatch.setattr(export, "write", made.append)
+    monkeypatch.setattr(serve, "serve", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "RUN").mkdir()

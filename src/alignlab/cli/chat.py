@@ -83,6 +83,7 @@ def _refuse_before_loading(config: dict[str, Any]) -> None:
     from importlib.util import find_spec
 
     from alignlab.errors import InputError, raise_all
+    from alignlab.system.listening import address_error
 
     errors = []
     if find_spec("gradio") is None:
@@ -97,21 +98,9 @@ def _refuse_before_loading(config: dict[str, Any]) -> None:
         errors.append(
             InputError(asked, "a model would give the same answer each time", "Type sampling.temperature=0.7")
         )
-    if reason := _why_not_listening(config["host"], config["port"]):
-        asked = f"host={config['host']} port={config['port']}"
-        errors.append(InputError(asked, reason, "Type another port, or host=127.0.0.1"))
+    if error := address_error(config["host"], config["port"]):
+        errors.append(error)
     raise_all(errors)
-
-
-def _why_not_listening(host: str, port: int) -> str | None:
-    """Why nothing can listen at an address; ``None`` if it can."""
-    import socket
-
-    try:
-        with socket.create_server((host, port)):
-            return None
-    except OSError as error:
-        return error.strerror
 
 
 def _open(config: dict[str, Any], key: str) -> "Speaker":

@@ -135,7 +135,7 @@ def _open(location: Location, trust_remote_code: bool) -> "tuple[PreTrainedModel
     from peft.tuners.tuners_utils import BaseTuner
 
     asked = f"from={location.asked}"
-    base = open_weights(location, "auto", "eager", head=_head(location), trust_remote_code=trust_remote_code)
+    base = open_weights(location, "auto", "eager", head=stored_head(location), trust_remote_code=trust_remote_code)
     if getattr(base.config, "quantization_config", None):
         instead = "Name the unquantised base in it, or type merge=false" if location.adapter else "Name other weights"
         raise InputError(asked, f"{location.weights} exists only quantised", instead)
@@ -149,7 +149,12 @@ def _open(location: Location, trust_remote_code: bool) -> "tuple[PreTrainedModel
     return model, dtype
 
 
-def _head(location: Location) -> Head:
+def stored_head(location: Location) -> Head:
+    """The head of the weights at a location.
+
+    Args:
+        location: As ``locations.locate`` returns it.
+    """
     if location.adapter:
         return adapter_head(location.adapter)
     names = AutoConfig.from_pretrained(location.weights, revision=location.revision).architectures or ()

@@ -202,3 +202,12 @@ EVALUATE: dict[str, Hints] = {
     "judge": _hints(ChatSettings, Judging),
 }
 """Sections of ``alignlab evaluate``."""
+
+SERVE: dict[str, Hints] = {
+    "": {
+        **{key: hint for key, hint in OPENED.items() if key != "device"},
+        **{"to": str | None, "vllm_executable": str | None, "host": str, "port": Port},
+        **{"cpu_cache_gib": Count, "arguments": list[str]},
+    }
+}
+"""Sections of ``alignlab serve``."""

@@ -74,10 +74,7 @@ def command_line(
         options["max-model-len"] = settings.max_tokens_per_sequence
     if torch.cuda.is_available():
         options["gpu-memory-utilization"] = settings.gpu_memory_fraction
-    flags = ["--disable-uvicorn-access-log"] + ["--enforce-eager"] * settings.enforce_eager
-    if not torch.cuda.is_available():
-        # vLLM 0.32 crashes on seeded prompts in chunks: it rewinds the generator, which CPU generators do not support.
-        flags.append("--no-enable-chunked-prefill")
+    flags = ["--disable-uvicorn-access-log", *["--enforce-eager"] * settings.enforce_eager, *device_flags()]
     if lora_rank is not None:
         flags.append("--enable-lora")
         options |= {"max-lora-rank": _allowed_rank(lora_rank), "max-loras": 1, "max-cpu-loras": 1}
@@ -91,20 +88,36 @@ def _allowed_rank(rank: int) -> int:
     return next(allowed for allowed in LORA_RANKS if allowed >= rank)
 
 
-def _environment(settings: VLLMSettings, device: str | None) -> dict[str, str]:
+def environment_of(executable: str, cpu_cache_gib: int) -> dict[str, str]:
+    """The environment of a server's process: that of this one without what launchers set for training.
+
+    Args:
+        executable: Python of an environment with vLLM.
+        cpu_cache_gib: Main memory for the key-value cache without a GPU, in GiB.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(NOT_INHERITED)}
+    path = f"{Path(executable).absolute().parent}:{os.environ.get('PATH', '')}"
+    own = {"PATH": path, "VLLM_NO_USAGE_STATS": "1"}
+    if not torch.cuda.is_available():
+        own |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": str(cpu_cache_gib)}
+    return inherited | own
+
+
+def device_flags() -> list[str]:
+    """Arguments of a server that the device needs."""
+    # vLLM 0.32 crashes on seeded prompts in chunks: it rewinds the generator, which CPU generators do not support.
+    return [] if torch.cuda.is_available() else ["--no-enable-chunked-prefill"]
+
+
+def _environment(settings: VLLMSettings, device: str | None) -> dict[str, str]:
     own = {
-        "PATH": f"{Path(settings.vllm_executable).absolute().parent}:{os.environ.get('PATH', '')}",
         "PYTHONPATH": str(EXTENSION),
         "VLLM_SERVER_DEV_MODE": "1",  # enables the endpoints for weight updates
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-        "VLLM_NO_USAGE_STATS": "1",
     }
-    if not torch.cuda.is_available():
-        own |= {"VLLM_TARGET_DEVICE": "cpu", "VLLM_CPU_KVCACHE_SPACE": str(settings.cpu_cache_gib)}
     if device is not None:
         own["CUDA_VISIBLE_DEVICES"] = device
-    return inherited | own | dict(settings.environment)
+    return environment_of(settings.vllm_executable, settings.cpu_cache_gib) | own | dict(settings.environment)
 
 
 def _free_port() -> int:
