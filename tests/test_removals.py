@@ -36,6 +36,7 @@ PLACES = {
     "dashboard.py": "a file that does not exist yet",
     "results.py": "an evaluation, into a folder that is new, empty or holds an earlier one",
     "write.py": "a report, into a folder that is new, empty or holds an earlier report",
+    "votes.py": "the part of a line of its own that a full disk left, at the end of the file of votes",
     "weights.py": "a folder with host and process in its name: its own, or that of a process that is dead",
 }
 

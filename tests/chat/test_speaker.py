@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ def test_an_answer_ends_at_the_stop_tokens_of_training(speaker, monkeypatch):
     monkeypatch.setattr(speaker, "stop_tokens", [third])
     answer = speaker.answer(question, GREEDY, str).text
     assert whole.startswith(answer) and 0 < len(answer) < len(whole) / 2
+
+
+def test_an_answer_says_whether_it_was_cut_off(speaker):
+    question = [{"role": "user", "content": QUESTION}]
+    whole = speaker.answer(question, GREEDY, str)
+    assert whole.finished
+    cut = speaker.answer(question, replace(GREEDY, max_tokens=5), str)
+    assert not cut.finished and whole.text.startswith(cut.text)
+    asked = iter([False, False, True])
+    stopped = speaker.answer(question, GREEDY, str, lambda: next(asked))
+    assert not stopped.finished and whole.text.startswith(stopped.text) and len(stopped.text) < len(cut.text)
 
 
 def test_sampling_has_the_settings_and_not_those_of_the_model(speaker, monkeypatch):
