@@ -1,6 +1,7 @@
 """Speakers that say what is given, without a model."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -14,12 +15,12 @@ class Reciter:
 
     Args:
         *texts: What it says.
-        seconds_per_word: How long each word takes.
+        gate: File without which it does not say the last word of a text; None for no waiting.
         notes: File that gets each dialogue that it answers, one per line.
     """
 
-    def __init__(self, *texts, seconds_per_word=0.0, notes=Path("/dev/null")):
-        self.texts, self.seconds_per_word, self.notes = list(texts), seconds_per_word, notes
+    def __init__(self, *texts, gate=None, notes=Path("/dev/null")):
+        self.texts, self.gate, self.notes = list(texts), gate, notes
 
     def answer(self, messages, settings, show, stopped=lambda: False):
         with self.notes.open("a") as notes:
@@ -27,11 +28,12 @@ class Reciter:
         text = self.texts.pop(0)
         if isinstance(text, Exception):
             raise text
-        said = ""
-        for word in text.replace(" ", "  ").split(" "):
-            if stopped():
-                return Answer(said, False)
-            show(piece := word or " ")
-            said += piece
-            time.sleep(self.seconds_per_word)
-        return Answer(said, True)
+        *pieces, last = re.findall(r"\s*\S+|\s+$", text)
+        for piece in pieces:
+            show(piece)
+        while self.gate and not self.gate.exists() and not stopped():
+            time.sleep(0.01)
+        if stopped():
+            return Answer("".join(pieces), False)
+        show(last)
+        return Answer(text, True)
