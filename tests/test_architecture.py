@@ -18,6 +18,7 @@ ORDER = [
         "chat",
         "config",
         "assemble",
+        "estimate",
         "run",
         "evaluation",
         "report",

@@ -112,6 +112,20 @@ def unadapted_layers(adapted: "PeftModel") -> list[str]:
     ]
 
 
+def trainable_config(folder: str) -> "PeftConfig":
+    """The config of a saved adapter, for a new adapter of the same kind that is trained.
+
+    Args:
+        folder: Adapter folder.
+    """
+    from peft import PeftConfig
+
+    with opening(f"the adapter in {folder}", "its adapter_config.json cannot be read", "Check its files"):
+        config = PeftConfig.from_pretrained(folder)
+    config.inference_mode = False
+    return config
+
+
 def reattach(model: PreTrainedModel, folder: str) -> "PeftModel":
     """Put a saved adapter on its base, trainable.
 

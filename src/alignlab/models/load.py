@@ -114,6 +114,33 @@ class Pretrained:
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
         return adapters.reattach(model, location.adapter) if location.adapter else model
 
+    def without_weights(
+        self, tokenizer: PreTrainedTokenizerBase, head: Head = "language_model"
+    ) -> "PreTrainedModel | PeftModel":
+        """Build the architecture as ``load_model`` does, with new weights and a new adapter instead of those on disk.
+
+        Within ``FakeTensorMode`` this takes no memory, whatever the size of the model.
+
+        Args:
+            tokenizer: As in ``load_model``.
+            head: As in ``load_model``.
+
+        Raises:
+            InputError: There is no model at the path.
+        """
+        location = locate(self.path, self.revision)
+        config = with_head(_read_config(location, self.trust_remote_code), head, f"model.path={location.asked}")
+        attention = fitting(implementation(self.attn_implementation), config)
+        dtype = getattr(config, "dtype", None) if self.dtype == "auto" else getattr(torch, self.dtype)
+        options = {"dtype": dtype or torch.float32, "attn_implementation": attention}
+        remote = {"trust_remote_code": True} if self.trust_remote_code else {}
+        model = AUTO_CLASSES[head].from_config(config, **options, **remote)
+        model.name_or_path = location.weights
+        freeze_beside_text(model)
+        set_dropout(model, self.dropout)
+        prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
+        return adapters.attach(model, adapters.trainable_config(location.adapter)) if location.adapter else model
+
 
 def refuse_damaged(location: Location) -> None:
     """Compare a model or an adapter that an alignlab run has written with its checksums.

@@ -98,7 +98,7 @@ def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | 
 
 def _for_hydra(words: Sequence[str], groups: "ConfigGroups", config_name: str) -> list[str]:
     """Allow new keys, and drop the settings that were tuned for the named model if ``model.path`` is typed."""
-    own_weights = config_name == "train" and any(word.startswith("model.path=") for word in words)
+    own_weights = config_name in ("train", "estimate") and any(word.startswith("model.path=") for word in words)
     return let_keys_be_new(words, groups) + ([f"~{pair}" for pair in MODEL_PAIRS] if own_weights else [])
 
 

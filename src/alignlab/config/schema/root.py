@@ -120,6 +120,24 @@ class Preview(TypedDict):
 PREVIEW = SECTIONS | {"": _hints(PreviewRoot), "preview": _hints(Preview)}
 """Sections of ``alignlab preview``."""
 
+
+class EstimateRoot(Train):
+    """Root of ``alignlab estimate``."""
+
+    estimate: dict[str, Any]
+
+
+class Estimate(TypedDict):
+    """What the training would run on, its assumed utilisation, and a file of the numbers."""
+
+    hardware: str | None
+    mfu: Annotated[float, Field(gt=0, le=1)]
+    json: str | None
+
+
+ESTIMATE = SECTIONS | {"": _hints(EstimateRoot), "estimate": _hints(Estimate)}
+"""Sections of ``alignlab estimate``."""
+
 REPORT: dict[str, Hints] = {"": {"from": list[str], "to": str, "metric": str | None, "debug": bool}}
 """Sections of ``alignlab report``."""
 
