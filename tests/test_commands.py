@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from alignlab import run
-from alignlab.cli import chat, compare, dashboard, evaluate, export, preview, report, serve
+from alignlab.cli import chat, compare, dashboard, estimate, evaluate, export, preview, report, serve
 from alignlab.cli.composition.compose import compose
 from alignlab.cli.main import main
 from alignlab.cli.sweep import sweep
@@ -74,6 +74,7 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.setattr(run, "fit", lambda config, command: made.append(config))
     monkeypatch.setattr(sweep, "start", lambda config, *_: made.append(config) or Popen("true"))
     monkeypatch.setattr(preview, "show", made.append)
+    monkeypatch.setattr(estimate, "show", made.append)
     monkeypatch.setattr(report, "write", made.append)
     monkeypatch.setattr(compare, "show", made.append)
     monkeypatch.setattr(chat, "talk", made.append)

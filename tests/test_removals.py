@@ -30,6 +30,7 @@ PLACES = {
     "compiled_ops.py": "an old, empty `lock` beside a build.ninja of PyTorch, where no process holds it open",
     "precompute_reference.py": "cached values under the hash that names them, in the cache",
     "table.py": "counts.json in a folder that it has just made",
+    "estimate.py": "a file that does not exist yet, or an earlier estimate",
     "preview.py": "a page that does not exist yet, or one of its own",
     "job.py": "job.json in a sweep's notes",
     "sweep.py": "config.yaml, output.log and sweep.csv of a sweep",

@@ -22,6 +22,7 @@ from alignlab.callbacks.rollout import RolloutLifetime
 from alignlab.callbacks.samples import SampleLog
 from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
+from alignlab.callbacks.trace import Trace
 from alignlab.callbacks.validate_at_end import ValidateAtEnd
 from alignlab.config.build import build, build_all, locate
 from alignlab.config.monitors import mode_of_best
@@ -329,6 +330,8 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
     validation = [LogFirstValidation(), ValidateAtEnd()]
     keeps_best = [] if best is None else [best]
     node = {key: value for key, value in config["trainer"].items() if key != "gradient_clip_val"}
+    traces = [Trace(folder.trace)] if node.get("profiler") == "torch" else []
+    node = {**node, "profiler": None} if traces else node
     if node["deterministic"] is None:
         node["deterministic"] = not launch.uses_cuda(node["accelerator"])
     trainer = build(
@@ -339,6 +342,7 @@ def make_trainer(config: Config, folder: RunFolder, data: DataModule) -> tuple[l
             card,
             trial,
             *chosen.values(),
+            *traces,
             PrecomputeReference(),
             *validation,
             *keeps_best,

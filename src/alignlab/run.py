@@ -31,6 +31,7 @@ from alignlab.config.sources import data_sets, source_node
 from alignlab.distributed import launch
 from alignlab.distributed.ranks import agree, first_on_each_machine, own_rank, ranks
 from alignlab.errors import InputError, RunError
+from alignlab.estimate.exhausted import explain, is_exhausted
 from alignlab.methods.base import Method
 from alignlab.models.export import ExportError, write_card
 from alignlab.models.model_card import CardFacts, model_card
@@ -173,8 +174,10 @@ def train(config: Config, folder: RunFolder, command: str | None) -> None:
             trainer.fit(method, datamodule=data, ckpt_path=state, weights_only=True)
             card = make_card(config, folder.path.name, command, summary)
             write_model(method, make_writer(config, data), folder, summary, card)
-        except Exception:
+        except Exception as error:
             summary.status = "failed"
+            if is_exhausted(error):
+                raise explain(config, data) from error
             raise
         finally:
             finish(trainer, method, summary, folder)

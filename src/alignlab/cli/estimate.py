@@ -37,7 +37,7 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     return config
 
 
-def show(config: dict[str, Any]) -> Any:
+def show(config: dict[str, Any]) -> None:
     """Print the estimate, and write it if requested."""
     from alignlab.assemble import open_model_and_data
     from alignlab.estimate.build import Models
@@ -45,16 +45,48 @@ def show(config: dict[str, Any]) -> Any:
     from alignlab.estimate.estimate import estimate, hardware_of
     from alignlab.estimate.table import as_json, estimate_card
     from alignlab.run_folder import console
-    from alignlab.system.disk import write_text
 
     console.set_up(config["debug"])
     settings = config["estimate"]
-    _, data = open_model_and_data(config)
+    if settings["json"] is not None:
+        refuse_other_file(Path(settings["json"]))
+    models = Models(open_model_and_data(config)[1])
     hardware, mfu = hardware_of(config, settings["hardware"]), settings["mfu"]
-    models = Models(data)
     found = estimate(config, models, hardware, mfu)
     changes = [] if found.fits else cheapest_changes(config, models, hardware, found.capacity, mfu)
     console.show(estimate_card(found, changes, mfu))
     if settings["json"] is not None:
-        write_text(Path(settings["json"]), json.dumps(as_json(found, changes), indent=2) + "\n")
+        write(Path(settings["json"]), as_json(found, changes))
         print(f"estimate: {settings['json']}")
+
+
+OURS = "terms_bytes"
+"""A key by which an estimate is known."""
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuse to replace anything but an earlier estimate.
+
+    Raises:
+        InputError: The path holds something else.
+    """
+    from alignlab.errors import InputError
+
+    if path.exists() and not (path.is_file() and OURS in path.read_text(encoding="utf-8", errors="replace")):
+        why = "it exists and is not an estimate that alignlab wrote"
+        raise InputError(f"estimate.json={path}", why, "Name another file")
+
+
+def write(path: Path, values: dict[str, Any]) -> None:
+    """Write an estimate.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from alignlab.errors import InputError
+    from alignlab.system.disk import write_text
+
+    try:
+        write_text(path, json.dumps(values, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"estimate.json={path}", f"it cannot be written: {error}", "Name another file") from error

@@ -15,7 +15,7 @@ from alignlab.run_folder.metrics_file import has_steps
 from alignlab.run_folder.storage import SavedState, remove_leftovers
 from alignlab.system.disk import LOCK, write_text
 
-WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "wandb", "tensorboard")
+WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "trace", "wandb", "tensorboard")
 """Names that a run may have written into its folder before its first step."""
 
 
@@ -78,6 +78,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Completions with their scores."""
         return self.path / "samples.jsonl"
+
+    @property
+    def trace(self) -> Path:
+        """Traces of some steps, one file per rank."""
+        return self.path / "trace"
 
     @property
     def log(self) -> Path:

@@ -14,7 +14,7 @@ FILES = (
     *("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl"),
     *("train.log", "train-rank*.log", "vllm_*.log"),
 )
-FOLDERS = ("checkpoints", "model", "plots", "wandb", "tensorboard", "evaluation")
+FOLDERS = ("checkpoints", "model", "plots", "trace", "wandb", "tensorboard", "evaluation")
 REPLACED = ("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl")
 REPLACED = (*REPLACED, "model")
 LEFTOVERS = (*(f".{name}.partial" for name in REPLACED), ".model.old")

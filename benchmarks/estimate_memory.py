@@ -1,0 +1,118 @@
+"""Estimated and measured memory of CPU runs: methods, adapters and strategies, from 3 to 120 million parameters.
+
+    python benchmarks/estimate_memory.py                 # all cases; the table of docs/estimate.md
+    python benchmarks/estimate_memory.py sft_3m dpo_30m  # some of them
+
+Each case is trained for three optimizer steps by ``train.py``. Measured is the largest ``VmHWM`` (peak resident set) of
+its processes; estimated is the peak of ``alignlab estimate`` for the same words.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from strategy_memory import ARCHITECTURE, write_model
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+MIB = 2**20
+SIZES = {
+    "3m": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},
+    "30m": {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 8},
+    "120m": ARCHITECTURE,
+}
+ROWS = ["data=arithmetic", "data.source.num_train=200", "data.source.num_validation=4"]
+SHORT = ["trainer.max_steps=3", "logger=none", "callbacks=none", "trainer.accelerator=cpu"]
+BATCHES = ["data.global_batch_size=32", "data.batch_size_per_device=8"]
+SAMPLES = ["data.global_batch_size=4", "method.num_completions=8", "rollout.max_completion_tokens=64"]
+TWO = ["trainer.devices=2"]
+CASES: dict[str, tuple[str, list[str]]] = {
+    "sft_3m": ("3m", ["method=sft", *BATCHES]),
+    "sft_120m": ("120m", ["method=sft", *BATCHES]),
+    "sft_120m_fsdp": ("120m", ["method=sft", *BATCHES, "strategy=fsdp", *TWO]),
+    "sft_30m_z3": ("30m", ["method=sft", *BATCHES, "strategy=deepspeed_z3", *TWO]),
+    "dpo_30m": ("30m", ["method=dpo", *BATCHES]),
+    "dpo_120m_lora": ("120m", ["method=dpo", *BATCHES, "peft=lora"]),
+    "group_dpo_30m_fsdp": ("30m", ["method=group_dpo", *BATCHES, "strategy=fsdp", *TWO]),
+    "grpo_30m": ("30m", ["method=grpo", *SAMPLES]),
+    "grpo_120m_lora_z3": ("120m", ["method=grpo", *SAMPLES, "peft=lora", "strategy=deepspeed_z3", *TWO]),
+    "ppo_30m_separate": ("30m", ["method=ppo", *SAMPLES, "method.critic=separate"]),
+    "reward_model_30m": ("30m", ["method=reward_model", *BATCHES]),
+    "reward_model_120m_lora_fsdp": ("120m", ["method=reward_model", *BATCHES, "peft=lora", "strategy=fsdp", *TWO]),
+}
+
+
+def words_of(name: str, folder: Path) -> list[str]:
+    """The words of a case. An adapter needs weights on a disk, others are random."""
+    size, words = CASES[name]
+    model = ["model=scratch", *(f"model.config.{key}={value}" for key, value in SIZES[size].items())]
+    kv_heads = f"model.config.num_key_value_heads={SIZES[size]['num_attention_heads']}"
+    if "peft=lora" in words:
+        if not (folder / "model").is_dir():
+            write_model(folder / "model")
+        return [*words, *ROWS, *SHORT, f"model.path={folder / 'model'}"]
+    return [*words, *ROWS, *SHORT, *model, kv_heads]
+
+
+def measured(words: list[str], folder: Path) -> int:
+    """Peak resident bytes of the largest process of a training."""
+    found = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, REPOSITORY / "train.py", *words, f"run_dir={folder / 'run'}", "overwrite=true"]
+    with (folder / "train.log").open("w") as log:
+        process = subprocess.Popen(command, env=found, stdout=log, stderr=log)
+        peak = 0
+        while process.poll() is None:
+            peak = max([peak, *(resident_peak(number) for number in family(process.pid))])
+            time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit((folder / "train.log").read_text()[-3000:])
+    return peak
+
+
+def family(number: int) -> Iterator[int]:
+    """A process and all that it started."""
+    yield number
+    try:
+        children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    except OSError:
+        return
+    for child in children:
+        yield from family(int(child))
+
+
+def resident_peak(number: int) -> int:
+    """``VmHWM`` of a process in bytes; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{number}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def estimated(words: list[str], folder: Path) -> dict:
+    """What ``alignlab estimate`` says of the same words."""
+    file = folder / "estimate.json"
+    program = "import sys; from alignlab.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "estimate", *words, f"estimate.json={file}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return json.loads(file.read_text())
+
+
+def main() -> None:
+    """Print a row of the table for each case."""
+    print("| case | parameters | estimated | measured | difference | moment |\n|---|--:|--:|--:|--:|---|", flush=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in sys.argv[1:] or CASES:
+            words = words_of(name, Path(scratch))
+            found, peak = estimated(words, Path(scratch)), measured(words, Path(scratch))
+            sizes = [f"{size / MIB:,.0f}" for size in (found["peak_bytes"], peak)]
+            numbers = [f"{found['parameters'] / 1e6:.0f} M", *sizes, f"{found['peak_bytes'] / peak - 1:+.0%}"]
+            print(f"| `{name}` | {' | '.join(numbers)} | {found['peak_moment']} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
