@@ -1,7 +1,7 @@
 """Estimated and measured memory of CPU runs: methods, adapters and strategies, from 3 to 120 million parameters.
 
-    python benchmarks/estimate_memory.py                 # all cases; the table of docs/estimate.md
-    python benchmarks/estimate_memory.py sft_3m dpo_30m  # some of them
+    python -m benchmarks.estimate_memory                 # all cases; the table of docs/estimate.md
+    python -m benchmarks.estimate_memory sft_3m dpo_30m  # some of them
 
 Each case is trained for three optimizer steps by ``train.py``. Measured is the largest ``VmHWM`` (peak resident set) of
 its processes; estimated is the peak of ``alignlab estimate`` for the same words.
@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from strategy_memory import ARCHITECTURE, write_model
+from benchmarks.strategy_memory import ARCHITECTURE, write_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MIB = 2**20
