@@ -6,6 +6,7 @@ whose combination works has no place there.
 
 import contextlib
 import io
+import re
 import sys
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -45,7 +46,7 @@ class Case(NamedTuple):
 
     Args:
         words: The combination.
-        fails: Words of the later failure.
+        fails: Pattern of the later failure.
         same_as: It runs as if only these words had been typed: the rest is lost.
         other_than: It runs, and the losses are not those of these words, as they should be.
         without: A package that is not installed.
@@ -69,7 +70,7 @@ CASES = {
     "weights named twice": Case(["init_from=pocket", "model.path=elsewhere", RATE], same_as=["init_from=pocket", RATE]),
     # Two processes each do the whole of the same work in the same folder, and one may stumble over the other's files.
     "one process on two devices": Case(
-        ["strategy=single", "trainer.devices=2"], fails="Refused.", same_as=["strategy=single"]
+        ["strategy=single", "trainer.devices=2"], fails=r"Refused\.|\.partial", same_as=["strategy=single"]
     ),
     "weights in bfloat16": Case(["trainer.precision=bf16-true"], shown_by="rotary frequencies"),
     "a TPU without its package": Case(["trainer.accelerator=tpu"], fails="torch_xla", without="torch_xla"),
@@ -206,7 +207,7 @@ def test_without_its_row_it_fails_later(name, losses_of, absent):
         pytest.skip("libaio is installed")
     absent(case.without)
     found = losses_of(case.words)
-    assert isinstance(found, str) and case.fails in found
+    assert isinstance(found, str) and re.search(case.fails, found)
 
 
 @pytest.mark.filterwarnings("ignore:You passed .*precision=.16-mixed")
@@ -215,7 +216,7 @@ def test_without_its_row_a_part_is_lost_without_a_word(name, losses_of):
     case = CASES[name]
     found = losses_of(case.words)
     if case.fails and isinstance(found, str):
-        assert case.fails in found
+        assert re.search(case.fails, found)
     else:
         assert len(found) >= 2 and set(found) == set(losses_of(case.same_as))
 
