@@ -8,6 +8,7 @@ from benchmarks.estimate_memory import measured, words_of
 from tests.commands import alignlab
 
 
+@pytest.mark.slow
 def test_within_15_percent(tmp_path):
     words = [*words_of("sft_3m", tmp_path), f"data.cache_dir={tmp_path / 'tokens'}"]
     assert alignlab("estimate", *words, f"estimate.json={tmp_path / 'found.json'}") == 0
