@@ -218,8 +218,25 @@ def test_tasks_of_the_harness_run_over_local_files(tmp_path):
     found = evaluated(tmp_path, "pocket", "tasks.names=[sums]", f"tasks.include_path={tmp_path / 'tasks'}")
     ours = write(tmp_path / "ours.jsonl", *({"prompt": row["question"], "answer": row["answer"]} for row in asked))
     exact = evaluated(tmp_path, "pocket", "data=jsonl", f"data.path={ours}")["exact_match"]
-    assert found["sums/exact_match,number"]["value"] == pytest.approx(exact["value"])
-    assert found["sums/exact_match,number"]["num_rows"] == 6
+    assert found["sums/exact_match/number"]["value"] == pytest.approx(exact["value"])
+    assert found["sums/exact_match/number"]["num_rows"] == 6
+
+
+@pytest.mark.slow
+def test_tasks_run_during_training_and_change_nothing(tmp_path):
+    """The last value is that of an evaluation, and the weights are those of a run without tasks."""
+    (tmp_path / "tasks").mkdir()
+    asked = [{"question": f"Calculate {a} + {b}.", "answer": str(a + b)} for a, b in [(98, 87), (9, 8), (2, 3)]]
+    (tmp_path / "tasks" / "sums.yaml").write_text(SUMS.format(file=write(tmp_path / "sums.jsonl", *asked)))
+    folder = f"include_path={tmp_path / 'tasks'}"
+    tasks = ["callbacks=tasks", "callbacks.tasks.names=[sums]", f"callbacks.tasks.{folder}"]
+    for name, words in (("with", tasks), ("without", [])):
+        assert alignlab("train", *FEW, "logger=none", "model.dropout=0.1", *words, f"run_dir={tmp_path / name}") == 0
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("with", "without")]
+    assert weights[0] == weights[1]
+    found = evaluated(tmp_path, tmp_path / "with", "tasks.names=[sums]", f"tasks.{folder}")
+    logged = summary(tmp_path / "with")["metrics"]["val/task/sums/exact_match/number"]
+    assert logged == found["sums/exact_match/number"]["value"]
 
 
 @pytest.mark.slow

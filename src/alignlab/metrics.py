@@ -102,6 +102,7 @@ FAMILIES: dict[str, Metric] = {
     "pass@": Metric(
         "fraction", "held-out prompts of which one of k sampled completions passes, unbiased estimate", "max"
     ),
+    "task/": Metric("1", "mean of a metric of the lm-evaluation-harness over the questions of a task"),
     "mean@": Metric("fraction", "sampled completions that pass, mean over the first k of each held-out prompt", "max"),
 }
 """Metrics whose names depend on the run, by prefix."""

@@ -61,7 +61,8 @@ def run_tasks(
         limit: Maximum number of questions of each task; ``None`` for all.
 
     Returns:
-        By ``TASK/METRIC``, the mean over questions, with an interval from the harness' standard error.
+        By ``TASK/METRIC``, or ``TASK/METRIC/FILTER`` where the harness filters answers, the mean over questions, with an
+        interval from the harness' standard error.
 
     Raises:
         InputError: The data of a task cannot be read.
@@ -89,7 +90,9 @@ def run_tasks(
         raise InputError(f"tasks.names=[{','.join(settings.names)}]", why, instead) from error
     sizes = found["n-samples"]
     return {
-        f"{task}/{metric.removesuffix(',none')}": _estimate(values, metric, sizes.get(task, {}).get("effective", 0))
+        f"{task}/{metric.removesuffix(',none').replace(',', '/')}": _estimate(
+            values, metric, sizes.get(task, {}).get("effective", 0)
+        )
         for task, values in found["results"].items()
         for metric in values
         if isinstance(values[metric], int | float) and "_stderr" not in metric and "," in metric
