@@ -61,8 +61,8 @@ def run_tasks(
         limit: Maximum number of questions of each task; ``None`` for all.
 
     Returns:
-        By ``TASK/METRIC``, or ``TASK/METRIC/FILTER`` where the harness filters answers, the mean over questions, with an
-        interval from the harness' standard error.
+        By ``TASK/METRIC``, or ``TASK/METRIC/FILTER`` where the harness filters answers, the mean over
+        questions, with an interval from the harness' standard error.
 
     Raises:
         InputError: The data of a task cannot be read.
