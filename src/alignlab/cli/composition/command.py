@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from alignlab.cli.composition.compose import ERRORS, ROOT, compose, prepare, refusal
+from alignlab.cli.composition.compose import ERRORS, ROOT, compose, page, prepare, refusal
 from alignlab.cli.composition.hidden import hide_words
 from alignlab.cli.composition.refusals import parse
 from alignlab.errors import InputError, nearest
@@ -39,6 +39,9 @@ def command(
         InputError: The command line does not compose, or its one job was refused.
     """
     flags = _read_flags(words)
+    if flags.help:
+        print(page(config_name, flags.config_dir))
+        return 0
     options = list(words)
     for word in flags.overrides:
         options.remove(word)  # Hydra expects all overrides together

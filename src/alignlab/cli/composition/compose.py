@@ -18,6 +18,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from alignlab.cli.composition.help import help_page
 from alignlab.cli.composition.hydra_settings import check_settings
 from alignlab.cli.composition.refusals import explain, let_keys_be_new, parse
 from alignlab.config.resolve import limit_resolvers
@@ -105,6 +106,18 @@ def _for_hydra(words: Sequence[str], groups: "ConfigGroups", config_name: str) -
 def typed_words(overrides: Sequence[str]) -> list[str]:
     """Overrides as they were typed, from those that were prepared for Hydra."""
     return [word.removeprefix("++") for word in overrides if word.removeprefix("~") not in MODEL_PAIRS]
+
+
+def page(config_name: str, config_dir: str | None = None) -> str:
+    """The help of a verb.
+
+    Args:
+        config_name: Name of the verb's root config.
+        config_dir: Folder of further options.
+    """
+    name = "train" if config_name == "repeat" else config_name
+    with _vocabulary([], config_dir) as (_, groups):
+        return help_page((ROOT / "conf" / "hydra" / "help" / f"{name}.yaml").read_text(encoding="utf-8"), groups)
 
 
 def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
