@@ -20,7 +20,7 @@ from alignlab.data.sources.files import Record
 from alignlab.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*ROOT.glob("*.md"), ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
@@ -45,7 +45,16 @@ def lines(content: str) -> list[list[str]]:
     return [words for words in bare if words]
 
 
-COMMANDS = [pytest.param(words, id=" ".join(words)) for _, _, content in blocks("bash") for words in lines(content)]
+def typed() -> dict[str, list[str]]:
+    """Every command in a ``bash`` block, in a cell of a table, and in a comment of an experiment or a sweep."""
+    cells = re.findall(r"^\|.*`((?:python train\.py|alignlab) [^`]+)` \|$", "\n".join(TEXTS.values()), re.MULTILINE)
+    named = "\n".join(path.read_text() for path in [*ROOT.glob("experiments/*.yaml"), *ROOT.glob("sweeps/*.yaml")])
+    comments = re.findall(r"^# +(python train\.py [^:\[\n]+)", named, re.MULTILINE)
+    contents = [*(content for _, _, content in blocks("bash")), *cells, *comments]
+    return {" ".join(words): words for content in contents for words in lines(content)}
+
+
+COMMANDS = [pytest.param(words, id=name) for name, words in typed().items()]
 REFUSALS = [pytest.param(content, id=content.splitlines()[0]) for _, _, content in blocks("console")]
 
 
@@ -122,8 +131,8 @@ def path(words: list[str]) -> None:
     assert all((ROOT / word).exists() for word in words if "/" in word)
 
 
-OTHERS = {"make": make, "pip": pip, "pytest": path, "wandb": path, "tensorboard": str, "cd": str}
-OTHERS |= dict.fromkeys(("torchrun", "deepspeed", "srun"), str)
+OTHERS = {"make": make, "pip": pip, "pytest": path, "python": path, "wandb": path}
+OTHERS |= dict.fromkeys(("torchrun", "deepspeed", "srun", "tensorboard", "cd", "cp", "git", "source"), str)
 """Programs besides ours, with the check of their words; for the last ones there is nothing to check."""
 
 
