@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train recipe test test-slow test-vllm vllm faults lint format gpu-check clean
+.PHONY: train recipe test test-slow test-vllm vllm docs faults lint format gpu-check clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -17,6 +17,9 @@ test-slow: $(READY)        ## run the tests that repeat what quicker ones show, 
 
 faults: $(READY)           ## inject faults of every kind, and count them in docs/reliability.md
 	$(BIN)/python -m tests.faults --out docs/reliability.md $(ARGS)
+
+docs: $(READY)             ## build the documentation as a site in site/, and refuse broken links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 vllm: .venv-vllm/.ready    ## install vLLM into an environment of its own
 test-vllm: $(READY) .venv-vllm/.ready ## run the tests against the real vLLM engine
