@@ -68,12 +68,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(r"<!-- table: (\w+) -->", lambda name: TABLES[name[1]](), linked)
 
 
-# --- formulas ---------------------------------------------------------------------------------------------------------
+# --- formulas and papers ----------------------------------------------------------------------------------------------
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write formulas in MathML, which browsers show without a script."""
-    return re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL)
+    """Write formulas in MathML, which browsers show without a script, and link papers."""
+    shown = re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL)
+    return re.sub(r"(<pre.*?</pre>|<a .*?</a>)|arXiv\s(\d{4}\.\d{5})", paper, shown, flags=re.DOTALL)
 
 
 def mathml(formula: re.Match[str]) -> str:
@@ -81,6 +82,11 @@ def mathml(formula: re.Match[str]) -> str:
     block = formula[1] == "div"
     written = convert(html.unescape(formula[2]), display="block" if block else "inline")
     return f'<div class="formula">{written}</div>' if block else written
+
+
+def paper(found: re.Match[str]) -> str:
+    """A paper's number with its link; code and links stay."""
+    return found[0] if found[1] else f'<a href="https://arxiv.org/abs/{found[2]}">{found[0]}</a>'
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

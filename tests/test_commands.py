@@ -20,7 +20,7 @@ from alignlab.data.sources.files import Record
 from alignlab.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [*ROOT.glob("*.md"), ROOT / "experiments" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "experiments/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
 FENCE = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TITLE = re.compile(r'title="([^"]+)"')
@@ -48,7 +48,8 @@ def lines(content: str) -> list[list[str]]:
 def typed() -> dict[str, list[str]]:
     """Every command in a ``bash`` block, in a cell of a table, and in a comment of an experiment or a sweep."""
     cells = re.findall(r"^\|.*`((?:python train\.py|alignlab) [^`]+)` \|$", "\n".join(TEXTS.values()), re.MULTILINE)
-    named = "\n".join(path.read_text() for path in [*ROOT.glob("experiments/*.yaml"), *ROOT.glob("sweeps/*.yaml")])
+    files = [path for name in ("experiments", "sweeps") for path in sorted((ROOT / name).rglob("*.yaml"))]
+    named = "\n".join(path.read_text() for path in files)
     comments = re.findall(r"^# +(python train\.py [^:\[\n]+)", named, re.MULTILINE)
     contents = [*(content for _, _, content in blocks("bash")), *cells, *comments]
     return {" ".join(words): words for content in contents for words in lines(content)}

@@ -48,6 +48,14 @@ def test_formulas_are_written_without_tex(site):
     assert not re.search(r'class="arithmatex"|\$\$', "".join(pages))
 
 
+def test_papers_are_linked_but_not_in_code(site):
+    linked = '<a href="https://arxiv.org/abs/{0}">arXiv {0}</a>'
+    pages = {name: (site / name).read_text(encoding="utf-8") for name in ("methods/sft.html", "adding_a_method.html")}
+    assert linked.format("2508.05629") in pages["methods/sft.html"]
+    assert linked.format("2304.06767") in pages["adding_a_method.html"]
+    assert not re.search(r"<pre(?:(?!</pre>).)*arxiv\.org", pages["adding_a_method.html"], re.DOTALL)
+
+
 @pytest.mark.parametrize("words", ["method=dpo peft=qlora strategy=deepspeed_z3", "method=ppo rollout=vllm data=hub"])
 def test_every_key_of_a_run_is_listed(site, words):
     config = OmegaConf.to_container(compose(words.split()), resolve=False)
