@@ -107,9 +107,14 @@ def prose(text: str) -> str:
     return re.sub(r"[|*_`\[]", lambda sign: f"&#{ord(sign[0])};", html.escape(text))
 
 
+def names_of(module: str) -> dict[str, Any]:
+    """Names of one file of the package, run alone: importing the package would load torch."""
+    return runpy.run_path(str(ROOT / "src" / "alignlab" / module))
+
+
 def metrics() -> str:
     """Every metric with its unit and meaning."""
-    known = runpy.run_path(str(ROOT / "src/alignlab/metrics.py"))
+    known = names_of("metrics.py")
     best = {"min": "the lowest", "max": "the highest", None: ""}
     named = known["METRICS"] | {f"{prefix}…": metric for prefix, metric in known["FAMILIES"].items()}
     rows = (
@@ -120,8 +125,9 @@ def metrics() -> str:
 
 def other_tools() -> str:
     """Every argument of another tool with what is typed here."""
-    known = runpy.run_path(str(ROOT / "src/alignlab/config/schema/other_tools.py"))["_RENAMED"]
-    rows = ((", ".join(map(code, names.split())), code(words)) for words, names in known.items())
+    known = names_of("config/schema/other_tools.py")["OTHER_TOOLS"]
+    words = dict.fromkeys(known.values())
+    rows = ((", ".join(code(name) for name in known if known[name] == one), code(one)) for one in words)
     return table(["theirs", "here"], rows)
 
 
@@ -153,8 +159,8 @@ def package(file: Path, text: str) -> str:
     """Where the keys of a file stand in a config, with a dot at its end if that is not the top."""
     name = file.relative_to(CONF).with_suffix("").as_posix()
     header = re.search(r"# @package (\S+)", text)
-    group = "" if "/" not in name else name.rpartition("/")[0].removesuffix("/part").replace("/", ".")
-    place = PLACES.get(name, header[1] if header else group)
+    usual = name.rpartition("/")[0].removesuffix("/part").replace("/", ".")
+    place = PLACES.get(name, header[1] if header else usual)
     return "" if place in ("", "_global_") else f"{place}."
 
 
