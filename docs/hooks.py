@@ -72,7 +72,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Write formulas in MathML, which browsers show without a script, and link papers."""
+    """Write formulas in MathML, which browsers show without a script, and link papers.
+
+    A bar in a cell's code has a backslash in the page, which GitHub takes away and Python-Markdown leaves.
+    """
+    content = re.sub(r"<td.*?</td>", lambda cell: cell[0].replace(r"\|", "|"), content, flags=re.DOTALL)
     shown = re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', mathml, content, flags=re.DOTALL)
     return re.sub(r"(<pre.*?</pre>|<a .*?</a>)|arXiv\s(\d{4}\.\d{5})", paper, shown, flags=re.DOTALL)
 

@@ -48,6 +48,10 @@ def test_formulas_are_written_without_tex(site):
     assert not re.search(r'class="arithmatex"|\$\$', "".join(pages))
 
 
+def test_bars_in_the_code_of_a_table_have_no_backslash(site):
+    assert "<|im_start|>role … <|im_end|>" in codes(site / "own_data.html")
+
+
 def test_papers_are_linked_but_not_in_code(site):
     linked = '<a href="https://arxiv.org/abs/{0}">arXiv {0}</a>'
     pages = {name: (site / name).read_text(encoding="utf-8") for name in ("methods/sft.html", "adding_a_method.html")}
