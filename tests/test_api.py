@@ -51,6 +51,14 @@ def test_an_earlier_run_is_opened_by_its_folder(trained):
         alignlab.Run(trained.path / "model")
 
 
+def test_a_run_is_measured(trained):
+    found = alignlab.evaluate([str(trained.path), "measures=[loss]"])
+    assert found["loss"].value == pytest.approx(trained.summary["metrics"]["val/loss"], rel=1e-5)
+    assert (trained.path / "evaluation" / "evaluation.json").is_file()
+    with pytest.raises(InputError, match="from=nowhere"):
+        alignlab.evaluate(["nowhere", "data=arithmetic"])
+
+
 def test_compose_checks_as_the_command_line_does():
     assert alignlab.compose(["method=dpo", "model.path=somewhere"])["optimizer"]["lr"] == 1e-6
     with pytest.raises(InputError, match=r"Did you mean 'optimizer\.lr'"):

@@ -11,10 +11,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 # bitsandbytes warns when it is imported of a speed-up that it did not find.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-LAZY = ("Run", "compose", "train")
+LAZY = ("Run", "compose", "evaluate", "train")
 """Names of ``alignlab.api``, which imports torch and Transformers."""
 
-__all__ = ["Run", "__version__", "compose", "train"]
+__all__ = ["Run", "__version__", "compose", "evaluate", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The same from Python, for notebooks and scripts: ``alignlab.train(["method=dpo", …])``, ``alignlab.compose(…)``."""
+"""The same from Python, for notebooks and scripts: ``alignlab.train(["method=dpo", …])``, ``alignlab.evaluate(…)``."""
 
 import json
 import shlex
@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 from alignlab import run
 from alignlab.assemble import make_model_source
 from alignlab.cli.composition.compose import compose as composed
+from alignlab.cli.composition.paths import model_from_words, path_as_key
+from alignlab.cli.evaluate import check as check_evaluation
 from alignlab.cli.train import checked
 from alignlab.config.build import locate
 from alignlab.errors import InputError
+from alignlab.evaluation.evaluate import evaluate as measure
+from alignlab.evaluation.results import by_name, write_results
+from alignlab.measures.estimates import Estimate
 from alignlab.run_folder.metrics_file import read_metrics
 
 if TYPE_CHECKING:
@@ -92,3 +97,22 @@ def train(words: Sequence[str] = ()) -> Run:
         RunError: The run could not continue.
     """
     return Run(run.fit(compose(words), shlex.join(["alignlab", "train", *words])))
+
+
+def evaluate(words: Sequence[str]) -> dict[str, Estimate]:
+    """Measure a model, as ``alignlab evaluate WORDS`` does.
+
+    Args:
+        words: A model, ``group=option`` and ``key=value``.
+
+    Returns:
+        Means with their intervals, as ``METRIC``, and those of a named set of rows as ``SET/METRIC``.
+
+    Raises:
+        InputError: A word, the data or the model is wrong.
+    """
+    config = check_evaluation(composed(path_as_key(words, "from"), "evaluate"))
+    with model_from_words():
+        evaluation = measure(config)
+    write_results(evaluation, config, Path(config["to"]))
+    return by_name(evaluation)
