@@ -103,12 +103,17 @@ def _plain(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
+def _cell(value: Any) -> str:
+    """A value in a cell of a Markdown table."""
+    return str(value).replace("|", "\\|").replace("\n", "<br>")
+
+
 def _log_table(logger: Any, records: list[dict[str, Any]], step: int) -> None:
     columns = list(records[0])
     rows = [[record[column] for column in columns] for record in records]
     if isinstance(logger, WandbLogger):
-        logger.log_table("samples", columns=columns, data=rows, step=step)
+        logger.log_table("samples", columns=columns, data=rows, step=step - 1)  # Lightning's count of finished batches
     elif isinstance(logger, TensorBoardLogger):
         lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-        lines += ["| " + " | ".join(str(value).replace("\n", "<br>") for value in row) + " |" for row in rows]
+        lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows]
         logger.experiment.add_text("samples", "\n".join(lines), step)
