@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train recipe test test-slow test-vllm vllm docs faults lint format gpu-check clean
+.PHONY: train recipe test test-slow test-trackers test-vllm vllm docs faults lint format gpu-check clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -37,6 +37,15 @@ recipe: $(READY)           ## pretraining, SFT, then four ways of post-training 
 		method.reward.reward_model.path=$(RECIPE)/reward_model
 	$(BIN)/alignlab report $(RECIPE) to=$(RECIPE)/report
 
+# MLflow and Trackio bring packages of more than 100 MiB that no other test needs, so they lie in an environment above .venv.
+test-trackers: $(READY)    ## run the tests of MLflow and Trackio, in an environment with both on top of .venv
+	$(BIN)/python -m venv .venv-trackers
+	@cd .venv-trackers/lib/python3*/site-packages && \
+	printf '%s\n' "$(CURDIR)"/.venv/lib/python3*/site-packages "$(CURDIR)/src" >alignlab.pth
+	.venv-trackers/bin/pip install -q $$($(BIN)/python -c 'import tomllib as t; \
+	e = t.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*e["mlflow"], *e["trackio"])')
+	.venv-trackers/bin/python -m pytest -n 0 -m trackers tests/run_folder $(ARGS)
+
 lint: $(READY)             ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -49,7 +58,7 @@ gpu-check: $(READY)        ## on a GPU: compare numbers with those of a CPU, mea
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 clean:                     ## remove the environment
-	rm -rf .venv
+	rm -rf .venv .venv-trackers
 
 # Without an NVIDIA driver the small CPU build is taken where pip's configured indexes offer one, else the usual build,
 # which runs on a CPU too.

@@ -34,6 +34,8 @@ LIBRARIES = {
     "datasets": {"data"},
     "deepspeed": {"distributed"},
     "wandb": {"run_folder"},
+    "mlflow": {"run_folder"},
+    "trackio": {"run_folder"},
 }
 """Packages that may import a library; the others do not depend on it."""
 

@@ -20,7 +20,7 @@ PLACES = {
     "metrics_file.py": "metrics.csv of a run",
     "summary.py": "summary.json of a run",
     "environment.py": "environment.json and uncommitted.diff of a run",
-    "loggers.py": "wandb/run_id.txt of a run",
+    "tracker.py": "the name of a run at a tracker, in a file of its own in the folder of the run",
     "samples.py": "samples.jsonl of a run",
     "launch.py": "a report in a temporary folder of its own",
     "export_trial.py": "the hidden stage of model/ in a new run, where the export is tried",

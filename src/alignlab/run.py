@@ -44,6 +44,7 @@ from alignlab.run_folder.log import captured
 from alignlab.run_folder.loggers import close_loggers
 from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.plots import draw
+from alignlab.run_folder.wandb_run import offline_runs, sync_command
 from alignlab.system.credentials import masked
 from alignlab.system.disk import disk_fault
 
@@ -271,6 +272,7 @@ def finish(trainer: lightning.Trainer, method: Method, summary: Summary, folder:
     results = summary.write(summary.status)
     if summary.status == "done":
         files = [folder.model, folder.metrics, folder.summary, *plots[:1]]
-        console.show(result_card(results, folder=folder.path, files=files))
+        upload = sync_command(offline_runs(folder.path))
+        console.show(result_card(results, folder=folder.path, files=files, upload=upload))
     artifacts = {"config": [folder.config, *plots], "model": [folder.model]}
     close_loggers(trainer.loggers, summary=results, artifacts=artifacts, succeeded=summary.status == "done")

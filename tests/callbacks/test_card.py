@@ -122,6 +122,12 @@ def test_result_card_shows_the_reward_of_the_last_rollout():
     assert "reward" not in shown(card.result_card(SUMMARY, folder=Path("runs/sft/x")))
 
 
+def test_result_card_names_the_command_that_uploads_a_run_kept_offline():
+    assert "upload" not in shown(card.result_card(SUMMARY, folder=Path("runs/sft/x")))
+    text = shown(card.result_card(SUMMARY, folder=Path("runs/sft/x"), upload="wandb sync a b"))
+    assert row(text, "upload") == ["upload", "wandb", "sync", "a", "b"]
+
+
 def test_result_card_of_a_run_without_steps_shows_what_was_measured_before():
     text = shown(card.result_card({**SUMMARY, "metrics": {}}, folder=Path("runs/sft/x")))
     assert row(text, "val/exact_match") == ["val/exact_match", "0.47", "–"]

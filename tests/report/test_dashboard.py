@@ -31,7 +31,8 @@ def test_a_workspace_has_the_curves_that_a_run_has_logged_offline(tmp_path, monk
     assert alignlab("train", *FEW, "logger.wandb.project=mine", "callbacks.exact_match=null", "run_dir=run") == 0
     assert alignlab("dashboard", "run", "to=board.json") == 0
     said = capsys.readouterr().out
-    assert f"wandb sync {tmp_path.resolve() / 'run'}" in said or "wandb sync run/wandb/offline-run-" in said
+    assert "upload        wandb sync run/wandb/offline-run-" in said  # on the card of the run
+    assert f"wandb sync {tmp_path.resolve() / 'run' / 'wandb' / 'offline-run-'}" in said  # by the dashboard
     view = internal.View.model_validate(json.loads((tmp_path / "board.json").read_text()))
     assert view.project == "mine"
     bank = view.spec.section.panel_bank_config

@@ -45,7 +45,7 @@ def test_tracker_one_run_per_job_and_resume(tmp_path, nobody, monkeypatch):
         logger.log_metrics({"train/loss": 2.0, "epoch": 0}, step=6)
         logger.log_metrics({"val/loss": 3.0}, step=6)
         assert run.summary["progress/step"] == 7
-        assert run.summary["val/loss"] == 3.0
+        assert run.summary["val/loss"]["last"] == 3.0
         assert not {"trainer/global_step", "epoch"} & set(dict(run.summary))
         assert run.config["seed"] == 1
         (folder.path / "config.yaml").write_text("seed: 1")
@@ -88,6 +88,13 @@ def test_where_the_config_is_silent_the_environment_is_heard(tmp_path, nobody, m
         found = (run.project, run.group or None, run.name, tuple(run.tags or ()), run.settings.entity)
         loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
         assert found == (("p", "of", "n", ("x", "y"), "e") if environment else ("alignlab", None, "run0", (), None))
+
+
+def test_a_run_that_an_earlier_job_in_this_process_left_is_ended(tmp_path, nobody):
+    left = loggers.wandb(**OPTIONS, run_folder=RunFolder(tmp_path)).experiment
+    logger = loggers.wandb(**OPTIONS, run_folder=RunFolder(tmp_path))
+    assert library.run is logger.experiment is not left
+    loggers.close_loggers([logger], summary={}, artifacts={}, succeeded=True)
 
 
 def test_who_is_logged_in_is_online(nobody, monkeypatch):

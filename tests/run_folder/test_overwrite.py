@@ -26,6 +26,7 @@ def run(tmp_path):
         **dict.fromkeys(("plots/loss.png", "plots/margins.png", "plots/confidence.png"), ""),
         **dict.fromkeys(("tensorboard/events.out.tfevents.1.vm.2.0", "tensorboard/hparams.yaml"), ""),
         **dict.fromkeys(("wandb/run_id.txt", "wandb/offline-run-20250101_120000-ab12/run-ab12.wandb"), ""),
+        **dict.fromkeys(("mlflow/run_id.txt", "trackio/run_name.txt"), ""),
         **dict.fromkeys(("model/config.json", "model/checkpoint/shard", "checkpoints/.step-00000300.partial/x"), ""),
         "checkpoints/best/config.json": "",
     }
@@ -69,7 +70,13 @@ STRANGERS = [
         "plots/mine.png",
         "plots/old/loss.png",
     ),
-    *("tensorboard/notes.txt", "tensorboard/other/events.out.tfevents.1", "wandb/run-notes.txt", "wandb/settings"),
+    *(
+        "tensorboard/notes.txt",
+        "tensorboard/other/events.out.tfevents.1",
+        "wandb/run-notes.txt",
+        "wandb/settings",
+        "mlflow/mlflow.db",
+    ),
 ]
 
 

@@ -168,13 +168,16 @@ def shortened(text: str) -> str:
     return f"{text[:half]} … {text[-half:]}"
 
 
-def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Path] = ()) -> RenderableType:
+def result_card(
+    summary: Mapping[str, Any], *, folder: Path, files: Sequence[Path] = (), upload: str | None = None
+) -> RenderableType:
     """Make the result card of a run: held-out results before and after, reward of the last rollout, cost, and paths.
 
     Args:
         summary: Content of summary.json.
         folder: The run's folder.
         files: Files in the folder to list.
+        upload: Command that sends the run to its tracker; None if there is nothing to send.
     """
     before, after = summary["initial_metrics"], summary["metrics"]
     names = sorted(name for name in {**before, **after} if name.startswith("val/"))
@@ -193,7 +196,8 @@ def result_card(summary: Mapping[str, Any], *, folder: Path, files: Sequence[Pat
         cost += f"\nmodel/ has the {kept_weights(**summary['best'])}"
     paths = [Text(f"{path.name:<14}{path}", style="dim") for path in files]
     results = [*([table, Text()] if names else []), *([Text(reward), Text()] if reward else [])]
-    body = Group(*results, Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths)
+    later = [Text(f"{'upload':<14}{upload}")] if upload else []
+    body = Group(*results, Text(cost), Text(), Text(f"{'run':<14}{folder}"), *paths, *later)
     title = f"[bold]{summary['status']}"
     return Panel(body, title=title, title_align="left", border_style="green", padding=(1, 2))
 

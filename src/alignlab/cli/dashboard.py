@@ -1,7 +1,6 @@
 """Make a W&B workspace with the curves of some runs."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,16 +27,18 @@ def main(words: Sequence[str]) -> int:
 def save(config: dict[str, Any]) -> None:
     """Make the workspace, and print where it is."""
     from alignlab.errors import InputError
-    from alignlab.report.dashboard import make_workspace, offline_runs, tracker_of, write_json
+    from alignlab.report.dashboard import make_workspace, tracker_of, write_json
     from alignlab.report.records import read_records
     from alignlab.run_folder.loggers import is_logged_in
+    from alignlab.run_folder.wandb_run import offline_runs, sync_command
 
     records = read_records([Path(path) for path in config["from"]])
     project, entity = tracker_of(records) if config["project"] is None else (config["project"], None)
     project = project or os.environ.get("WANDB_PROJECT") or "alignlab"
     workspace = make_workspace(records, project, config["entity"] or entity, config["name"])
-    if waiting := offline_runs(records):
-        print(f"runs that were kept offline: wandb sync {shlex.join(map(str, waiting))}")
+    waiting = [folder for record in records if record.path for folder in offline_runs(record.path)]
+    if command := sync_command(waiting):
+        print(f"runs that were kept offline: {command}")
     if config["to"] is not None:
         write_json(workspace, Path(config["to"]))
         print(f"workspace: {config['to']}")

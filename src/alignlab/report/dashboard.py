@@ -113,9 +113,3 @@ def tracker_of(records: Sequence[Record]) -> tuple[str | None, str | None]:
         names = ", ".join(str(project) for project, _ in found)
         raise InputError("alignlab dashboard", f"these runs are in several projects: {names}", "Type project=NAME")
     return found[0] if found else (None, None)
-
-
-def offline_runs(records: Sequence[Record]) -> list[Path]:
-    """Folders of W&B runs that were kept offline, and wait for ``wandb sync``."""
-    folders = [record.path / "wandb" for record in records if record.path]
-    return sorted(path for folder in folders for path in folder.glob("offline-run-*") if path.is_dir())

@@ -12,14 +12,11 @@ import yaml
 
 from alignlab.errors import InputError
 from alignlab.run_folder.environment import ENVIRONMENT
-from alignlab.run_folder.location import JOBS
+from alignlab.run_folder.location import FOLDERS, JOBS
 from alignlab.run_folder.metrics_file import read_metrics
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 """Errors of reading a JSON file that is missing, damaged or has other content."""
-
-NOT_READ = ("checkpoints", "model", "wandb", "tensorboard", "plots", "evaluation")
-"""Folders of a run that hold no other run."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ def _entries(folder: Path) -> Iterator[Path | Mapping[str, Any]]:
     for place, folders, files in os.walk(folder):
         folders.sort()
         if {"config.yaml", "summary.json"} <= {*files}:
-            folders[:] = [name for name in folders if name not in NOT_READ]
+            folders[:] = [name for name in folders if name not in FOLDERS]  # no other run is in them
             yield Path(place)
         if JOBS in folders:
             folders.remove(JOBS)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TextIO
 
 from alignlab.errors import InputError
-from alignlab.run_folder.location import FILES, LEFTOVERS, names_in
+from alignlab.run_folder.location import FILES, LEFTOVERS, TRACKERS, names_in
 from alignlab.run_folder.metrics_file import has_steps
 from alignlab.run_folder.storage import SavedState, remove_leftovers
 from alignlab.system.disk import LOCK, write_text
 
-WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "trace", "wandb", "tensorboard")
+WRITTEN = (*FILES, *LEFTOVERS, LOCK, "checkpoints", "plots", "trace", *TRACKERS)
 """Names that a run may have written into its folder before its first step."""
 
 
@@ -93,6 +93,16 @@ class RunFolder:
     def wandb_id(self) -> Path:
         """File with the W&B id of the run, so that a resumed run continues the same W&B run."""
         return self.path / "wandb" / "run_id.txt"
+
+    @property
+    def mlflow_id(self) -> Path:
+        """File with the id of the MLflow run, for the same purpose."""
+        return self.path / "mlflow" / "run_id.txt"
+
+    @property
+    def trackio_name(self) -> Path:
+        """File with the name of the Trackio run, for the same purpose."""
+        return self.path / "trackio" / "run_name.txt"
 
     @property
     def tensorboard(self) -> Path:

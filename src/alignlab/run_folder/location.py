@@ -14,7 +14,8 @@ FILES = (
     *("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl"),
     *("train.log", "train-rank*.log", "vllm_*.log"),
 )
-FOLDERS = ("checkpoints", "model", "plots", "trace", "wandb", "tensorboard", "evaluation")
+TRACKERS = ("wandb", "tensorboard", "mlflow", "trackio")
+FOLDERS = ("checkpoints", "model", "plots", "trace", "evaluation", *TRACKERS)
 REPLACED = ("config.yaml", "summary.json", "environment.json", "uncommitted.diff", "metrics.csv", "samples.jsonl")
 REPLACED = (*REPLACED, "model")
 LEFTOVERS = (*(f".{name}.partial" for name in REPLACED), ".model.old")

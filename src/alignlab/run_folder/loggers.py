@@ -1,4 +1,4 @@
-"""Loggers of a run: W&B, TensorBoard and CSV. Each takes the run's folder and logs against ``progress/step``."""
+"""Loggers of a run, each of which logs against ``progress/step``. MLflow and Trackio have modules of their own."""
 
 import netrc
 import os
@@ -12,10 +12,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from alignlab.errors import InputError
+from alignlab.metrics import best_mode
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.metrics_file import AXIS, MetricsFile, on_axis
-from alignlab.run_folder.wandb_run import begin
-from alignlab.system.disk import write_text
+from alignlab.run_folder.tracker import Tracker, leaves, stored
+from alignlab.run_folder.wandb_run import begin, define
 
 WANDB_HOST = "https://api.wandb.ai"
 
@@ -28,7 +29,7 @@ def csv(*, run_folder: RunFolder) -> MetricsFile:
     return MetricsFile(path=run_folder.metrics, first_step=run_folder.first_step)
 
 
-class TensorBoard(TensorBoardLogger):
+class TensorBoard(TensorBoardLogger, Tracker):
     """Lightning's TensorBoard logger, with optimizer steps as the axis."""
 
     @rank_zero_only
@@ -36,6 +37,20 @@ class TensorBoard(TensorBoardLogger):
         """Log metrics at the optimizer step that they belong to."""
         values = on_axis(metrics, step)
         super().log_metrics(values, int(values[AXIS]))
+
+    def end(self, *, summary: Mapping[str, Any], artifacts: Mapping[str, Iterable[Path]], succeeded: bool) -> None:
+        """Add the run to the table of hyper-parameters: its settings, and the last values of metrics that have a best.
+
+        Lightning's method would draw these values as further points of the curves.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        last = {name: value for name, value in summary.get("metrics", {}).items() if best_mode(name)}
+        settings = {name: _plain(value) for name, value in leaves(self.hparams) if value is not None}
+        metrics, begins, ends = hparams(settings, {name: value for name, value in last.items() if value is not None})
+        writer = self.experiment._get_file_writer()
+        for part in (metrics, begins, *([ends] if succeeded else [])):
+            writer.add_summary(part)
 
 
 def tensorboard(*, run_folder: RunFolder) -> TensorBoard:
@@ -57,7 +72,7 @@ def tensorboard(*, run_folder: RunFolder) -> TensorBoard:
         raise InputError("logger=tensorboard", "the package tensorboard is not installed", instead) from error
 
 
-class Wandb(WandbLogger):
+class Wandb(WandbLogger, Tracker):
     """Lightning's W&B logger, with optimizer steps as the axis.
 
     W&B's own step only increases and would drop what a resumed run logs again, so it is not used, and every curve is
@@ -71,11 +86,25 @@ class Wandb(WandbLogger):
     def __init__(self, *, uploads: Iterable[str] = (), **options: Any):
         super().__init__(**options)
         self.uploads = tuple(uploads)
+        self._defined: set[str] = set()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log metrics with the optimizer step that they belong to."""
-        self.experiment.log(on_axis(metrics, step))
+        """Log metrics with the optimizer step that they belong to; new names are defined first."""
+        values = on_axis(metrics, step)
+        for name in values.keys() - self._defined:
+            define(self.experiment, name)
+        self._defined |= values.keys()
+        self.experiment.log(values)
+
+    def end(self, *, summary: Mapping[str, Any], artifacts: Mapping[str, Iterable[Path]], succeeded: bool) -> None:
+        """Log the results to the summary, upload the files that were asked for, and end the W&B run."""
+        run = self.experiment
+        run.summary.update(dict(summary))
+        chosen = [Path(path) for kind in self.uploads for path in artifacts.get(kind, ())]
+        for path in filter(Path.exists, chosen):
+            _log_artifact(run, path)
+        run.finish(exit_code=0 if succeeded else 1)
 
 
 def wandb(
@@ -112,7 +141,7 @@ def wandb(
     import wandb as library
 
     if library.run is not None:  # left by an earlier job in this process that did not finish
-        library.finish(exit_code=1, quiet=True)
+        library.finish(exit_code=1)
     mode = wandb_mode(mode)
     if mode == "online" and not is_logged_in():
         instead = "Type wandb login, or logger.wandb.mode=auto, which is offline without a key"
@@ -125,10 +154,9 @@ def wandb(
         name=name or os.environ.get("WANDB_NAME") or run_folder.path.name,
         tags=list(tags) or None,
         dir=run_folder.path,
-        id=_run_id(run_folder),
+        id=stored(run_folder.wandb_id, lambda: secrets.token_hex(4)),
         resume="allow",
     )
-    run.define_metric(AXIS)
     run.define_metric("*", step_metric=AXIS)
     return Wandb(uploads=UPLOADS[artifacts], save_dir=str(run_folder.path), experiment=run)
 
@@ -155,19 +183,14 @@ def close_loggers(
     """Log the results to the trackers and end their runs, so that the next job of a sweep gets a new one.
 
     Args:
-        loggers: All loggers of the run; only W&B's needs to be closed.
+        loggers: All loggers of the run; trackers are told the results.
         summary: Final values by name, nested or not.
         artifacts: Files and folders by their kind in ``UPLOADS``; paths that do not exist are skipped.
         succeeded: Whether the run is shown as finished or as crashed.
     """
     for logger in loggers:
-        if isinstance(logger, Wandb) and rank_zero_only.rank == 0:
-            run = logger.experiment
-            run.summary.update(dict(summary))
-            chosen = [Path(path) for kind in logger.uploads for path in artifacts.get(kind, ())]
-            for path in filter(Path.exists, chosen):
-                _log_artifact(run, path)
-            run.finish(exit_code=0 if succeeded else 1)
+        if isinstance(logger, Tracker) and rank_zero_only.rank == 0:
+            logger.end(summary=summary, artifacts=artifacts, succeeded=succeeded)
         logger.save()
 
 
@@ -179,10 +202,9 @@ def _log_artifact(run: Any, path: Path) -> None:
     run.log_artifact(artifact)
 
 
-def _run_id(run_folder: RunFolder) -> str:
-    if not run_folder.wandb_id.is_file():
-        write_text(run_folder.wandb_id, secrets.token_hex(4))
-    return run_folder.wandb_id.read_text(encoding="utf-8")
+def _plain(value: Any) -> bool | int | float | str:
+    """A value as TensorBoard takes it; a list as text."""
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
 def _has_login(path: Path, host: str) -> bool:

@@ -74,6 +74,8 @@ def _strangers(path: Path) -> Iterator[str]:
         "plots": plots,
         "tensorboard": TENSORBOARD,
         "wandb": WANDB,
+        "mlflow": ("run_id.txt",),
+        "trackio": ("run_name.txt",),
         "checkpoints": (*saved, storage.LAST, storage.BEST, *storage.LEFTOVERS),
     }
     for folder, names in known.items():

@@ -3,9 +3,14 @@
 import logging
 import os
 import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from alignlab.errors import InputError
+from alignlab.metrics import best_mode
+from alignlab.run_folder.metrics_file import AXIS
 from alignlab.system.paths import reason
 
 log = logging.getLogger(__name__)
@@ -53,6 +58,40 @@ def begin(mode: str, **options: Any) -> Any:
         raise InputError(_asked(mode), reason(error), f"Correct it, {OTHERWISE}") from error
     library.teardown()  # W&B's service keeps the id of the run that it could not start
     return library.init(mode="offline", settings=_settings(library), **options)
+
+
+def define(run: Any, name: str) -> None:
+    """Define a metric before it is logged, so that a new project shows it well without a workspace of its own.
+
+    It is drawn over ``progress/step``; a metric with a best value has that and its last one in the summary, as
+    ``NAME.min`` or ``NAME.max`` and ``NAME.last``; the counters of progress get no charts.
+
+    Args:
+        run: The W&B run.
+        name: Name of the metric.
+    """
+    if name == AXIS:
+        run.define_metric(name, hidden=True)
+    elif name.startswith("progress/"):
+        run.define_metric(name, step_metric=AXIS, hidden=True)
+    elif mode := best_mode(name):
+        run.define_metric(name, step_metric=AXIS, summary=f"{mode},last")
+
+
+def offline_runs(run_folder: Path) -> list[Path]:
+    """Folders of W&B runs of a run that were kept offline, and that ``wandb sync`` has not sent.
+
+    Args:
+        run_folder: Folder of the run. A run that was resumed has several, which are sent as one.
+    """
+    folders = (path for path in (run_folder / "wandb").glob("offline-run-*") if path.is_dir())
+    return sorted(path for path in folders if not any(path.glob("*.wandb.synced")))
+
+
+def sync_command(folders: Iterable[Path]) -> str | None:
+    """The command that sends W&B runs which were kept offline; None if there are none."""
+    names = [str(folder) for folder in folders]
+    return f"wandb sync {shlex.join(names)}" if names else None
 
 
 def _asked(mode: str) -> str:
