@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 import tomllib
 from pathlib import Path
 from subprocess import Popen
@@ -94,6 +95,8 @@ def folder(monkeypatch, tmp_path, config):
     monkeypatch.setattr(serve, "serve", made.append)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / ".venv-vllm" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv-vllm" / "bin" / "python").symlink_to(sys.executable)  # as make vllm leaves it
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "config.yaml").write_text(config, encoding="utf-8")
     (tmp_path / "RUN" / "summary.json").write_text("{}")

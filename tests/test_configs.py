@@ -1,5 +1,6 @@
 """Every option composes, with every method where it matters, and passes the schema; config files stay short."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,14 @@ def test_every_option_composes_and_passes(choice, monkeypatch):
 
 @pytest.mark.parametrize("name", options("../experiments"))
 def test_every_experiment_passes(name):
-    compat.check(schema.check(compose([f"experiments={name}"])))
+    engine = [f"rollout.vllm_executable={sys.executable}"] if name.endswith("_vllm") else []
+    compat.check(schema.check(compose([f"experiments={name}", *engine])))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "grpo"])
+def test_every_stage_of_the_recipe_passes(stage):
+    reward = ["method.reward.reward_model.path=RUN"] if stage == "grpo" else []
+    compat.check(schema.check(compose([f"experiments=recipe/{stage}", *reward])))
 
 
 @pytest.mark.parametrize("name", options("../sweeps"))
