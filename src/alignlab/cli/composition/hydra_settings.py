@@ -6,9 +6,11 @@ from typing import Any
 
 from hydra._internal import hydra as hydra_main
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.refusals import parse
@@ -17,6 +19,9 @@ from alignlab.errors import InputError, raise_all
 
 HYDRA_PLUGINS = "hydra._internal.core_plugins."
 """Package of Hydra's own launchers and sweepers."""
+
+NO_SWEEP = "hydra.mode=RUN"
+"""What Hydra adds to the words of a command that is no sweep."""
 
 KINDS = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper, "hydra.callbacks": Callback}
 LOGGING = ("hydra.job_logging", "hydra.hydra_logging")
@@ -31,14 +36,31 @@ COMMANDS = (
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Hydra's config loader, with a check of Hydra's settings before Hydra uses them."""
+    """Hydra's config loader, with a check of Hydra's settings before Hydra uses them.
+
+    Hydra composes a command twice, at first only to see whether it is a sweep. If it is none, the first config is used.
+    """
+
+    composed: tuple[str | None, list[str], DictConfig] | None = None
 
     def load_configuration(
-        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         """Compose a config, and refuse settings that would run programs."""
-        cfg = super().load_configuration(config_name, overrides, *args, **kwargs)
+        words = [word for word in overrides if word != NO_SWEEP]
+        if run_mode == RunMode.RUN and self.composed is not None and self.composed[:2] == (config_name, words):
+            parsed = OverridesParser.create().parse_overrides(words)
+            self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
+            return self.composed[2]
+        cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         refuse_programs(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
+        if run_mode == RunMode.MULTIRUN and not validate_sweep_overrides:
+            self.composed = config_name, words, cfg
         return cfg
 
 
