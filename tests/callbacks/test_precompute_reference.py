@@ -76,7 +76,7 @@ CASES = {
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, marks=[pytest.mark.slow] if "_" in case[3:] and case != "group_dpo" else []) for case in CASES],
+    [pytest.param(case, marks=[] if case == "dpo" else [pytest.mark.slow]) for case in CASES],
 )
 def test_the_same_curve_as_without_and_scored_once(train, scored, case):
     """Training and held-out rows over two epochs, ragged steps; the second run reads what the first one wrote."""
