@@ -35,7 +35,7 @@ recipe: $(READY)           ## pretraining, SFT, then four ways of post-training 
 	$(STAGE) method=reward_model init_from=$(RECIPE)/sft run_dir=$(RECIPE)/reward_model
 	$(STAGE) experiments=recipe/grpo init_from=$(RECIPE)/sft run_dir=$(RECIPE)/grpo \
 		method.reward.reward_model.path=$(RECIPE)/reward_model
-	$(BIN)/alignlab report $(RECIPE) to=$(RECIPE)/report
+	$(BIN)/alignlab report $(RECIPE) to=$(RECIPE)/report metric=val/exact_match
 
 # MLflow and Trackio bring packages of more than 100 MiB that no other test needs, so they lie in an environment above .venv.
 test-trackers: $(READY)    ## run the tests of MLflow and Trackio, in an environment with both on top of .venv
