@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
@@ -208,6 +209,15 @@ def test_several_machines_need_ranks(monkeypatch, capsys):
     assert main(["train", "trainer.num_nodes=2", "trainer.devices=2", "strategy=ddp"]) == 2
     said = capsys.readouterr().err
     assert "torchrun --nnodes 2 --nproc-per-node 2" in said and "srun --nodes 2 --ntasks-per-node 2" in said
+
+
+def test_a_command_that_is_no_sweep_is_composed_once(jobs, monkeypatch):
+    composed = []
+    compose = ConfigLoaderImpl.load_configuration
+    counted = lambda *args, **kwargs: composed.append(1) or compose(*args, **kwargs)  # noqa: E731
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    main(["train", "seed=2"])
+    assert len(composed) == 1
 
 
 def test_a_named_sweep_needs_no_flag(jobs):

@@ -45,5 +45,5 @@ def _typed_groups(groups: "ConfigGroups", parent: str = "") -> Iterator[str]:
 
 
 def _line(group: str, options: list[str]) -> str:
-    head = f"  {group:<{INDENT - 2}}"
+    head = f"  {group:<{INDENT - 3}} "
     return textwrap.fill(", ".join(options), WIDTH, initial_indent=head, subsequent_indent=" " * INDENT)

@@ -53,10 +53,11 @@ class CheckedLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Compose a config, and refuse settings that would run programs."""
         words = [word for word in overrides if word != NO_SWEEP]
-        if run_mode == RunMode.RUN and self.composed is not None and self.composed[:2] == (config_name, words):
+        composed, self.composed = self.composed, None  # Hydra changes a config, so it serves once
+        if run_mode == RunMode.RUN and composed is not None and composed[:2] == (config_name, words):
             parsed = OverridesParser.create().parse_overrides(words)
             self.validate_sweep_overrides_legal(parsed, run_mode, from_shell)
-            return self.composed[2]
+            return composed[2]
         cfg = super().load_configuration(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         refuse_programs(OmegaConf.to_container(cfg.hydra, resolve=False), overrides)
         if run_mode == RunMode.MULTIRUN and not validate_sweep_overrides:
