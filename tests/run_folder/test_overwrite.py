@@ -26,7 +26,8 @@ def run(tmp_path):
         **dict.fromkeys(("plots/loss.png", "plots/margins.png", "plots/confidence.png"), ""),
         **dict.fromkeys(("tensorboard/events.out.tfevents.1.vm.2.0", "tensorboard/hparams.yaml"), ""),
         **dict.fromkeys(("wandb/run_id.txt", "wandb/offline-run-20250101_120000-ab12/run-ab12.wandb"), ""),
-        **dict.fromkeys(("mlflow/run_id.txt", "trackio/run_name.txt"), ""),
+        **dict.fromkeys(("mlflow/run_id.txt", "trackio/run_name.txt", "trace/rank-0.json"), ""),
+        **dict.fromkeys(("evaluation/evaluation.json", "evaluation/completions.jsonl"), ""),
         **dict.fromkeys(("model/config.json", "model/checkpoint/shard", "checkpoints/.step-00000300.partial/x"), ""),
         "checkpoints/best/config.json": "",
     }
@@ -76,6 +77,9 @@ STRANGERS = [
         "wandb/run-notes.txt",
         "wandb/settings",
         "mlflow/mlflow.db",
+        "trace/notes.txt",
+        "evaluation/notes.txt",
+        "evaluation/old/evaluation.json",
     ),
 ]
 

@@ -76,6 +76,8 @@ def _strangers(path: Path) -> Iterator[str]:
         "wandb": WANDB,
         "mlflow": ("run_id.txt",),
         "trackio": ("run_name.txt",),
+        "trace": ("rank-*.json",),
+        "evaluation": ("evaluation.json", "completions.jsonl"),
         "checkpoints": (*saved, storage.LAST, storage.BEST, *storage.LEFTOVERS),
     }
     for folder, names in known.items():

@@ -1,5 +1,6 @@
 """What the trackers of a run share: a run at the tracker that ends with the job, and that a resumed job finds again."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,10 @@ from typing import Any
 from alignlab.system.disk import write_text
 
 
-class Tracker:
+class Tracker(ABC):
     """A logger that is told the results, and that the job ends."""
 
+    @abstractmethod
     def end(self, *, summary: Mapping[str, Any], artifacts: Mapping[str, Iterable[Path]], succeeded: bool) -> None:
         """Log the results and end the run at the tracker; called on rank 0 only.
 
@@ -18,7 +20,6 @@ class Tracker:
             artifacts: Files and folders by their kind (``config``, ``model``), which need not exist.
             succeeded: Whether the run is shown as finished or as failed.
         """
-        raise NotImplementedError
 
 
 def stored(path: Path, make: Callable[[], str], is_known: Callable[[str], bool] = lambda name: True) -> str:
