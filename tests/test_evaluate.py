@@ -3,10 +3,12 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
 
+from alignlab.cli.evaluate import run_of
 from alignlab.evaluation.results import COMPLETIONS, RESULTS
 from alignlab.models.opened import open_trained
 from tests.commands import alignlab, summary
@@ -108,6 +110,25 @@ def test_named_sets_are_measured_one_by_one(tmp_path):
     )
 
 
+def test_a_name_is_no_run_where_a_run_is_the_working_folder(run, monkeypatch, capsys):
+    monkeypatch.chdir(run)
+    assert alignlab("evaluate", "pocket") == 2
+    assert "no run made it" in capsys.readouterr().err
+    assert run_of("pocket") is None and run_of("me/model") is None
+    assert run_of(".") == run_of("model") == run_of("checkpoints/step-00000002") == run
+
+
+def test_a_run_that_is_not_done_is_not_told_to_its_tracker(run, tmp_path):
+    """W&B would show it as finished."""
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    said = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(said | {"status": "failed"}))
+    before = sorted(folder.glob("wandb/*"))
+    assert alignlab("evaluate", folder, "measures=[loss]") == 0
+    assert sorted(folder.glob("wandb/*")) == before
+
+
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +185,32 @@ def test_a_judge_must_prefer_a_completion_in_both_orders(run, tmp_path, answer):
     assert len({*by_length}) > 1 and len(lines) == 6
     assert [line["outcome"] for line in lines] == (by_length if answer is longer else [0] * 6)
     assert found["win_rate"]["value"] == pytest.approx(sum((line["outcome"] + 1) / 2 for line in lines) / 6)
+
+
+GIVEN = [{"prompt": f"{n}?", "completions": ["1", "2"], "rewards": [0, 1]} for n in range(8)]
+
+
+def test_a_reward_that_the_data_gives_to_its_own_completions_says_nothing_of_others(tmp_path, capsys):
+    """Neither typed nor taken from the run."""
+    rows, folder = write(tmp_path / "rows.jsonl", *GIVEN), tmp_path / "run"
+    words = ["method=grpo", "rollout=data", "method/reward=given", "data=jsonl", f"data.path={rows}", "logger=none"]
+    words += ["data.global_batch_size=2", "trainer.max_steps=1", "data.validation_size=2", f"run_dir={folder}"]
+    assert alignlab("train", *words) == 0
+    capsys.readouterr()
+    for typed, why in ([], "there is no method/reward="), (["method/reward=given"], "says nothing of others"):
+        assert alignlab("evaluate", folder, "measures=[samples]", *typed) == 2
+        assert why in capsys.readouterr().err
+
+
+def test_what_rewards_and_the_model_cannot_read_is_refused(tmp_path, capsys):
+    words = ("evaluate", "pocket", "data=jsonl", f"to={tmp_path / 'out'}")
+    asked = write(tmp_path / "asked.jsonl", {"prompt": "1?", "answer": "1"})
+    column = ("method/reward=exact_answer", "method.reward.exact_answer.column=a")
+    assert alignlab(*words, f"data.path={asked}", *column) == 2
+    assert "it needs a column 'a'" in capsys.readouterr().err
+    long = write(tmp_path / "long.jsonl", {"prompt": "1?", "chosen": "1 " * 400, "rejected": "2"})
+    assert alignlab(*words, f"data.path={long}", "measures=[loss]") == 2
+    assert "the model has 512 positions" in capsys.readouterr().err
 
 
 # --- reward models ----------------------------------------------------------------------------------------------------

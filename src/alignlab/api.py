@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab import run
 from alignlab.assemble import make_model_source
+from alignlab.cli import evaluate as evaluation
 from alignlab.cli.composition.compose import compose as composed
-from alignlab.cli.composition.paths import model_from_words, path_as_key
-from alignlab.cli.evaluate import check as check_evaluation
+from alignlab.cli.composition.paths import path_as_key
 from alignlab.cli.train import checked
 from alignlab.config.build import locate
 from alignlab.errors import InputError
-from alignlab.evaluation.evaluate import evaluate as measure
-from alignlab.evaluation.results import by_name, write_results
+from alignlab.evaluation.results import by_name
 from alignlab.measures.estimates import Estimate
 from alignlab.run_folder.metrics_file import read_metrics
 
@@ -111,8 +110,5 @@ def evaluate(words: Sequence[str]) -> dict[str, Estimate]:
     Raises:
         InputError: A word, the data or the model is wrong.
     """
-    config = check_evaluation(composed(path_as_key(words, "from"), "evaluate"))
-    with model_from_words():
-        evaluation = measure(config)
-    write_results(evaluation, config, Path(config["to"]))
-    return by_name(evaluation)
+    config = evaluation.check(composed(path_as_key(words, "from"), "evaluate"))
+    return by_name(evaluation.measured(config)[0])

@@ -196,7 +196,7 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     head = locate(config["method"]["_target_"]).head
     policy = model.load_model(data.tokenizer, quantization, head=head)
     refuse_router_loss(policy.config.get_text_config())
-    refuse_beyond_context(policy, data)
+    refuse_beyond_context(policy, data.longest_sequence, data.tokens.max_tokens_per_sequence)
     set_stop_tokens(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
         log.warning(
@@ -280,13 +280,21 @@ def refuse_router_loss(config: Any) -> None:
         raise InputError(asked, "the loss that balances the experts is not computed in training here", instead)
 
 
-def refuse_beyond_context(policy: nn.Module, data: DataModule) -> None:
-    """Refuse sequences that are longer than the model's context."""
+def refuse_beyond_context(policy: nn.Module, longest: int, max_tokens_per_sequence: int) -> None:
+    """Refuse sequences that are longer than the model's context.
+
+    Args:
+        policy: The model.
+        longest: Number of tokens of the longest sequence.
+        max_tokens_per_sequence: As typed.
+
+    Raises:
+        InputError: They are.
+    """
     limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    longest = data.longest_sequence
     if limit is not None and longest > limit:
         raise InputError(
-            f"data.max_tokens_per_sequence={data.tokens.max_tokens_per_sequence}",
+            f"data.max_tokens_per_sequence={max_tokens_per_sequence}",
             f"the model has {limit} positions, and sequences may have {longest} tokens",
             f"Type data.max_tokens_per_sequence={limit}, and data.truncation= for rows that are longer",
         )

@@ -178,7 +178,7 @@ def train(config: Config, folder: RunFolder, command: str | None) -> None:
         except Exception as error:
             summary.status = "failed"
             if is_exhausted(error):
-                raise explain(config, data) from error
+                raise explain(config, data, error) from error
             raise
         finally:
             finish(trainer, method, summary, folder)

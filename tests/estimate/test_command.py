@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from alignlab.estimate import estimate as estimating
+from alignlab.estimate import exhausted
 from alignlab.methods.sft import SFT
 from tests.commands import QUIET, alignlab
 
@@ -53,6 +56,29 @@ def test_a_run_that_dies_of_memory_says_what_took_it_and_what_to_type(words, mon
     assert "memory is exhausted" in told and "activations" in told
     assert "Type data.batch_size_per_device=" in told and "alignlab estimate" in told
     assert json.loads(Path("run/summary.json").read_text())["status"] == "failed"
+
+
+def test_what_a_run_died_of_is_told_without_an_estimate_too(words, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no such shape")
+
+    monkeypatch.setattr(SFT, "compute_loss", lambda *_: torch.empty(2**52))
+    monkeypatch.setattr(exhausted, "estimate", broken)
+    assert alignlab("train", *QUIET[:1], *words, "run_dir=run") == 1
+    told = capsys.readouterr().err
+    assert "memory is exhausted: " in told and "allocate memory" in told and "no estimate: no such shape" in told
+
+
+def test_a_card_has_the_memory_that_it_says(monkeypatch):
+    """A100 stands for one of 80 GB, and is the name of those of 40 GB too; of an unknown card speeds are assumed."""
+    config = {"trainer": {"devices": 1, "num_nodes": 1, "accelerator": "gpu"}}
+    monkeypatch.setattr(estimating, "uses_cuda", lambda accelerator: True)
+    monkeypatch.setattr(estimating, "num_local_processes", lambda *_: 1)
+    for name, told in (("NVIDIA A100-SXM4-40GB", "1 × a100"), ("Card of ours", "1 × Card of ours")):
+        found = SimpleNamespace(name=name, total_memory=40 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=found: found)
+        hardware = estimating.hardware_of(config, None)
+        assert str(hardware) == told and hardware.card.num_bytes == 40 * 2**30 and hardware.card.flops > 0
 
 
 def test_other_errors_stay_what_they_are(words, monkeypatch):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,8 +10,20 @@ from alignlab.cli.composition.command import command
 from alignlab.cli.composition.paths import model_from_words, path_as_key
 from alignlab.errors import InputError
 
+if TYPE_CHECKING:
+    from alignlab.evaluation.results import Evaluation
+
 FOLDER = "evaluation"
 """Folder of the results, in that of the run."""
+
+OF_RUN = ("config.yaml", "summary.json")
+"""Files by which a run is known."""
+
+LEVELS = 3
+"""Folders between a run and the deepest model in it, ``checkpoints/step-N/model``."""
+
+GIVEN = "alignlab.rewards.given.GivenReward"
+"""Reward that the data gives to its own completions, which says nothing of others."""
 
 
 def main(words: Sequence[str]) -> int:
@@ -39,9 +51,12 @@ def check(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_of(model: str) -> Path | None:
-    """The folder of the run that made a model: the path itself, or one above it; None if no run did."""
+    """The folder of the run that made a model: the path itself, or one around it; None if no run did."""
     path = Path(model).absolute()
-    return next((folder for folder in (path, *path.parents) if (folder / "summary.json").is_file()), None)
+    if model == "pocket" or not path.exists():  # another name is a hub id, also where a run is the working folder
+        return None
+    around = (path, *path.parents)[: 1 + LEVELS]
+    return next((folder for folder in around if all((folder / name).is_file() for name in OF_RUN)), None)
 
 
 def with_run(cfg: DictConfig, run: Path | None) -> DictConfig:
@@ -71,7 +86,9 @@ def with_run(cfg: DictConfig, run: Path | None) -> DictConfig:
         cfg.rows = "held_out" if of_own_rows else cfg.rows
     if cfg.data and OmegaConf.is_missing(cfg.data, "path") and (sets := cfg.data.get("validation_path")):
         cfg.data.path = list(sets.values()) if OmegaConf.is_dict(sets) else sets  # of which no row is read
-    if not cfg.method.reward and (rewards := own.get("method", {}).get("reward")):
+    rewards = own.get("method", {}).get("reward") or {}
+    given = any((node or {}).get("_target_") == GIVEN for node in rewards.values())
+    if rewards and not given and not cfg.method.reward:
         keys = ("reward_weights", "reward_special_tokens", "reward_limits")
         typed = {key: own["method"][key] for key in keys}
         cfg = OmegaConf.merge(cfg, {"method": {"reward": rewards, **typed}})
@@ -89,17 +106,32 @@ def with_files(data: dict[str, Any]) -> dict[str, Any]:
 
 def measure(config: dict[str, Any]) -> None:
     """Measure, write, and print a table."""
-    from alignlab.evaluation.evaluate import evaluate
-    from alignlab.evaluation.results import RESULTS, log_to_tracker, write_results
+    from alignlab.evaluation.results import RESULTS
     from alignlab.measures.table import print_estimates
     from alignlab.run_folder import console
 
     console.set_up(config["debug"])
+    evaluation, is_tracked = measured(config)
+    print_estimates(evaluation.results)
+    print(f"results: {Path(config['to']) / RESULTS}")
+    if is_tracked:
+        print("and in the summary of its W&B run, as evaluation/…")
+
+
+def measured(config: dict[str, Any]) -> "tuple[Evaluation, bool]":
+    """Measure, write the files, and tell the tracker.
+
+    Args:
+        config: Of ``check``.
+
+    Returns:
+        What came out, and whether a tracker got it.
+    """
+    from alignlab.evaluation.evaluate import evaluate
+    from alignlab.evaluation.results import log_to_tracker, write_results
+
     with model_from_words():
         evaluation = evaluate(config)
     write_results(evaluation, config, Path(config["to"]))
-    print_estimates(evaluation.results)
-    print(f"results: {Path(config['to']) / RESULTS}")
     run = run_of(config["from"])
-    if run and config["to_tracker"] and log_to_tracker(evaluation, run):
-        print("and in the summary of its W&B run, as evaluation/…")
+    return evaluation, bool(run and config["to_tracker"] and log_to_tracker(evaluation, run))

@@ -1,6 +1,7 @@
 """The estimate of a run: its memory, its work, and whether it fits."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +9,14 @@ import torch
 
 from alignlab.distributed.launch import num_local_processes, uses_cuda
 from alignlab.estimate.build import Models, build_run
-from alignlab.estimate.cards import Card, Hardware, parse_hardware
+from alignlab.estimate.cards import CARDS, Card, Hardware, parse_hardware
 from alignlab.estimate.memory import Memory, Run, memory
 from alignlab.estimate.work import Work, work
 
 Config = Mapping[str, Any]
+
+UNKNOWN_CARD = Card("card", 0, flops=100e12, bandwidth=1e12, link=32e9)
+"""Speeds that are assumed of a card which ``CARDS`` does not have: of a recent one for desktops, on PCIe 4.0 x16."""
 
 
 class Estimate(NamedTuple):
@@ -58,10 +62,10 @@ def hardware_of(config: Config, word: str | None) -> Hardware:
     if not uses_cuda(trainer["accelerator"]):
         return Hardware(None, number)
     found = torch.cuda.get_device_properties(0)
-    known = next((card for card in _cards() if card.name.upper() in found.name.upper().replace(" ", "")), None)
-    if known is None:
-        known = Card(found.name, found.total_memory, 100e12, 1e12, 32e9)
-    return Hardware(known, number)
+    name = found.name.upper().replace(" ", "")
+    known = next((card for card in CARDS.values() if card.name.upper() in name), None)
+    known = known or replace(UNKNOWN_CARD, name=found.name)
+    return Hardware(replace(known, num_bytes=found.total_memory), number)
 
 
 def capacity(hardware: Hardware) -> int:
@@ -78,9 +82,3 @@ def main_memory() -> int:
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() else "max"
     return min(total, int(text)) if text.isdigit() else total
-
-
-def _cards() -> list[Card]:
-    from alignlab.estimate.cards import CARDS
-
-    return list(CARDS.values())

@@ -1,5 +1,6 @@
 """A run that died of memory: what took it, and what to type instead."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from alignlab.estimate.build import Models
 from alignlab.estimate.cards import GIB
 from alignlab.estimate.changes import cheapest_changes
 from alignlab.estimate.estimate import estimate, hardware_of
+
+log = logging.getLogger(__name__)
 
 CPU_MESSAGES = ("can't allocate memory", "not enough memory")
 """What PyTorch's allocators of main memory say, in a plain ``RuntimeError``."""
@@ -29,13 +32,24 @@ def is_exhausted(error: BaseException) -> bool:
     return is_of_cpu or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def explain(config: Mapping[str, Any], data: DataModule) -> RunError:
-    """The largest terms of the estimate, and the cheapest changes that need less.
+def explain(config: Mapping[str, Any], data: DataModule, error: BaseException) -> RunError:
+    """The largest terms of the estimate, and the cheapest changes that need less; the error if there is no estimate.
 
     Args:
         config: Checked and resolved, of the run.
         data: Opened, with the number of steps of the run.
+        error: What the run died of.
     """
+    try:
+        return _explained(config, data)
+    except Exception as failure:  # of the estimate, which must not hide the error
+        log.warning("no estimate: %s", failure)
+        why = f"memory is exhausted: {' '.join(str(error).split())[:200]}"
+        instead = "Type a smaller data.batch_size_per_device, or model.gradient_checkpointing=true"
+        return RunError("training", why, instead)
+
+
+def _explained(config: Mapping[str, Any], data: DataModule) -> RunError:
     models, hardware = Models(data), hardware_of(config, None)
     found = estimate(config, models, hardware, MFU)
     memory, fixed = found.memory, found.memory.terms["libraries"][found.memory.peak_moment]

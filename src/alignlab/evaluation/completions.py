@@ -1,6 +1,6 @@
 """Completions of prompts, and their rewards."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,11 +8,14 @@ import torch
 
 from alignlab.assemble import Config
 from alignlab.config.build import build, build_all
+from alignlab.data.formats.conversions import convert
+from alignlab.errors import InputError
 from alignlab.evaluation.opened import Opened
+from alignlab.rewards.given import GivenReward
 from alignlab.rewards.scorer import Scorer
 from alignlab.rollout.collect import prompt_generator, reward
 from alignlab.rollout.completions import Completions
-from alignlab.types.rows import TokenRow
+from alignlab.types.rows import Prompt, Row, TokenRow
 
 
 class Drawn(NamedTuple):
@@ -59,20 +62,37 @@ Score = Callable[[Drawn], dict[str, torch.Tensor]]
 """Completions → ``reward`` and ``reward/NAME``. Each ``[P, n]``."""
 
 
-def make_score(config: Config, opened: Opened) -> Score | None:
-    """Build the rewards of the config; ``None`` without rewards."""
+def make_score(config: Config, opened: Opened, rows: Sequence[Row]) -> Score | None:
+    """Build the rewards of the config; ``None`` without rewards.
+
+    Args:
+        config: Config of the evaluation.
+        opened: The model whose completions are scored.
+        rows: The rows, whose columns rewards get.
+
+    Raises:
+        InputError: A reward needs a column that the rows do not have, or scores only completions of the data.
+    """
     node = config["method"]
     if not node["reward"]:
         return None
     limits = build("method.reward_limits", node["reward_limits"])
-    scorer = Scorer(build_all("method.reward", node["reward"]), node["reward_weights"], limits)
+    rewards = build_all("method.reward", node["reward"])
+    if any(isinstance(one, GivenReward) for one in rewards.values()):
+        why = "it is what the data gives to its own completions, and says nothing of others"
+        raise InputError("method/reward=given", why, "Choose another reward")
+    scorer = Scorer(rewards, node["reward_weights"], limits)
+    scorer.check_columns({name for row in rows for name in convert(row, Prompt).columns})
     scorer.to(opened.model.device)
     special = {"with_special_tokens": node["reward_special_tokens"], "truncation_penalty": None}
     ask = partial(reward, scorer, opened.tokenizer, **special)
 
     def score(drawn: Drawn) -> dict[str, torch.Tensor]:
         each = len(drawn.texts) // len(drawn.prompts)
-        columns = ask(drawn.prompts, [each] * len(drawn.prompts), drawn.completions)[0]
+        try:
+            columns = ask(drawn.prompts, [each] * len(drawn.prompts), drawn.completions)[0]
+        finally:
+            scorer.close()
         return {name: values.view(len(drawn.prompts), each) for name, values in columns.items()}
 
     return score

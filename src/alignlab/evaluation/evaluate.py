@@ -51,6 +51,9 @@ def evaluate(config: Config) -> Evaluation:
         refuse_unknown(tasks)
     opened = open_for(config, config["from"])
     results: dict[Set, dict[str, Estimate]] = {}
+    if tasks.names and not opened.model.can_generate():
+        asked = f"tasks.names=[{','.join(tasks.names)}]"
+        raise InputError(asked, f"{config['from']} is a reward model, which gives no text", "Name another model")
     if tasks.names:
         results[None] = run_tasks(opened.model, opened.tokenizer, tasks, config["num_rows"])
     if not config["data"]:

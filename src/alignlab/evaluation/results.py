@@ -93,10 +93,10 @@ def log_to_tracker(evaluation: Evaluation, run: Path) -> bool:
         run: Folder of the run.
 
     Returns:
-        Whether the run has one.
+        Whether the run has one, and is done: another one is being written, or W&B would show it as finished.
     """
     folder, node = RunFolder(run), (read_config(run / "config.yaml")["logger"] or {}).get("wandb")
-    if node is None or not folder.wandb_id.is_file():
+    if node is None or not folder.wandb_id.is_file() or folder.status != "done":
         return False
     values = {f"evaluation/{name}": found.value for name, found in by_name(evaluation).items()}
     logger = build("logger.wandb", node, run_folder=folder)

@@ -35,7 +35,7 @@ def measure_samples(
 ) -> tuple[dict[str, Ratio], list[dict[str, Any]]]:
     """Right greedy answers; rewards and pass rates of sampled completions."""
     prompts, settings = encode_prompts(config, opened, rows), config["samples"]
-    score, metrics, written = make_score(config, opened), {}, []
+    score, metrics, written = make_score(config, opened, rows), {}, []
     if any("answer" in row.record["columns"] for row in prompts):
         greedy = draw(config, opened, prompts, 1, greedy=True)
         right = right_answers(prompts, greedy.texts, 1)

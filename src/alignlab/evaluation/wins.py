@@ -38,7 +38,7 @@ def measure_wins(
         comparer = Comparer(chat=pick(ChatSettings, node), rubric=node["rubric"], name="judge")
         compare = partial(_judged, comparer)
     else:
-        compare = partial(_rewarded, make_score(config, opened))
+        compare = partial(_rewarded, make_score(config, opened, rows))
     return compare(*(draw(config, model, encode_prompts(config, model, rows), 1) for model in (opened, other)))
 
 
