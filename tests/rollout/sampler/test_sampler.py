@@ -1,5 +1,6 @@
 """Completions equal Transformers' own where they are greedy, and follow the model's probabilities where drawn."""
 
+import copy
 import functools
 
 import pytest
@@ -11,6 +12,7 @@ from alignlab.errors import InputError
 from alignlab.models.packed_attention import fitting
 from alignlab.models.scoring import token_scores
 from alignlab.rollout.sampler import decoder, probe, sampler
+from alignlab.rollout.sampler import replay as replaying
 from alignlab.rollout.sampler.decoder import PlainDecoder, SharedDecoder
 from alignlab.rollout.sampler.probe import decoder_for
 from alignlab.rollout.sampler.sampler import PolicySampler, sample
@@ -31,6 +33,7 @@ MODELS = {
     "Gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
     "Gemma3Text": {"sliding_window": 5, "query_pre_attn_scalar": 8},
     "GptOss": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "Llama4Text": {"attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 48},
 }
 PLAIN = {"GptOss", "Llama4Text"}
@@ -108,6 +111,39 @@ def test_greedy_equals_generate(name, penalty):
         found = run(model, temperature=0.0, repetition_penalty=penalty, batch_size=batch_size)
         assert tokens_of(found) == [[tokens] * 2 for tokens in alone]
         assert_logps_are_those_of_a_forward(model, found)
+
+
+@pytest.mark.parametrize("batch_size", [64, 3])
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - PLAIN))
+def test_steps_of_fixed_shapes_give_the_same(name, batch_size, monkeypatch):
+    """With masked columns beyond the newest, as they are recorded on a GPU; 70 tokens need more columns twice."""
+    model, sizes = make(name), {"max_completion_tokens": 70, "batch_size": batch_size}
+    expected = run(model, seed=1, **sizes)
+    monkeypatch.setattr(decoder, "can_replay", lambda device: True)
+    found = run(model, seed=1, **sizes)
+    assert tokens_of(found) == tokens_of(expected)
+    assert_logps_are_those_of_a_forward(model, found)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", ["Llama", "Qwen2", "Gemma2", "Qwen3Moe"])
+def test_replayed_steps_give_the_same(name, adapted, monkeypatch):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = make(name)
+    if adapted:
+        model = get_peft_model(copy.deepcopy(model), ADAPTERS["lora"])
+    model, replays, replay = copy.deepcopy(model).cuda().eval(), [], torch.cuda.CUDAGraph.replay
+    sizes = {"max_completion_tokens": 70, "batch_size": 3, "num_completions": 4, "stop_tokens": [3, 9, 20, 31]}
+    monkeypatch.setattr(decoder, "can_replay", lambda device: False)
+    monkeypatch.setattr(replaying, "can_replay", lambda device: False)
+    expected = run(model, seed=1, **sizes)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
+    for _ in range(2):
+        assert tokens_of(run(model, seed=1, **sizes)) == tokens_of(expected)
+    assert bool(replays) == (name != "Qwen3Moe"), "routing to experts synchronises with the device"
 
 
 ADAPTERS = {

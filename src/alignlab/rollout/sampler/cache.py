@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 FIRST_COLUMNS = 32
-"""Initial number of columns, which is doubled when they are full."""
+"""Initial number of columns."""
 
 
 @dataclass
@@ -39,17 +39,23 @@ class SharedPromptCache:
 
     Args:
         device: Device of the model.
+        has_fixed_shapes: Whether to attend to all columns, the unused ones masked, so that a step has the same shapes
+            as the last one and can be replayed.
 
     Attributes:
         windows: Sliding windows that layers have used; ``None`` for full attention.
+        version: Number of times that tensors were replaced.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, has_fixed_shapes: bool):
+        self.has_fixed_shapes = has_fixed_shapes
+        self.version = 0
         self.layers: list[Layer] = []
         self.visible = torch.zeros(0, 0, dtype=torch.bool, device=device)
         self.prompt_index = torch.zeros(0, dtype=torch.long, device=device)
         self.start = torch.zeros(0, dtype=torch.long, device=device)
         self.column = -1
+        self.newest = torch.zeros(1, dtype=torch.long, device=device)
         self.windows: set[int | None] = set()
 
     # --- prompts and rows -----------------------------------------------------------------------------
@@ -84,8 +90,8 @@ class SharedPromptCache:
             capacity, _, num_columns, _ = layer.rows[0].shape
             if end > capacity:
                 layer.rows = [_resized(old, end, num_columns) for old in layer.rows]
-            for states in layer.rows:  # masked values are multiplied by 0, which gives NaN if memory holds NaN or inf
-                states[start:end, :, : self.column + 1] = 0
+            for states in layer.rows:  # of earlier rows, which may hold NaN
+                states[start:end] = 0
         self._regroup()
 
     def keep(self, rows: Tensor, prompts: Tensor) -> None:
@@ -112,14 +118,18 @@ class SharedPromptCache:
     def advance(self) -> None:
         """Advance to the next column, for the next token of every row."""
         self.column += 1
+        self.newest.fill_(self.column)
         self.masks: dict[int | None, Tensor | None] = {}
-        for layer in self.layers:
-            capacity, _, num_columns, _ = layer.rows[0].shape
-            if self.column == num_columns:
-                layer.rows = [_resized(old, capacity, 2 * num_columns) for old in layer.rows]
+        capacity, _, num_columns, _ = self.layers[0].rows[0].shape
+        if self.column == num_columns:
+            self.version += 1
+            more = max(min(num_columns, 8 * FIRST_COLUMNS), num_columns // 4)
+            for layer in self.layers:
+                layer.rows = [_resized(old, capacity, num_columns + more) for old in layer.rows]
 
     def _regroup(self) -> None:
         """Compute the index of every row in a grid of P prompts by the largest number of rows of a prompt."""
+        self.version += 1
         sizes = torch.bincount(self.prompt_index, minlength=len(self.visible))
         self.group_size = int(sizes.max())
         rank = torch.arange(len(self.prompt_index), device=sizes.device) - (sizes.cumsum(0) - sizes)[self.prompt_index]
@@ -154,9 +164,10 @@ class SharedPromptCache:
         Returns:
             Shape ``[R, 1, heads, d]``.
         """
-        layer, used = self.layers[index], slice(0, self.column + 1)
+        layer, used = self.layers[index], slice(0, self._num_columns())
         keys, values = (states[: len(query)] for states in layer.rows)
-        keys[:, :, self.column], values[:, :, self.column] = key[:, :, 0], value[:, :, 0]
+        for states, newest in ((keys, key), (values, value)):
+            states.index_copy_(2, self.newest, newest.to(states.dtype))
         prompt_keys, prompt_values = layer.prompts
         # Group the query heads by key-value head: [R, key-value heads, queries per head, d].
         query = query.unflatten(1, (key.shape[1], -1))[:, :, :, 0].to(keys.dtype) * scaling
@@ -183,23 +194,28 @@ class SharedPromptCache:
         states = states.unflatten(2, (self.group_size, -1)).transpose(1, 2).flatten(0, 1)
         return states if self.grid_index is None else states[self.grid_index]
 
+    def _num_columns(self) -> int:
+        """Number of columns to attend to."""
+        return self.layers[0].rows[0].shape[2] if self.has_fixed_shapes else self.column + 1
+
     def _mask(self, window: int | None) -> Tensor | None:
         """True where a row must not attend, over prompt and completion. Shape ``[R, W + columns]``, or None."""
-        if window is not None and window >= self.visible.shape[1] + self.column + 1:
+        if window is not None and window >= self.visible.shape[1] + self._num_columns():
             window = None
         if window not in self.masks:
-            self.masks[window] = self._hidden(window) if self.ragged or window is not None else None
+            needed = self.ragged or self.has_fixed_shapes or window is not None
+            self.masks[window] = self._hidden(window) if needed else None
         return self.masks[window]
 
     def _hidden(self, window: int | None) -> Tensor:
         width, device = self.visible.shape[1], self.prompt_index.device
         prompt = ~self.visible[self.prompt_index]
-        columns = torch.arange(self.column + 1, device=device)
-        completion = columns < self.start[:, None]
+        columns = torch.arange(self._num_columns(), device=device)
+        completion = (columns < self.start[:, None]) | (columns > self.newest)
         if window is not None:
-            length = self.column - self.start
+            length = self.newest - self.start
             prompt = prompt | ((length + width)[:, None] - torch.arange(width, device=device) >= window)
-            completion = completion | (self.column - columns >= window)
+            completion = completion | (self.newest - columns >= window)
         return torch.cat([prompt, completion], dim=1)
 
 
@@ -217,8 +233,8 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _resized(states: Tensor, num_rows: int, num_columns: int) -> Tensor:
-    """Copy to a larger tensor; the rest is not initialised."""
-    new = states.new_empty(num_rows, states.shape[1], num_columns, states.shape[3])
+    """Copy to a larger tensor; the rest is 0, because masked values are multiplied by 0, and memory may hold NaN."""
+    new = states.new_zeros(num_rows, states.shape[1], num_columns, states.shape[3])
     new[: len(states), :, : states.shape[2]] = states[:, :, :num_columns]
     return new
 

@@ -15,10 +15,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, Cache, DynamicCache
 
 from alignlab.rollout.sampler.cache import SharedPromptCache
+from alignlab.rollout.sampler.replay import Replay, can_replay
 from alignlab.types.adapted import base_model, is_adapted
 
 MAX_PREFILL_TOKENS = 2**14
 """Maximum number of prompt tokens, including padding, in one forward pass."""
+
+ENDED_SHARE = 0.125
+"""Share of ended rows at which they are removed, where that is cheap."""
 
 SHARED = "shared_prompts"
 """Name of the attention function in Transformers; the cache is passed as the keyword ``rollout`` of the forward."""
@@ -64,11 +68,14 @@ class Decoder(Protocol):
     can_add_rows: ClassVar[bool]
     """Whether rows can be added while there are others."""
 
+    ended_share: float
+    """Share of ended rows at which removing them is worth its cost."""
+
     def add_rows(self, prompt_index: Sequence[int]) -> Tensor:
         """Add a row for each prompt index, ascending; returns the logits of their first tokens ``[r, V]``."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append a token to every row ``[R]``; returns the logits of the next tokens ``[R, V]``."""
+        """Append a token to every row ``[R]``; returns the logits of the next ones ``[R, V]``, until the next call."""
 
     def keep(self, rows: Tensor) -> None:
         """Keep the rows with these indices, ascending ``[r]``, and remove the others."""
@@ -87,9 +94,12 @@ class SharedDecoder:
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
         self.model, self.prompts, self.pad_token_id = model, prompts, pad_token_id
-        self.cache = SharedPromptCache(device_of(model))
+        device = device_of(model)
+        self.cache = SharedPromptCache(device, has_fixed_shapes=can_replay(device))
         self.cached: list[int] = []
-        self.position = torch.zeros(0, dtype=torch.long, device=device_of(model))
+        self.position = torch.zeros(0, dtype=torch.long, device=device)
+        self.forward = Replay(self._forward)
+        self.ended_share = 2 * ENDED_SHARE if can_replay(device) else ENDED_SHARE  # a step is recorded again
 
     def add_rows(self, prompt_index: Sequence[int]) -> Tensor:
         """See ``Decoder``. A prompt that is still in the cache is not computed again."""
@@ -107,10 +117,14 @@ class SharedDecoder:
     def step(self, tokens: Tensor) -> Tensor:
         """See ``Decoder``."""
         self.cache.advance()
+        logits = self.forward(tokens, self.cache.version)
+        self.position += 1
+        return logits
+
+    def _forward(self, tokens: Tensor) -> Tensor:
         inputs = {"input_ids": tokens[:, None], "position_ids": self.position[:, None], "rollout": self.cache}
         with _shared_attention(self.model):
             output = base_model(self.model)(**inputs, use_cache=False)
-        self.position = self.position + 1
         return output.logits[:, -1].float()
 
     def keep(self, rows: Tensor) -> None:
@@ -126,6 +140,7 @@ class PlainDecoder:
     """Decoder with the model's own cache. Arguments as for ``SharedDecoder``."""
 
     can_add_rows: ClassVar[bool] = False
+    ended_share: float = ENDED_SHARE
 
     def __init__(self, model: nn.Module, prompts: Sequence[Sequence[int]], pad_token_id: int):
         self.model, self.prompts, self.pad_token_id = model, prompts, pad_token_id

@@ -26,9 +26,6 @@ from alignlab.rollout.sampler.sampling import SamplingSettings
 from alignlab.rollout.sampler.stopping import Stopping
 from alignlab.types.rows import TokenRow
 
-ENDED_SHARE = 0.125
-"""Fraction of ended rows at which they are removed."""
-
 
 class PolicySampler(Sampler):
     """Samples from the policy itself; see ``SamplingSettings``.
@@ -188,7 +185,7 @@ def _fill(buffer: CompletionBuffer, decoder: Decoder, batch_size: int, report: C
         tokens = buffer.write(rows)
         num_active = int(rows.active.sum())
         report(num_started - num_active, num_tokens)
-        if num_active <= (1 - ENDED_SHARE) * len(rows):
+        if num_active <= (1 - decoder.ended_share) * len(rows):
             buffer.close(rows)
             kept = rows.active.nonzero()[:, 0]
             decoder.keep(kept)
