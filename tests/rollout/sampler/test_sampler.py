@@ -143,7 +143,7 @@ def test_replayed_steps_give_the_same(name, adapted, monkeypatch):
     monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: replays.append(1) or replay(graph))
     for _ in range(2):
         assert tokens_of(run(model, seed=1, **sizes)) == tokens_of(expected)
-    assert bool(replays) == (name != "Qwen3Moe"), "routing to experts synchronises with the device"
+    assert replays or name == "Qwen3Moe", "some ways to route to experts synchronise with the device"
 
 
 ADAPTERS = {

@@ -44,6 +44,7 @@ class SharedPromptCache:
 
     Attributes:
         windows: Sliding windows that layers have used; ``None`` for full attention.
+        masks: Masks of a step, by window; to be cleared at the start of a step.
         version: Number of times that tensors were replaced.
     """
 
@@ -57,6 +58,7 @@ class SharedPromptCache:
         self.column = -1
         self.newest = torch.zeros(1, dtype=torch.long, device=device)
         self.windows: set[int | None] = set()
+        self.masks: dict[int | None, Tensor | None] = {}
 
     # --- prompts and rows -----------------------------------------------------------------------------
 
@@ -119,7 +121,6 @@ class SharedPromptCache:
         """Advance to the next column, for the next token of every row."""
         self.column += 1
         self.newest.fill_(self.column)
-        self.masks: dict[int | None, Tensor | None] = {}
         capacity, _, num_columns, _ = self.layers[0].rows[0].shape
         if self.column == num_columns:
             self.version += 1

@@ -122,6 +122,7 @@ class SharedDecoder:
         return logits
 
     def _forward(self, tokens: Tensor) -> Tensor:
+        self.cache.masks.clear()  # those of a recording that failed were never computed
         inputs = {"input_ids": tokens[:, None], "position_ids": self.position[:, None], "rollout": self.cache}
         with _shared_attention(self.model):
             output = base_model(self.model)(**inputs, use_cache=False)
