@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
-.PHONY: train recipe test test-slow test-trackers test-vllm vllm docs faults lint format gpu-check clean
+.PHONY: train recipe test test-slow test-trackers test-vllm vllm docs faults lint format gpu-check bench clean
 
 train: $(READY)            ## run the main job: supervised fine-tuning of the embedded model
 	$(BIN)/python train.py $(ARGS)
@@ -57,8 +57,12 @@ format: $(READY)           ## put style and formatting right
 gpu-check: $(READY)        ## on a GPU: compare numbers with those of a CPU, measure speed, and write benchmarks/GPU.md
 	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
+bench: $(READY)            ## train the same with TRL, in turn, and write benchmarks/RESULTS.md
+	@test -d .bench/trl || $(BIN)/pip install -q --no-deps --target .bench trl==1.16.0
+	$(BIN)/python benchmarks/against_trl.py $(ARGS)
+
 clean:                     ## remove the environment
-	rm -rf .venv .venv-trackers
+	rm -rf .venv .venv-trackers .bench
 
 # Without an NVIDIA driver the small CPU build is taken where pip's configured indexes offer one, else the usual build,
 # which runs on a CPU too.
