@@ -118,18 +118,54 @@ def packed_attention(
     plain = not options.get("dropout") and all(options.get(name) is None for name in EAGER_ONLY)
     if flash and plain and flash_attention.computes(query, key, value, layout.segments, window):
         return flash_attention.attend(query, key, value, layout.segments, window, options.get("scaling"))
+    rows, none = layout.rows, layout.rows.repeated[:0]
+    query = _Gather.apply(query[0].transpose(0, 1), rows.queries, layout.restore, none)
+    key, value = (_Gather.apply(kind[0].transpose(0, 1), rows.keys, rows.own, rows.repeated) for kind in (key, value))
+    queries = query.split([bucket.queries.numel() for bucket in layout.buckets])
+    sizes = [bucket.keys.numel() for bucket in layout.buckets]
     outputs = []
-    for bucket in layout.buckets:
+    for bucket, *parts in zip(layout.buckets, queries, key.split(sizes), value.split(sizes), strict=True):
         mask = None if bucket.causal and window is None else bucket.mask(window)
-        rows = (_rows(query, bucket.queries), _rows(key, bucket.keys), _rows(value, bucket.keys))
-        output, _ = inner(module, *rows, mask, **options)
+        states = (part.unflatten(0, (len(bucket.offset), -1)).transpose(1, 2) for part in parts)
+        output, _ = inner(module, *states, mask, **options)
         outputs.append(output.flatten(0, 1))
-    return torch.cat(outputs)[layout.restore][None]
+    return _Restore.apply(torch.cat(outputs), layout.restore)[None]
 
 
-def _rows(states: Tensor, index: Tensor) -> Tensor:
-    """Gather ``[1, heads, T, d]`` by indices ``[b, L]`` into ``[b, heads, L, d]``."""
-    return states[0].transpose(0, 1)[index].transpose(1, 2)
+class _Gather(torch.autograd.Function):
+    """``states[index]``, with a backward that gathers too: that of indexing adds row by row.
+
+    The gradient of a token is that of its own place in the result, plus those of the places that repeat it. Places of
+    padding have none, because no real query attends to them.
+    """
+
+    @staticmethod
+    def forward(ctx, states: Tensor, index: Tensor, own: Tensor, repeated: Tensor) -> Tensor:
+        ctx.save_for_backward(index, own, repeated)
+        return states.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        index, own, repeated = ctx.saved_tensors
+        total = gradient.index_select(0, own)
+        if len(repeated):
+            total.index_add_(0, index[repeated], gradient.index_select(0, repeated))
+        return total, None, None, None
+
+
+class _Restore(torch.autograd.Function):
+    """``states[index]`` for an index without repetitions."""
+
+    @staticmethod
+    def forward(ctx, states: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = len(states)
+        return states.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.num_rows, *gradient.shape[1:]).index_copy_(0, index, gradient), None
 
 
 def _eager(module, query, key, value, attention_mask, **options):

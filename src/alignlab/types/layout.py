@@ -133,6 +133,27 @@ class Bucket:
 
 
 @dataclass(frozen=True)
+class BucketRows:
+    """The rows of all buckets one after the other, and where each token is in them.
+
+    Args:
+        queries: Flat positions of the buckets' queries. Shape ``[Q]``.
+        keys: Flat positions of the buckets' keys. Shape ``[K]``.
+        own: Index in ``keys`` of each token among those of its own segment. Shape ``[T]``.
+        repeated: Indices in ``keys`` of tokens that a segment continues. Shape ``[C]``.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    own: Tensor
+    repeated: Tensor
+
+    def to(self, **options) -> "BucketRows":
+        """The same indices on another device."""
+        return BucketRows(*(index.to(**options) for index in (self.queries, self.keys, self.own, self.repeated)))
+
+
+@dataclass(frozen=True)
 class Lengths:
     """Lengths of adjacent segments, none of them empty.
 
@@ -206,6 +227,7 @@ class PackedLayout:
     Args:
         buckets: Together they contain every token exactly once as a query.
         restore: Index of each token of the flat sequence in the concatenated outputs of the buckets. Shape ``[T]``.
+        rows: Rows of all buckets.
         longest_path: Tokens of the longest prompt + completion.
         segments: The same attention for kernels of varying length.
         windows: Sliding windows with which layers used this layout, recorded for ``scoring.verify``.
@@ -213,6 +235,7 @@ class PackedLayout:
 
     buckets: tuple[Bucket, ...]
     restore: Tensor
+    rows: BucketRows
     longest_path: int
     segments: Segments
     windows: set[int | None] = field(default_factory=set, compare=False)
@@ -224,7 +247,8 @@ class PackedLayout:
             Bucket(b.queries.to(**options), b.keys.to(**options), b.offset.to(**options), b.causal)
             for b in self.buckets
         )
-        return PackedLayout(tuple(buckets), self.restore.to(**options), self.longest_path, self.segments.to(**options))
+        indices = (self.restore.to(**options), self.rows.to(**options))
+        return PackedLayout(tuple(buckets), *indices, self.longest_path, self.segments.to(**options))
 
 
 class _Segment(NamedTuple):
@@ -253,16 +277,25 @@ def packed_layout(groups: Sequence[Sequence[int]], branches: Branches | None = N
     without_buckets = Segments(Lengths.of([segment.length for segment in segments]), _shared_prompts(segments))
     # Plain causal segments first, then those with a context; within each the longest first.
     segments.sort(key=lambda s: (s.before > 0, -s.length - s.before, -s.length, s.start))
-    buckets, indices, base = [], {}, 0
+    buckets, of_queries, of_keys, repeated, num_queries, num_keys = [], {}, {}, [], 0, 0
     for group in _grouped(segments):
         width, depth = max(s.length for s in group), max(s.length + s.before for s in group)
-        for row, segment in enumerate(group):
-            indices[segment.start] = (base + row * width, segment.length)
-        base += len(group) * width
+        for segment in group:
+            own = num_keys + segment.before
+            of_queries[segment.start] = (num_queries, num_queries + segment.length)
+            of_keys[segment.start] = (own, own + segment.length)
+            repeated.append((num_keys, own))
+            num_queries, num_keys = num_queries + width, num_keys + depth
         buckets.append(_bucket(group, width, depth))
-    restore = _concatenated((index, index + length) for _, (index, length) in sorted(indices.items()))
+    restore, own = (_concatenated(places[start] for start in sorted(places)) for places in (of_queries, of_keys))
+    rows = BucketRows(
+        torch.cat([torch.empty(0, dtype=torch.long), *(bucket.queries.flatten() for bucket in buckets)]),
+        torch.cat([torch.empty(0, dtype=torch.long), *(bucket.keys.flatten() for bucket in buckets)]),
+        own,
+        _concatenated(repeated),
+    )
     longest = max((s.length + s.before for s in segments), default=0)
-    return PackedLayout(tuple(buckets), restore, longest, without_buckets)
+    return PackedLayout(tuple(buckets), restore, rows, longest, without_buckets)
 
 
 def positions(groups: Sequence[Sequence[int]], branches: Branches | None = None) -> Tensor:
