@@ -27,6 +27,9 @@ SYSTEM = (".nfs*", ".DS_Store", "lost+found")
 JOBS = ".jobs"
 """Folder of a sweep's records of its jobs."""
 
+SWEEP = "ALIGNLAB_SWEEP"
+"""Environment variable of a sweep's jobs: its folder."""
+
 OWN = (*FILES, *FOLDERS, *LEFTOVERS, LOCK, *SYSTEM)
 """Names in the folder of a run; all other files are foreign."""
 

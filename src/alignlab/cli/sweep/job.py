@@ -42,6 +42,11 @@ class Job:
     records: Path
     run_dir: Path | None
 
+    @property
+    def sweep(self) -> str:
+        """Folder of the sweep's table, for the jobs' environment."""
+        return str(self.records.parents[1].resolve())
+
     def newest_run(self, status: str | None = None) -> Path | None:
         """Folder of its newest run, or of its newest run with a status."""
         found = sorted(path for path in self.runs.glob(f"*-{self.digest}") if path.is_dir())

@@ -36,7 +36,7 @@ from alignlab.errors import InputError, RunError
 from alignlab.report.records import read_records
 from alignlab.report.table import print_ranking
 from alignlab.report.write import PAGE, write_report
-from alignlab.run_folder.location import JOBS
+from alignlab.run_folder.location import JOBS, SWEEP
 from alignlab.system.credentials import masked
 from alignlab.system.disk import write_text
 
@@ -182,7 +182,7 @@ def start(config: Config, job: Job, slot: int, num_jobs: int) -> subprocess.Pope
     write_text(job.records / "config.yaml", as_yaml(config))
     target = f"run_dir='{config['run_dir']}'" if config["run_dir"] else "run_dir=null"
     words = ["train", "--from", str(job.records), target, f"resume='{config['resume']}'"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), SWEEP: job.sweep}
     output = None
     if num_jobs > 1:
         environment |= _share(slot, num_jobs)
@@ -206,6 +206,7 @@ def _share(slot: int, num_jobs: int) -> dict[str, str]:
 def _run_here(config: Config, job: Job) -> dict[str, Any]:
     """Run a job in this process, and return its entry; its errors must not end the sweep that waits for it."""
     code = 0
+    os.environ[SWEEP] = job.sweep
     try:
         with first_error_only():
             run.fit(config)
