@@ -28,6 +28,7 @@ ORDER = ["method", "model", "data", "peft", "strategy", "optimizer", "scheduler"
 PLACES = {
     "method/part/clipped": "method.loss",
     "method/part/ratio": "method.loss",
+    "method/part/limits": "method.reward_limits",
     "data/part/arithmetic": "data.source",
     "data/part/file": "data.source.sources.NAME",
     "data/part/hub": "data.source.sources.NAME",
