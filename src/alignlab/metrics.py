@@ -85,6 +85,7 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout/parity_largest_ratio": Metric("1", "largest ratio of the two probabilities of a sampled token"),
     "rollout/parity_kl": Metric("nats per token", "divergence of the trainer from the sampler (k3)"),
+    "win_rate": Metric("fraction", "completions that a judge prefers to those of the policy before training", "max"),
     "clip_fraction": Metric("fraction", "tokens whose ratio is clipped at one of its bounds"),
     "clip_fraction_low": Metric("fraction", "tokens whose ratio is clipped at the lower bound"),
     "clip_fraction_high": Metric("fraction", "tokens whose ratio is clipped at the upper bound"),
