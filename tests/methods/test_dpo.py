@@ -1,9 +1,12 @@
 """DPO as a method: each chosen completion against each of its rejected ones, and a reference that differs."""
 
 import dataclasses
+import functools
 
 import pytest
 
+from alignlab.errors import InputError
+from alignlab.losses.preference import aot
 from tests.methods.slow import first_step, make_other, pairs, softplus
 from tests.methods.toy import METHODS, make_method
 
@@ -27,3 +30,13 @@ def test_the_loss_is_the_mean_over_all_pairs_of_the_step():
     assert step["train/loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
     won = [chosen > rejected for chosen, rejected in ratios]
     assert step["rewards/accuracies"] == pytest.approx(sum(won) / len(won)) and 0 < sum(won) < len(won)
+
+
+@pytest.mark.parametrize("changes", [{"weighting": "wpo"}, {"weight_column": "worth"}], ids=str)
+def test_pairs_of_a_loss_that_sorts_over_them_are_not_weighed(changes):
+    """They can be trained on without weights, and other losses with them."""
+    factories, sorting = make_method("dpo").factories, {"aot": functools.partial(aot, label_smoothing=0.0)}
+    METHODS["dpo"](loss=sorting, factories=factories)
+    METHODS["dpo"](**changes, factories=factories)
+    with pytest.raises(InputError, match="aot sorts over pairs"):
+        METHODS["dpo"](loss=sorting, **changes, factories=factories)

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import time
 
 import pytest
 import torch
@@ -196,6 +197,14 @@ def test_greedy_equals_generate_on_pocket(pocket, dtype):
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_weights_are_converted_while_sampling_and_come_back_as_they_were(pocket, dtype):
+    before = [parameter.detach().clone() for parameter in pocket[0].parameters()]
+    with sampler.converted(pocket[0], dtype):
+        assert {parameter.dtype for parameter in pocket[0].parameters()} == {dtype or torch.float32}
+    assert all(map(torch.equal, before, pocket[0].parameters()))
+
+
 def test_under_autocast_it_is_the_autocast_forward_that_samples(pocket):
     model, _, prompts = pocket
     with torch.autocast("cpu", torch.bfloat16):
@@ -360,7 +369,7 @@ def test_rows_that_have_ended_leave_and_others_take_their_place(monkeypatch):
 
 def test_the_progress_counts_completions_and_tokens():
     """Twelve at a time of 24, of which one that has ended stays for a while; the last report counts all tokens."""
-    reports = []
+    reports, started = [], time.monotonic()
     drawn = sample(
         make("Llama"),
         PROMPTS,
@@ -376,6 +385,7 @@ def test_the_progress_counts_completions_and_tokens():
     counts = [(one.num_ended, one.num_tokens, one.seconds) for one in reports]
     assert counts == sorted(counts) and {one.num_completions for one in reports} == {len(drawn)}
     assert counts[-1][:2] == (len(drawn), len(drawn.tokens))
+    assert counts[0][2] >= 0 and counts[-1][2] <= time.monotonic() - started
 
 
 @pytest.mark.parametrize("training", [True, False])

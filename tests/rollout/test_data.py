@@ -1,0 +1,42 @@
+"""The data of a rollout: which groups are replaced by others."""
+
+import pytest
+import torch
+
+from alignlab.rewards.counts import RewardCounts
+from tests.methods.toy import METHODS, make_method
+from tests.rollout.test_rollout import make_rollout
+
+FLAT, MIXED = (1.0, 1.0), (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("group_filter", "rounds", "asked", "kept"),
+    [
+        ("keep", 9, [3], [FLAT, MIXED, FLAT]),
+        ("drop", 9, [3], [MIXED]),
+        ("resample", 0, [3], [MIXED]),
+        ("resample", 1, [3, 2], [MIXED, MIXED]),
+        ("resample", 9, [3, 2, 1], [MIXED, MIXED, MIXED]),
+    ],
+)
+def test_groups_of_equal_rewards_are_replaced_until_none_is_missing(group_filter, rounds, asked, kept):
+    """Each prompt is the rewards of its group: of the first three one is kept, then one of two, then the last."""
+    changes = {"group_filter": group_filter, "max_resample_rounds": rounds}
+    data = METHODS["grpo"](**changes, factories=make_method("grpo").factories).rollout
+    groups, numbers, keys = iter([FLAT, MIXED, FLAT, MIXED, FLAT, MIXED]), [], []
+
+    def take(number=3):
+        numbers.append(number)
+        return [next(groups) for _ in range(number)]
+
+    def sample(prompts, key):
+        keys.append(key)
+        lengths, finished = [(1, 1)] * len(prompts), [(True, True)] * len(prompts)
+        return make_rollout(lengths, prompts, finished), {"even": RewardCounts(asked=2, numbers=2)}
+
+    sampled, rollout = data._gather(sample, 5, take)
+    assert numbers == asked and len(sampled.prompts) == sum(asked)
+    assert rollout.columns["reward"].tolist() == [reward for group in kept for reward in group]
+    assert torch.equal(rollout.group_ids, torch.arange(len(kept)).repeat_interleave(2))
+    assert len({*keys}) == len(keys), "every draw has random numbers of its own"
