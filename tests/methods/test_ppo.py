@@ -14,8 +14,9 @@ from alignlab.models.locations import POCKET
 from alignlab.models.reward import open_reward_model
 from alignlab.types.adapted import base_model
 from tests.commands import alignlab
-from tests.methods.toy import fit, make_loader, make_method, make_policy, rows_for
+from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 from tests.models.test_export import scratch
+from tests.rollout.test_rollout import make_rollout
 
 
 def test_values_before_learning_are_without_dropout():
@@ -42,6 +43,16 @@ SMALL = ["logger=none", "callbacks.exact_match=null", "data.source.num_train=40"
 SHORT = [*SMALL, "trainer.max_epochs=-1", "trainer.max_steps=1", "data.global_batch_size=4"]
 SAMPLED = ["method=ppo", *SHORT, "rollout.max_completion_tokens=8", "method.num_completions=2"]
 SAMPLED += ["method.group_filter=keep", "method.steps_per_rollout=1"]
+
+
+def test_the_explained_variance_does_not_depend_on_the_size_of_rewards():
+    """With λ = 1 a return is the reward of its completion; values of half of it leave a quarter of the variance."""
+    method = METHODS["ppo"](gae_lambda=1.0, reward_kl_coef=0.0, factories=make_method("ppo").factories)
+    rollout = make_rollout(rewards=((0.02, 0.0, 0.01),))
+    returns = rollout.columns["reward"][rollout.sequence_ids]
+    rollout = method.advantages(rollout.with_token_columns(values=returns / 2))
+    torch.testing.assert_close(rollout.token_columns["returns"], returns)
+    assert rollout.metrics["explained_variance"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("peft", ["none", pytest.param("lora", marks=pytest.mark.slow)])

@@ -1,6 +1,7 @@
 """A method and its reference: equal before the first step, and afterwards where its word says that it is."""
 
 import dataclasses
+import functools
 import logging
 
 import lightning
@@ -11,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from alignlab.callbacks.checkpoint import Checkpoint
 from alignlab.errors import InputError
 from alignlab.run_folder.storage import open_checkpoint
+from tests.methods.slow import completions
 from tests.methods.toy import METHODS, fit, make_loader, make_method, make_policy, rows_for
 
 DECAY, EVERY = 0.9, 2  # of the toy methods
@@ -125,6 +127,18 @@ def test_a_reference_that_is_meant_to_differ_is_only_reported(with_reference, ca
     (line,) = [record for record in caplog.records if "log-ratio" in record.message]
     assert float(line.args[0]) > 0.01
     assert len(steps) == 2
+
+
+def test_the_reported_difference_is_per_token_of_each_completion(with_reference, caplog):
+    """The mean over completions of |log π - log π_ref| / tokens, summed one completion at a time in float64."""
+    with caplog.at_level(logging.INFO, "alignlab"):
+        loader = make_loader(rows_for("dpo"), 8, num_steps=1, order="as_is")
+        fit(with_reference("dpo", "somewhere"), loader, weights=False)
+    both = zip(completions("dpo"), completions("dpo", functools.partial(make_other, "")), strict=True)
+    pairs = [pair for ours, theirs in both for pair in zip(ours, theirs, strict=True)]
+    expected = sum(abs(logps - other) / tokens for (logps, tokens), (other, _) in pairs) / len(pairs)
+    (line,) = [record for record in caplog.records if "log-ratio" in record.message]
+    assert line.args[0] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

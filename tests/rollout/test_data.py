@@ -1,4 +1,4 @@
-"""The data of a rollout: which groups are replaced by others."""
+"""The data of a rollout: weights of rewards, and which groups are replaced by others."""
 
 import pytest
 import torch
@@ -40,3 +40,13 @@ def test_groups_of_equal_rewards_are_replaced_until_none_is_missing(group_filter
     assert rollout.columns["reward"].tolist() == [reward for group in kept for reward in group]
     assert torch.equal(rollout.group_ids, torch.arange(len(kept)).repeat_interleave(2))
     assert len({*keys}) == len(keys), "every draw has random numbers of its own"
+
+
+def test_a_penalty_weighs_one_beside_the_weights_of_rewards():
+    """It is in no one's ``reward_weights``; the penalty has been scaled by its own setting."""
+    data = METHODS["grpo"](reward_weights=[0.25], factories=make_method("grpo").factories).rollout
+    even, penalty = torch.tensor([1.0, 0.0, 0.5]).double(), torch.tensor([0.0, -0.5, 0.0]).double()
+    columns = {"reward/even": even, "reward/truncation": penalty}
+    rewards, weights, greedy = data.rewards(make_rollout().with_columns(**columns))
+    assert torch.equal(rewards, torch.stack([even, penalty], 1)) and weights.tolist() == [0.25, 1.0]
+    assert greedy is None

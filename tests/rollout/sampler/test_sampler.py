@@ -31,7 +31,7 @@ MODELS = {
     "Qwen2": {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     "Qwen3": {},
     "Mistral": {"sliding_window": 5},
-    "Gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0},
+    "Gemma2": {"sliding_window": 5, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0},
     "Gemma3Text": {"sliding_window": 5, "query_pre_attn_scalar": 8},
     "GptOss": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},

@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from alignlab.rollout.sampler.sampling import SamplingSettings, draw, invert, truncate
+from alignlab.rollout.sampler.sampling import SamplingSettings, draw, invert, penalise, truncate
 
 OPEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 PROBS = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
@@ -44,6 +44,11 @@ def test_inversion_worked_by_hand():
     weights = torch.tensor([[1.0, 4.0, 0.0, 3.0]]).expand(6, 4)
     noise = torch.tensor([0.0, 0.124, 0.125, 0.624, 0.625, 1 - 2**-53], dtype=torch.float64)
     assert invert(weights, noise).tolist() == [0, 0, 1, 1, 3, 3]
+
+
+def test_the_penalty_divides_what_is_positive_and_multiplies_what_is_negative():
+    logits, seen = torch.tensor([[-0.5, 0.5, 0.0, 3.0, 0.5]]).double(), torch.tensor([[True] * 4 + [False]])
+    assert penalise(logits, seen, 2.0).tolist() == [[-1.0, 0.25, 0.0, 1.5, 0.5]]
 
 
 def test_ties_of_the_last_in_the_nucleus_stay():
