@@ -70,12 +70,17 @@ def test_every_epoch_takes_every_row_once_in_another_order():
 def test_a_stream_goes_through_its_rows_again_and_resumes_anywhere(order):
     plan = settings(order=order)
     whole = take(stream_steps(lambda: iter(make_rows()), plan, 0, 1, 0), 5)
-    assert [len(step.rows) for step in whole] == [8, 5, 8, 5, 8]
+    assert [(len(step.rows), step.epoch) for step in whole] == [(8, 0.0), (5, 1.0), (8, 1.0), (5, 2.0), (8, 2.0)]
     assert sorted(row.origin for step in whole[:2] for row in step.rows) == sorted(r.origin for r in make_rows())
     resumed = take(stream_steps(lambda: iter(make_rows()), plan, 0, 1, 3), 2)
     assert [[r.origin for r in step.rows] for step in resumed] == [[r.origin for r in step.rows] for step in whole[3:]]
     in_order = [row.origin for row in whole[0].rows] == [row.origin for row in make_rows()[:8]]
     assert in_order == (order == "as_is")
+
+
+def test_the_last_full_step_of_a_stream_ends_its_epoch():
+    steps = take(stream_steps(lambda: iter(make_rows()[:8]), settings(global_batch_size=4), 0, 1, 0), 4)
+    assert [(len(step.rows), step.epoch) for step in steps] == [(4, 0.0), (4, 1.0), (4, 1.0), (4, 2.0)]
 
 
 def test_ranks_share_the_rows_of_a_step():

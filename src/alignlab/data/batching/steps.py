@@ -28,8 +28,7 @@ class PlannedRows(NamedTuple):
     """One optimizer step before collation.
 
     Args:
-        epoch: Epochs done after this step, with a fraction; for a stream, whose length is unknown, the full epochs
-            done before it.
+        epoch: Epochs done after this step, with a fraction; for a stream, whose length is unknown, without one.
         rows: Rows of the step, over all ranks.
         micro_batches: Micro-batches of this rank, as indices into ``rows``.
         validation_set: Name of the validation set of the rows, if they are of one.
@@ -121,11 +120,14 @@ def stream_steps(
         rows, before = stream(), number
         if settings.order == "shuffled":
             rows = shuffle_stream(rows, np.random.default_rng([settings.seed, epoch]))
-        while step := list(islice(rows, settings.global_batch_size)):
+        following = next(rows, None)
+        while following is not None:
+            step = [following, *islice(rows, settings.global_batch_size - 1)]
+            following = next(rows, None)
             number += 1
             if number > first:
                 ranks = plan_step([len(row.tokens) for row in step], settings, num_ranks)
-                yield PlannedRows(float(epoch), step, ranks[rank])
+                yield PlannedRows(float(epoch + (following is None)), step, ranks[rank])
         if number == before:
             raise InputError("data.streaming=true", "the stream has no row to train on", "Give other data")
 
