@@ -197,6 +197,8 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     policy = model.load_model(data.tokenizer, quantization, head=head)
     refuse_router_loss(policy.config.get_text_config())
     refuse_beyond_context(policy, data.longest_sequence, data.tokens.max_tokens_per_sequence)
+    if data.rollout is not None and (limit := num_positions(policy)) is not None:
+        data.rollout.sampler.check_context(data.train, data.tokenizer, limit)
     set_stop_tokens(policy, data)
     if not peft and policy.dtype in (torch.float16, torch.bfloat16):
         log.warning(
@@ -280,6 +282,11 @@ def refuse_router_loss(config: Any) -> None:
         raise InputError(asked, "the loss that balances the experts is not computed in training here", instead)
 
 
+def num_positions(policy: nn.Module) -> int | None:
+    """Maximum tokens of a sequence by the model's config; ``None`` if it names none."""
+    return getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+
+
 def refuse_beyond_context(policy: nn.Module, longest: int, max_tokens_per_sequence: int) -> None:
     """Refuse sequences that are longer than the model's context.
 
@@ -291,7 +298,7 @@ def refuse_beyond_context(policy: nn.Module, longest: int, max_tokens_per_sequen
     Raises:
         InputError: They are.
     """
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    limit = num_positions(policy)
     if limit is not None and longest > limit:
         raise InputError(
             f"data.max_tokens_per_sequence={max_tokens_per_sequence}",

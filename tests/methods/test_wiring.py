@@ -950,6 +950,22 @@ def test_rows_that_cannot_be_trained_on_are_refused_before_training(folder, row,
     assert "rows.jsonl:2" in str(caught.value)
 
 
+@pytest.mark.parametrize("completion", ["abcd", [3, 4, 5, 6, 7]])
+def test_completions_beyond_the_positions_of_the_model_are_refused_before_training(folder, completion):
+    """Ids count as they are, and a text has its end token too."""
+    rows = [{"prompt": "abc", "completions": ones} for ones in (["ab"], ["a", completion])]
+    rows = [{**row, "rewards": [1.0] * len(row["completions"])} for row in rows]
+    words = [*OFFLINE, "method=rloo"]
+    needed = len(make(folder, rows, *words)[2].train[1].tokens) + 5
+    for positions in (needed, needed - 1):
+        _, method, _ = make(folder, rows, *words, f"model.config.max_position_embeddings={positions}")
+        if positions == needed:
+            method.factories.make_policy()
+    why = rf"rows.jsonl:2: completions\[1\]: with its prompt it has {needed} tokens, and the model has {positions} pos"
+    with pytest.raises(InputError, match=why):
+        method.factories.make_policy()
+
+
 def test_rewards_of_the_data_are_refused_for_samples(folder):
     """As many rewards in a row as samples of its prompt would be taken for theirs."""
     row = {"prompt": "abc", "completions": ["ab", "a"], "rewards": [1.0, 0.0]}

@@ -108,6 +108,20 @@ class Sampler(ABC):
             InputError: It cannot complete one of them.
         """
 
+    def check_context(  # noqa: B027  (optional)
+        self, prompts: Iterable[TokenRow], tokenizer: PreTrainedTokenizerBase, num_positions: int
+    ) -> None:
+        """Check the training rows once the model is known, before training.
+
+        Args:
+            prompts: All training rows.
+            tokenizer: Their tokenizer.
+            num_positions: Maximum tokens of a prompt with a completion, by the model's positions.
+
+        Raises:
+            InputError: A prompt with a completion has more, and it cannot end the completion earlier.
+        """
+
     def refresh(self, source: "PolicySource") -> dict[str, float]:
         """Update the copy of the policy before a rollout. All ranks must call this.
 

@@ -54,6 +54,23 @@ class GivenCompletions(Sampler):
             for index, one in enumerate(self._completions(row, (), tokenizer)):
                 self._check_tokens(f"{row.origin}: completions[{index}]", one.tokens, len(tokenizer))
 
+    def check_context(
+        self, prompts: Iterable[TokenRow], tokenizer: PreTrainedTokenizerBase, num_positions: int
+    ) -> None:
+        """Check that every completion ends within the model's positions.
+
+        Raises:
+            InputError: A prompt with a completion has more tokens.
+        """
+        near = (row for row in prompts if len(row.tokens) + self.max_completion_tokens > num_positions)
+        for row in near:
+            for index, one in enumerate(self._completions(row, (), tokenizer)):
+                length = len(row.tokens) + len(one.tokens)
+                if length > num_positions:
+                    why = f"with its prompt it has {length} tokens, and the model has {num_positions} positions"
+                    instead = "Shorten it or leave it out, or choose a model with more positions"
+                    raise InputError(f"{row.origin}: completions[{index}]", why, instead)
+
     def _check_tokens(self, asked: str, tokens: Sequence[int], num_ids: int) -> None:
         if len(tokens) > self.max_completion_tokens:
             why = f"it has {len(tokens)} tokens, and rollout.max_completion_tokens={self.max_completion_tokens}"
