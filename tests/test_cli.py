@@ -105,7 +105,7 @@ def test_a_stop_passes_its_exit_code(jobs, monkeypatch):
     [
         (["trian"], "'train'"),
         (["train", "--multirunn"], "'--multirun'"),
-        (["train", "optimizer"], "optimizer=VALUE"),
+        (["train", "optimizer"], "Type optimizer= with one of: adafactor, "),
         (["train", "tags=[a"], "cannot be read"),
         (["train", "--config-dir", "nowhere"], "nowhere"),
         (["train", "--cfg", "job", "optimizer.lrr=1"], "'optimizer.lr'"),

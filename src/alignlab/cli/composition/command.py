@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from alignlab.cli.composition.compose import ERRORS, ROOT, compose, page, prepare, refusal
+from alignlab.cli.composition.compose import ERRORS, ROOT, compose, no_such_flag, page, prepare, refusal
 from alignlab.cli.composition.hidden import hide_words
 from alignlab.cli.composition.refusals import parse
-from alignlab.errors import InputError, nearest
+from alignlab.errors import InputError
 from alignlab.system.credentials import masked
 
 Config = dict[str, Any]
@@ -38,7 +38,7 @@ def command(
     Raises:
         InputError: The command line does not compose, or its one job was refused.
     """
-    flags = _read_flags(words)
+    flags = _read_flags(words, config_name)
     if flags.help:
         print(page(config_name, flags.config_dir))
         return 0
@@ -57,7 +57,7 @@ def command(
     except ERRORS as error:
         if jobs.crashed:
             raise
-        raise refusal(error, flags.overrides, flags.config_dir) from error
+        raise refusal(error, flags.overrides, config_name, flags.config_dir) from error
     if jobs.refused and not jobs.sweep:
         raise jobs.refused[0]
     return 2 if jobs.refused else 0
@@ -112,12 +112,12 @@ def refuse(error: InputError, debug: bool) -> int:
     return 2
 
 
-def _read_flags(words: Sequence[str]) -> Any:
+def _read_flags(words: Sequence[str], config_name: str) -> Any:
     parser = get_args_parser()
     flags, unknown = parser.parse_known_intermixed_args(list(words))
     if unknown:
         known = [option for action in parser._actions for option in action.option_strings]
-        raise InputError(" ".join(unknown), "there is no such flag", nearest(unknown[0], known))
+        raise no_such_flag(unknown, known, config_name)
     return flags
 
 

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from alignlab.cli.composition.help import help_page
 from alignlab.cli.composition.hydra_settings import check_settings
-from alignlab.cli.composition.refusals import explain, let_keys_be_new, parse
+from alignlab.cli.composition.refusals import dotted_keys, explain, instead_of_flag, let_keys_be_new, parse
 from alignlab.config.resolve import limit_resolvers
 from alignlab.errors import InputError
 
@@ -84,7 +84,7 @@ def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: s
     Raises:
         InputError: A word or a config file is wrong.
     """
-    with _vocabulary(words, config_dir) as (words, groups):
+    with _vocabulary(words, config_name, config_dir) as (words, groups):
         try:
             return hydra.compose(config_name, _for_hydra(words, groups, config_name))
         except ERRORS as error:
@@ -93,7 +93,7 @@ def compose(words: Sequence[str] = (), config_name: str = "train", config_dir: s
 
 def prepare(words: Sequence[str], config_name: str = "train", config_dir: str | None = None) -> list[str]:
     """Prepare overrides for Hydra's own command line; see ``let_keys_be_new``."""
-    with _vocabulary(words, config_dir) as (_, groups):
+    with _vocabulary(words, config_name, config_dir) as (_, groups):
         return _for_hydra(words, groups, config_name)
 
 
@@ -116,14 +116,20 @@ def page(config_name: str, config_dir: str | None = None) -> str:
         config_dir: Folder of further options.
     """
     name = "train" if config_name == "repeat" else config_name
-    with _vocabulary([], config_dir) as (_, groups):
+    with _vocabulary([], name, config_dir) as (_, groups):
         return help_page((ROOT / "conf" / "hydra" / "help" / f"{name}.yaml").read_text(encoding="utf-8"), groups)
 
 
-def refusal(error: Exception, words: Sequence[str], config_dir: str | None = None) -> Exception:
+def refusal(error: Exception, words: Sequence[str], config_name: str, config_dir: str | None = None) -> Exception:
     """Make the error to show if Hydra's command line failed; see ``explain``."""
-    with _vocabulary(words, config_dir) as (words, groups):
+    with _vocabulary(words, config_name, config_dir) as (words, groups):
         return explain(error, words, groups)
+
+
+def no_such_flag(words: Sequence[str], flags: Sequence[str], config_name: str) -> InputError:
+    """Make the error for flags that do not exist, the first of which is advised on; see ``instead_of_flag``."""
+    with _vocabulary([], config_name, None) as (_, groups):
+        return InputError(" ".join(words), "there is no such flag", instead_of_flag(words[0], flags, groups))
 
 
 @dataclass(frozen=True)
@@ -133,10 +139,12 @@ class ConfigGroups:
     Args:
         loader: Hydra's config loader.
         folders: Overrides that name further folders, if any.
+        config_name: Name of the verb's root config.
     """
 
     loader: ConfigLoader
     folders: list[str]
+    config_name: str
 
     def groups(self, parent: str = "") -> list[str]:
         """Groups inside a group, or at the root."""
@@ -146,9 +154,19 @@ class ConfigGroups:
         """Options of a group."""
         return self.loader.get_group_options(group, ObjectType.CONFIG, overrides=self.folders)
 
+    def keys(self, words: Sequence[str]) -> set[str]:
+        """Dotted keys of the config that some words compose; those without the words if they do not compose."""
+        try:
+            cfg = hydra.compose(self.config_name, let_keys_be_new(words, self))
+        except ERRORS:
+            cfg = hydra.compose(self.config_name)
+        return set(dotted_keys("", cfg))
+
 
 @contextmanager
-def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[list[str], ConfigGroups]]:
+def _vocabulary(
+    words: Sequence[str], config_name: str, config_dir: str | None
+) -> Iterator[tuple[list[str], ConfigGroups]]:
     """Initialise Hydra; yield the words, with the folder of further options, and the groups on the search path."""
     if config_dir is not None:
         words = [*words, f"hydra.searchpath=['file://{Path(config_dir).resolve()}']"]
@@ -158,4 +176,4 @@ def _vocabulary(words: Sequence[str], config_dir: str | None) -> Iterator[tuple[
         if not (isinstance(value, list) and all(isinstance(folder, str) for folder in value)):
             raise InputError(word, "it should be a list of folders", "Type hydra.searchpath=[file:///FOLDER]")
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        yield list(words), ConfigGroups(GlobalHydra.instance().config_loader(), folders)
+        yield list(words), ConfigGroups(GlobalHydra.instance().config_loader(), folders, config_name)

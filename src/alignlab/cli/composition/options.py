@@ -10,7 +10,7 @@ from alignlab.config.build import locate
 from alignlab.config.kinds import expected_kinds
 from alignlab.errors import InputError, InputErrors
 
-LOSS = re.compile(r"method\.loss(\.\w+)?\._target_=")
+LOSS = re.compile(r"method\.loss(=|(\.\w+)?\._target_=)")
 """Matches the beginning of the refusal of a loss."""
 
 CONF = ROOT / "conf"

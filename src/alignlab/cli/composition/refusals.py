@@ -12,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config.schema.names import suggest
+from alignlab.config.schema.other_tools import OTHER_TOOLS
 from alignlab.errors import InputError, InputErrors, nearest
 
 NO_CHOICE = "No match in the defaults list"
@@ -27,6 +28,10 @@ class Vocabulary(Protocol):
 
     def options(self, group: str) -> list[str]:
         """Options of a group."""
+        ...
+
+    def keys(self, words: Sequence[str]) -> set[str]:
+        """Dotted keys of the config that some words compose."""
         ...
 
 
@@ -66,7 +71,7 @@ def explain(error: Exception, words: Sequence[str], vocabulary: Vocabulary) -> I
         words: Overrides as typed.
         vocabulary: The groups on the search path.
     """
-    faults = [fault for word in words for fault in _faults(word, vocabulary)]
+    faults = [fault for word in words for fault in _faults(word, words, vocabulary)]
     if not faults and str(error).startswith("Ambiguous value"):
         faults = [_several(word) for word in words if (found := parse(word)) is not None and found.is_sweep_override()]
     if faults:
@@ -93,19 +98,52 @@ def _is_group(key: str, vocabulary: Vocabulary) -> bool:
     return name in vocabulary.groups(parent)
 
 
-def _faults(word: str, vocabulary: Vocabulary) -> Iterator[InputError]:
+def _faults(word: str, words: Sequence[str], vocabulary: Vocabulary) -> Iterator[InputError]:
     override = parse(word)
+    if "=" not in word and override is None:
+        others = [one for one in words if parse(one) is not None]
+        yield InputError(word, "it is neither group=option nor key=value", complete(word, others, vocabulary))
+        return
     if override is None:
-        why = "it is neither group=option nor key=value" if "=" not in word else "its value cannot be read"
-        instead = f"Type {word}=VALUE" if "=" not in word else _quoted(word)
-        yield InputError(word, why, instead)
+        yield InputError(word, "its value cannot be read", _quoted(word))
         return
     key = override.key_or_group
     if _is_group(key, vocabulary):
         unknown = [choice for choice in _choices(override) if choice not in vocabulary.options(key)]
         yield from (_no_option(key, choice, vocabulary) for choice in unknown)
     elif override.is_hydra_override() and not _is_hydra_key(key.split(".")[1:], HYDRA):
-        yield InputError(word, "Hydra has no such setting", suggest(key, _dotted_keys("hydra", HYDRA)))
+        yield InputError(word, "Hydra has no such setting", suggest(key, dotted_keys("hydra", HYDRA)))
+
+
+def complete(word: str, others: Sequence[str], vocabulary: Vocabulary) -> str:
+    """What to type instead of a word without a value: an option of a group, a group, a key, or neither.
+
+    Args:
+        word: The word, without ``=``.
+        others: Other words, which can be read.
+        vocabulary: The groups on the search path.
+    """
+    groups = _groups_with(word, vocabulary)
+    if groups and word not in OTHER_TOOLS:
+        return f"Type {' or '.join(f'{group}={word}' for group in groups)}"
+    if _is_group(word, vocabulary):
+        return f"Type {word}= with one of: {', '.join(vocabulary.options(word))}"
+    known = vocabulary.keys(others)
+    return f"Type {word}=VALUE" if word in known else suggest(word, known)
+
+
+def instead_of_flag(flag: str, flags: Sequence[str], vocabulary: Vocabulary) -> str:
+    """What to type instead of a flag that does not exist: here keys and groups have no dashes.
+
+    Args:
+        flag: The flag, with or without ``=`` and a value.
+        flags: Flags that exist.
+        vocabulary: The groups on the search path.
+    """
+    typed = flag.partition("=")[0]
+    name = typed.lstrip("-").replace("-", "_")
+    names = {key.rpartition(".")[2] for key in vocabulary.keys([])} | OTHER_TOOLS.keys()
+    return complete(name, [], vocabulary) if name in names or _is_group(name, vocabulary) else nearest(typed, flags)
 
 
 def _quoted(word: str) -> str:
@@ -133,10 +171,16 @@ def _is_hydra_key(parts: list[str], node: DictConfig) -> bool:
     return parts[0] in node and _is_hydra_key(parts[1:], node._get_node(parts[0]))
 
 
-def _dotted_keys(path: str, node: DictConfig) -> list[str]:
-    children = [(f"{path}.{key}", node._get_node(key)) for key in node]
+def dotted_keys(path: str, node: DictConfig) -> list[str]:
+    """All keys below a node, sections included.
+
+    Args:
+        path: Dotted key of the node; empty for the root.
+        node: A node that is a section.
+    """
+    children = [(f"{path}.{key}".lstrip("."), node._get_node(key)) for key in node]
     sections = [(key, child) for key, child in children if OmegaConf.is_dict(child) and not child._is_missing()]
-    return [key for key, _ in children] + [key for section in sections for key in _dotted_keys(*section)]
+    return [key for key, _ in children] + [key for section in sections for key in dotted_keys(*section)]
 
 
 def _choices(override: Override) -> list[str]:
@@ -155,14 +199,18 @@ def _word(choice: Any) -> str:
 
 
 def _no_option(group: str, choice: str, vocabulary: Vocabulary) -> InputError:
-    elsewhere = [parent for parent in vocabulary.groups() if choice in vocabulary.options(parent)]
-    there = " or ".join(f"{parent}={choice}" for parent in elsewhere)
+    there = " or ".join(f"{parent}={choice}" for parent in _groups_with(choice, vocabulary))
     options = vocabulary.options(group)
     instead = f"Type {there}." if there else nearest(choice, options)
     if choice in NOTHING and "none" in options:
         instead = f"Type {group}=none."
     further = f" {BESIDES[group]}" if group in BESIDES else ""
     return InputError(f"{group}={choice}", f"{group} has no option '{choice}'", instead + further)
+
+
+def _groups_with(choice: str, vocabulary: Vocabulary) -> list[str]:
+    """Groups at the root with an option of a name."""
+    return [group for group in vocabulary.groups() if choice in vocabulary.options(group)]
 
 
 def _of_file(error: Exception, vocabulary: Vocabulary) -> InputError:

@@ -27,14 +27,12 @@ OTHER_NAMES = {
     "lora_rank": "peft.r",
     "rank": "peft.r",
     "alpha": "peft.lora_alpha",
-    "bf16": "trainer.precision",
-    "fp16": "trainer.precision",
     "max_grad_norm": "trainer.gradient_clip_val",
     "warmup_ratio": "scheduler.warmup_steps",
     "save_steps": "checkpoint.every_n_steps",
     "report_to": "logger",
 }
-"""Names in other tools, with our keys."""
+"""Names in other tools, with our keys, which take the same value."""
 
 MAX_LISTED = 24
 """Maximum number of names to list when none is similar."""

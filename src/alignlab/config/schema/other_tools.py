@@ -27,7 +27,7 @@ _RENAMED = {
     "data.streaming=true": "streaming",
     "model.path=NAME": "model_name_or_path model_name model_id base_model",
     "model=scratch model.tokenizer=NAME": "tokenizer_name tokenizer_name_or_path",
-    "model.dtype=bfloat16": "torch_dtype dtype",
+    "model.dtype=bfloat16, or trainer.precision=bf16-mixed with weights in float32": "torch_dtype dtype",
     "model.attn_implementation=sdpa": "attn_implementation flash_attn use_flash_attention_2",
     "model.gradient_checkpointing=true": "gradient_checkpointing disable_gradient_checkpointing use_reentrant",
     "model.path=NAME model.trust_remote_code=true": "trust_remote_code",
@@ -98,3 +98,12 @@ _RENAMED = {
 }
 OTHER_TOOLS = {name: words for words, names in _RENAMED.items() for name in names.split()}
 """What to type here, by the name of the argument."""
+
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+OTHER_VALUES = {
+    "model.dtype": _DTYPES,
+    "model.save_dtype": _DTYPES,
+    "trainer.precision": {"bfloat16": "bf16-mixed", "fp16": "16-mixed", "float16": "16-mixed", "fp32": "32-true"},
+    "data.truncation": {"left": "left_prompt", "keep_end": "left_prompt", "right": "right_completion"},
+}
+"""Values of other tools, by our key: what to type here."""

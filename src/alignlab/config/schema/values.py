@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 
 from alignlab.config.schema.names import suggest
+from alignlab.config.schema.other_tools import OTHER_VALUES
 from alignlab.errors import InputError
 
 OBJECTS = {"needs_python_object", "is_instance_of", "callable_type"}
@@ -86,7 +87,7 @@ def instead_of(path: str, value: Any = None) -> str:
     """
     group = path.replace(".", "/")
     if path not in OPTIONS:
-        return f"Type {path}=VALUE"
+        return f"Type {path}={OTHER_VALUES.get(path, {}).get(str(value), 'VALUE')}"
     if isinstance(value, str):
         return f"Type {group}={value}"
     if isinstance(value, Mapping) and value:
