@@ -1,12 +1,21 @@
 """The cards, as a person reads them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from alignlab.callbacks import card
+from alignlab.callbacks import card, start_card
 from alignlab.data.preview import Segment
+from alignlab.methods.dpo import DPO
+from alignlab.methods.group_dpo import GroupDPO
+from alignlab.methods.grpo import GRPO
+from alignlab.methods.kto import KTO
+from alignlab.methods.reward_model import RewardModel
+from alignlab.methods.sft import SFT
+from alignlab.rollout.sampler.given import GivenCompletions
+from alignlab.types.rows import TokenRow
 
 MODEL = card.ModelFacts(
     name="pocket",
@@ -100,6 +109,43 @@ def test_pieces_of_a_comparison_are_named():
     text = card.example_text(pieces, "every turn").plain
     assert text.endswith("prompt\nQ\ncompletion 1\n⟦A⟧\ncompletion 2\n⟦B⟧")
     assert "the loss is on every turn" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "loss_on", "told"),
+    [
+        (SFT, "assistant", "every turn of the assistant, between"),
+        (DPO, "assistant", "every turn of the assistant after the prompt, in chosen and in every rejected, between"),
+        (GroupDPO, "last", "the last turn of the assistant after the prompt, in chosen and in every rejected, between"),
+        (KTO, "all", "all turns after the prompt, between"),
+        (RewardModel, "assistant", "the scores after the last token of chosen and of every rejected\n"),
+    ],
+)
+def test_the_example_says_what_counts(method, loss_on, told):
+    row = TokenRow([1, 2, 3, 4], [False, False, True, True], [[2, 1, 1]], "a:1")
+    assert f"the loss is on {told}" in example_of(method, row, loss_on)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told"),
+    [(None, "what is sampled"), (GivenCompletions(temperature=1.0, max_completion_tokens=4), "the completions of the")],
+)
+def test_the_example_of_an_online_method_says_where_completions_come_from(sampler, told):
+    text = example_of(GRPO, TokenRow([1, 2], [False, False], [[2]], "a:1"), "assistant", sampler)
+    assert f"the loss is on {told}" in text
+
+
+def example_of(method, row, loss_on, sampler=None):
+    """The example of a row; its tokens are marked only where a loss is on tokens."""
+    tokens, decoder = (
+        SimpleNamespace(loss_on=loss_on, loss_on_reasoning=True),
+        SimpleNamespace(decode=lambda *_, **__: "a"),
+    )
+    data = SimpleNamespace(kind=method.row_kind, train=[row], tokens=tokens, tokenizer=decoder)
+    one = SimpleNamespace(head=method.head, rollout=SimpleNamespace(sampler=sampler))
+    text = card.example_text(start_card.example(one, data), start_card.loss_on(one, data)).plain
+    assert ("⟦a⟧" in text) == ("between" in text)
+    return text
 
 
 def test_a_long_stretch_of_the_example_is_shortened():

@@ -149,7 +149,8 @@ def example_text(segments: Iterable[Segment], loss_on: str) -> Text:
     segments = list(segments)
     named = len({segment.piece for segment in segments}) > 2
     text = Text("example", style="bold")
-    text.append(f"  the loss is on {loss_on}, between ⟦ and ⟧\n", style="not bold dim")
+    marked = ", between ⟦ and ⟧" if any(segment.supervised for segment in segments) else ""
+    text.append(f"  the loss is on {loss_on}{marked}\n", style="not bold dim")
     for number, (piece, parts) in enumerate(groupby(segments, key=lambda segment: segment.piece)):
         if named:
             text.append("\n" * (number > 0) + f"{piece}\n", style="not bold cyan")

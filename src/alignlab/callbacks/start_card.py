@@ -7,14 +7,15 @@ from torch import nn
 
 from alignlab.callbacks.card import BatchFacts, ModelFacts, start_card
 from alignlab.data.datamodule import DataModule
-from alignlab.data.preview import decode_segments
+from alignlab.data.preview import Segment, decode_segments
 from alignlab.data.table.table import TokenTable
 from alignlab.distributed.strategies import num_parameters
 from alignlab.methods.base import Method
+from alignlab.rollout.sampler.given import GivenCompletions
 from alignlab.run_folder.console import show
 from alignlab.run_folder.folder import RunFolder
 from alignlab.types.adapted import base_model, is_adapted
-from alignlab.types.rows import Demonstration, Prompt, Text
+from alignlab.types.rows import Demonstration, Preference, Prompt, Text, Unpaired
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ class StartCard(lightning.Callback):
             data=data_counts(data),
             unread=data.unread_columns,
             batch=batch_facts(data, trainer.world_size),
-            loss_on=loss_on(data),
-            example=[] if data.train is None else decode_segments(data.train[0], data.tokenizer),
+            loss_on=loss_on(method, data),
+            example=example(method, data),
             folder=self.folder.path,
         )
         show(card)
@@ -109,17 +110,33 @@ def batch_facts(data: DataModule, num_ranks: int) -> BatchFacts:
     )
 
 
-LOSS_ON = {"assistant": "every turn of the assistant", "last": "the last turn of the assistant", "all": "all turns"}
+TURNS = {"assistant": "every turn of the assistant", "last": "the last turn of the assistant", "all": "all turns"}
+AFTER_PROMPT = {name: f"{turns} after the prompt" for name, turns in TURNS.items()}
+LOSS_ON = {
+    Demonstration: TURNS,
+    Unpaired: AFTER_PROMPT,
+    Preference: {name: f"{turns}, in chosen and in every rejected" for name, turns in AFTER_PROMPT.items()},
+}
+"""Which tokens count, by the kind of row and ``data.loss_on``."""
 
 
-def loss_on(data: DataModule) -> str:
-    """Which tokens of a row are supervised, in words."""
+def loss_on(method: Method, data: DataModule) -> str:
+    """What of a row the loss is on, in words."""
+    if method.head == "reward":
+        return "the scores after the last token of chosen and of every rejected"
     if data.kind is Text:
         return "all tokens"
     if data.kind is Prompt:
-        return "what is sampled"
+        is_given = isinstance(method.rollout.sampler, GivenCompletions)
+        return "the completions of the data" if is_given else "what is sampled"
     first = None if data.train is None else data.train[0]
     if first is not None and first.supervised and all(first.supervised[1:]) and data.kind is Demonstration:
         return "all of the text"
     reasoning = "" if data.tokens.loss_on_reasoning else ", but not on its reasoning"
-    return LOSS_ON[data.tokens.loss_on] + reasoning
+    return LOSS_ON[data.kind][data.tokens.loss_on] + reasoning
+
+
+def example(method: Method, data: DataModule) -> list[Segment]:
+    """The first training row, decoded; with a reward model no token is a target."""
+    segments = [] if data.train is None else decode_segments(data.train[0], data.tokenizer)
+    return [segment._replace(supervised=False) for segment in segments] if method.head == "reward" else segments
