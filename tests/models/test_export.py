@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from alignlab.errors import InputError
-from alignlab.models import adapters, export
+from alignlab.models import adapters, export, offload
 from alignlab.models import publish as publishing
 from alignlab.models.load import Pretrained
 from alignlab.models.scratch import Scratch
@@ -212,6 +212,41 @@ def test_damaged_full_weights_are_found(opened, tokenizer, tmp_path, damage):
     spoil(tmp_path / "model" / "model.safetensors", damage, "layers.0.self_attn.q_proj")
     with pytest.raises(export.ExportError):
         export.verify(tmp_path / "model", model, None)
+
+
+@pytest.mark.parametrize("kind", [None, *KINDS])
+def test_a_model_without_room_on_its_device_is_compared_block_by_block(opened, tokenizer, tmp_path, monkeypatch, kind):
+    """Weights outside of the blocks move for good; those of a block leave again after its forward."""
+    model, real = opened(kind), torch.Tensor.to
+    export.save(model, tokenizer, tmp_path / "model")
+    expected = export.logits(model, IDS)
+    reopened = export.reopen(tmp_path / "model", model, torch.float32)
+    addresses = {name: tensor.data_ptr() for name, tensor in reopened.named_parameters()}
+    monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(torch.Tensor, "to", lambda *words, **options: real(*words, **options).clone())
+    placed = offload.place(reopened, model.device)
+    ours = export.logits(placed, IDS, model.device)
+    assert (ours - expected).abs().max() < 1e-5
+    stayed = {name for name, tensor in placed.named_parameters() if tensor.data_ptr() == addresses[name]}
+    assert stayed == {name for name in addresses if ".layers." in name}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [None, "lora", "dora"])
+def test_a_model_is_compared_on_a_gpu_that_is_nearly_full(opened, tokenizer, tmp_path, kind):
+    """Of eight blocks one is on the GPU a second time."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    sizes = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 8, "num_attention_heads": 16}
+    model = opened(kind, **sizes).to("cuda")
+    export.save(model, tokenizer, tmp_path / "model")
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    rest = torch.empty(int(offload.free_bytes(model.device)) - weights // 2, dtype=torch.uint8, device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    assert export.verify(tmp_path / "model", model, IDS) < 1e-2
+    assert torch.cuda.max_memory_allocated() - before < weights // 3
+    del rest
 
 
 def spoil(file, damage, part):

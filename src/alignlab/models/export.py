@@ -2,6 +2,9 @@
 
 1. A folder is written completely or not at all.
 2. The written folder is opened again and compared with the live model: tensor by tensor, and by its logits or scores.
+
+The reopened weights take no memory of the process: in the dtype of the files they are mapped from disk. They go to the
+live model's device if it has room for them, and else block by block (``offload``).
 """
 
 import json
@@ -26,6 +29,7 @@ from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import head_of
 from alignlab.models.load import open_weights
 from alignlab.models.locations import QUANTIZATION, locate
+from alignlab.models.offload import place
 from alignlab.system.disk import read_manifest, write_manifest, write_text
 from alignlab.types.adapted import base_model, is_adapted
 
@@ -271,8 +275,10 @@ def _same_logits(
     computed_in: torch.dtype | None,
 ) -> float:
     narrowest = max(computed_in or base_model(model).dtype, base_model(reopened).dtype, key=TOLERANCE.__getitem__)
-    limit = rounding_limit(narrowest, expected)
-    return check_difference(f"{folder} opened again", logits(reopened, inputs), expected, limit)
+    limit, device = rounding_limit(narrowest, expected), base_model(model).device
+    if not getattr(base_model(model).config, "quantization_config", None):  # quantised weights are there already
+        place(reopened, device)
+    return check_difference(f"{folder} opened again", logits(reopened, inputs, device), expected, limit)
 
 
 def _reopened(folder: Path, like: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -283,7 +289,7 @@ def _reopened(folder: Path, like: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def reopen(folder: Path, like: "PreTrainedModel | PeftModel", dtype: torch.dtype) -> "PreTrainedModel | PeftModel":
-    """Read a saved folder in a precision, with the quantisation, attention and device of a live model."""
+    """Read a saved folder in a precision, with the quantisation and attention of a live model."""
     live, location = base_model(like), locate(str(folder))
     remote = type(live).__module__.startswith("transformers_modules")
     quantization = getattr(live.config, "quantization_config", None)
@@ -294,7 +300,7 @@ def reopen(folder: Path, like: "PreTrainedModel | PeftModel", dtype: torch.dtype
         # The base's config may lack it, and that of a model that reads images too has none.
         model.config.pad_token_id = getattr(live.config, "pad_token_id", None)
         model = adapters.reattach(model, location.adapter)
-    return model if quantization else model.to(live.device)
+    return model
 
 
 def _stored_tensors(folder: Path, reopened: nn.Module) -> Mapping[str, Tensor]:
@@ -327,17 +333,18 @@ def compare(stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> list[st
 
 
 @torch.no_grad()
-def logits(model: nn.Module, inputs: Mapping[str, Any]) -> Tensor:
+def logits(model: nn.Module, inputs: Mapping[str, Any], device: torch.device | None = None) -> Tensor:
     """Compute logits or scores in eval mode, and restore the mode.
 
     Args:
         model: A language model or a reward model.
         inputs: Keyword arguments of the forward; tensors have shape ``[B, T]``.
+        device: Where it computes; ``None`` for where its weights are.
 
     Returns:
         Logits ``[B, T, V]`` or scores ``[B, 1]``, float32, on the CPU.
     """
-    was_training, device = model.training, next(model.parameters()).device
+    was_training, device = model.training, device or next(model.parameters()).device
     model.eval()
     try:
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
