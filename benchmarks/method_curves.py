@@ -45,7 +45,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     "group_dpo": (LOSS, ACCURACY, ("rewards/margins", "rewards/margins_hardest"), REWARDS, HARDEST, EXACT),
     "kto": (LOSS, REWARDS, ("kto/reference_point",), EXACT, GRADIENT),
     **dict.fromkeys(("grpo", "rloo"), ONLINE),
-    "ppo": (*ONLINE[:4], ("explained_variance",), GRADIENT),
+    "ppo": (*ONLINE[:3], ("train/approx_kl",), ("explained_variance",), GRADIENT),
 }
 """Panels of a method, in reading order; metrics that no run has logged are left out."""
 
