@@ -61,8 +61,8 @@ FULL = ["data.source.num_train=2000", "data.global_batch_size=512", "data.batch_
 FULL += ["data.max_tokens_per_micro_batch=12288", "trainer.precision=bf16-mixed"]
 GPU_CASES: dict[str, tuple[str, list[str]]] = {
     "gpu_sft_1.5b": ("1.5b", ["method=sft", *FULL]),
-    "gpu_sft_1.5b_checkpointed_bf16": (
-        "1.5b",
+    "gpu_sft_0.5b_checkpointed_bf16": (
+        "0.5b",
         ["method=sft", *FULL, "model.dtype=bfloat16", "model.gradient_checkpointing=true", "optimizer=adamw_8bit"],
     ),
     "gpu_dpo_0.5b": ("0.5b", ["method=dpo", *FULL]),
