@@ -19,8 +19,8 @@ from alignlab.cli.main import VERBS, main
 from alignlab.cli.sweep import sweep
 from alignlab.cli.sweep.job import Job
 from alignlab.cli.sweep.sweep import write_table
-from alignlab.config.build import locate
 from alignlab.config.resolve import as_yaml
+from alignlab.config.target import locate
 from alignlab.errors import InputError
 from alignlab.run_folder.folder import read_status
 from alignlab.system.disk import write_text

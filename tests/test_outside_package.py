@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from alignlab.config import build
+from alignlab.config import target
 from tests.commands import QUIET, alignlab, metrics, summary
 from tests.conftest import REPOSITORY
 
@@ -36,7 +36,7 @@ def lab(tmp_path, monkeypatch):
     yield run
     for name in [name for name in sys.modules if name.split(".")[0] == "mylab"]:
         del sys.modules[name]
-    build._locate.cache_clear()
+    target._locate.cache_clear()
 
 
 def test_the_page_shows_each_kind_of_extension():

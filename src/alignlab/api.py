@@ -13,7 +13,7 @@ from alignlab.cli import evaluate as evaluation
 from alignlab.cli.composition.compose import compose as composed
 from alignlab.cli.composition.paths import path_as_key
 from alignlab.cli.train import checked
-from alignlab.config.build import locate
+from alignlab.config.target import locate
 from alignlab.errors import InputError
 from alignlab.evaluation.results import by_name
 from alignlab.measures.estimates import Estimate

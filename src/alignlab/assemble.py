@@ -24,13 +24,13 @@ from alignlab.callbacks.start_card import StartCard
 from alignlab.callbacks.summary import Summary
 from alignlab.callbacks.trace import Trace
 from alignlab.callbacks.validate_at_end import ValidateAtEnd
-from alignlab.config.build import build, build_all, locate
+from alignlab.config.build import build, build_all
 from alignlab.config.monitors import mode_of_best
 from alignlab.config.sources import source_node
-from alignlab.data.batching.plan import PlanSettings
-from alignlab.data.datamodule import DataModule, LoadSettings
+from alignlab.config.target import locate
+from alignlab.data.datamodule import DataModule
+from alignlab.data.settings import LoadSettings, PlanSettings, TokenSettings
 from alignlab.data.sources.mixture import set_row_kind
-from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.texts import row_texts
 from alignlab.distributed import launch

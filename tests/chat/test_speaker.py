@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from alignlab.chat.speaker import Speaker, SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.chat.speaker import Speaker
 from alignlab.chat.terminal import talk
 from alignlab.errors import InputError
 from alignlab.models.opened import open_trained

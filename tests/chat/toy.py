@@ -5,7 +5,8 @@ import re
 import time
 from pathlib import Path
 
-from alignlab.chat.speaker import Answer, SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.chat.speaker import Answer
 
 SAMPLING = SpeakerSettings(temperature=0.7, top_p=1.0, top_k=0, max_tokens=64)
 

@@ -9,8 +9,9 @@ import pytest
 
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
-from alignlab.config.build import build, checked_target, locate
+from alignlab.config.build import build
 from alignlab.config.kinds import EXPECTED_KINDS, FORBIDDEN, root_module
+from alignlab.config.target import checked_target, locate
 from alignlab.errors import InputError
 from alignlab.methods.dpo import DPO
 from alignlab.methods.sft import SFT
@@ -45,7 +46,7 @@ OTHERS = [
     *("hydra.utils.instantiate", "hydra.utils.call", "omegaconf.OmegaConf.load", "deepspeed.launcher.runner.main"),
     *("torch.distributed.run.main", "torch.distributed.launcher.api.elastic_launch", "torch.multiprocessing.spawn"),
     *("torch.os.system", "transformers.utils.os.system", "numpy.os.remove"),
-    "alignlab.config.build.importlib.import_module",
+    "alignlab.config.target.importlib.import_module",
     *("alignlab.run.fit", "alignlab.cli.main.main", "alignlab.system.disk.write_text", "alignlab.config.build.build"),
     *("alignlab.distributed.launch.launch", "alignlab.distributed.strategies.sharding_of", "wandb.init"),
     *("huggingface_hub.upload_file", "fsspec.open", "accelerate.launch", "torch.package.PackageImporter"),

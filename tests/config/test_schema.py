@@ -8,8 +8,9 @@ import torch
 
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
-from alignlab.config.build import build, build_all, locate
+from alignlab.config.build import build, build_all
 from alignlab.config.schema.values import OPTIONS
+from alignlab.config.target import locate
 from alignlab.errors import InputError, InputErrors
 
 

@@ -9,8 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from alignlab.data.batching.mismatch import WithMismatched
-from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.batching.steps import StepLoader, num_epoch_steps, table_steps
+from alignlab.data.settings import PlanSettings
 from alignlab.losses import group, preference
 from alignlab.losses.divergence import reverse_kl
 from alignlab.losses.kto import kto

@@ -9,7 +9,7 @@ import torch
 from alignlab.assemble import make_model_source
 from alignlab.cli.composition.compose import compose
 from alignlab.config import schema
-from alignlab.config.build import locate
+from alignlab.config.target import locate
 from alignlab.models.adapters import attach
 from alignlab.models.dropout import rates_of_files, set_dropout
 from alignlab.models.export import save

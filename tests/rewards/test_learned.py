@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignlab.data.batching.collate import collate
-from alignlab.data.tokenise.context import TokenSettings
+from alignlab.data.settings import TokenSettings
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.errors import InputError
 from alignlab.models import export

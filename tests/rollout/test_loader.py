@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.data.batching.plan import PlanSettings
+from alignlab.data.settings import PlanSettings
 from alignlab.rollout.loader import LoaderSettings, RolloutLoader
 from alignlab.types.rows import TokenRow
 

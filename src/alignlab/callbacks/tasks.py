@@ -9,7 +9,8 @@ from pydantic import Field
 from alignlab.distributed.comm import on_rank_zero
 from alignlab.distributed.random_state import random_states, set_random_states
 from alignlab.errors import InputError
-from alignlab.measures.tasks import TaskSettings, refuse_unknown, run_tasks
+from alignlab.measures.settings import TaskSettings
+from alignlab.measures.tasks import refuse_unknown, run_tasks
 from alignlab.methods.base import Method
 
 

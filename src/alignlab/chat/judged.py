@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 
-from alignlab.chat.speaker import Speaker, SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.chat.speaker import Speaker
 from alignlab.chat.votes import Candidate, append_row, row_of_vote
 from alignlab.types.rows import Message
 

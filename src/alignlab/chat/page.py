@@ -12,7 +12,8 @@ import gradio as gr
 from pydantic import TypeAdapter, ValidationError
 
 from alignlab.chat.judged import Judged
-from alignlab.chat.speaker import Speaker, SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.chat.speaker import Speaker
 from alignlab.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterable
 
-from alignlab.chat.speaker import Speaker, SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.chat.speaker import Speaker
 from alignlab.errors import InputError
 from alignlab.types.rows import Message
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from alignlab.chat.speaker import SpeakerSettings
+from alignlab.chat.settings import SpeakerSettings
 from alignlab.data.formats import to_row
 from alignlab.data.sources.files.record import Record
 from alignlab.data.unread import VOTE

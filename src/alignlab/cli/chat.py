@@ -40,7 +40,7 @@ def talk(config: dict[str, Any]) -> None:
 def _in_terminal(config: dict[str, Any]) -> None:
     import sys
 
-    from alignlab.chat.speaker import SpeakerSettings
+    from alignlab.chat.settings import SpeakerSettings
     from alignlab.chat.terminal import HELP, talk, typed_lines
     from alignlab.errors import InputError
 
@@ -57,7 +57,7 @@ def _in_terminal(config: dict[str, Any]) -> None:
 
 
 def _in_browser(config: dict[str, Any]) -> None:
-    from alignlab.chat.speaker import SpeakerSettings
+    from alignlab.chat.settings import SpeakerSettings
     from alignlab.chat.votes import votes_file
 
     _refuse_before_loading(config)

@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
+from alignlab.config import schema
+from alignlab.config.schema.root import ESTIMATE
 
 
 def main(words: Sequence[str]) -> int:
@@ -19,14 +21,13 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("estimate", words, check, show)
+    return command("estimate", words, check, show, ESTIMATE)
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
     """Check the config as for training on the named hardware; return it resolved."""
     from alignlab.cli.composition.hidden import hide_config
-    from alignlab.config import compat, schema
-    from alignlab.config.schema.root import ESTIMATE
+    from alignlab.config import compat
     from alignlab.estimate.cards import parse_hardware
 
     hide_config(cfg)

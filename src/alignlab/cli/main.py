@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         Exit code.
     """
-    with leaving_on_signals():  # before slow imports
+    with leaving_on_signals():
         return _run(list(sys.argv[1:] if words is None else words))
 
 
@@ -46,9 +46,7 @@ def _run(words: list[str]) -> int:
 
         print(script(ROOT / "conf", VERBS), end="")
         return 0
-    with leaving_on_signals(while_importing=True):
-        from alignlab import run  # noqa: F401  (the slow imports, for every verb)
-        from alignlab.cli.composition.command import refuse
+    from alignlab.cli.composition.command import refuse
 
     try:
         if not words or words[0] in ("-h", "--help"):

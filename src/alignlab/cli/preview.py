@@ -7,6 +7,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from alignlab.cli.composition.command import command
+from alignlab.config import schema
+from alignlab.config.schema.root import PREVIEW
 
 
 def main(words: Sequence[str]) -> int:
@@ -18,14 +20,13 @@ def main(words: Sequence[str]) -> int:
     Returns:
         Exit code.
     """
-    return command("preview", words, check, show)
+    return command("preview", words, check, show, PREVIEW)
 
 
 def check(cfg: DictConfig) -> dict[str, Any]:
     """Check the config against the schema and for settings that cannot be combined; return it resolved."""
     from alignlab.cli.composition.hidden import hide_config
-    from alignlab.config import compat, schema
-    from alignlab.config.schema.root import PREVIEW
+    from alignlab.config import compat
 
     hide_config(cfg)
     config = schema.check(cfg, PREVIEW)

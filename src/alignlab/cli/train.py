@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.command import command
 from alignlab.cli.composition.compose import SearchPath, typed_words
+from alignlab.config import schema
+from alignlab.config.schema.root import SECTIONS
 from alignlab.errors import InputError
 from alignlab.system.paths import typed_path
 
@@ -35,9 +37,9 @@ def main(words: Sequence[str]) -> int:
 
     words, run_to_repeat = take_from(without_rank_flag(words) if ranks() else words)
     SearchPath.run_to_repeat = run_to_repeat
-    sweep = Sweep()
+    sweep, root = Sweep(), "repeat" if run_to_repeat else "train"
     with first_error_only(), sweep:
-        code = command("repeat" if run_to_repeat else "train", words, partial(check, sweep), partial(train, sweep))
+        code = command(root, words, partial(check, sweep), partial(train, sweep), SECTIONS)
     return sweep.exit_code or code
 
 
@@ -91,7 +93,7 @@ def checked(cfg: DictConfig, words: Sequence[str]) -> dict[str, Any]:
     """
     from alignlab.cli.composition.deepspeed_file import take_over_file
     from alignlab.cli.composition.hidden import hide_config
-    from alignlab.config import compat, schema
+    from alignlab.config import compat
     from alignlab.distributed.ranks import settle
 
     hide_config(cfg)

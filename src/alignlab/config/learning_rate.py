@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from alignlab.config.build import locate
+from alignlab.config.target import locate
 from alignlab.errors import InputError
 from alignlab.optim.rates import SMALL_MODEL, SUPERVISED
 

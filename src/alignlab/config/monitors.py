@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from alignlab.config.build import build, locate
+from alignlab.config.build import build
 from alignlab.config.sources import source_node
+from alignlab.config.target import locate
 from alignlab.errors import InputError, nearest
 from alignlab.metrics import METRICS, Metric, Mode, best_mode, in_sets, is_known
 

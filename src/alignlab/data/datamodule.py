@@ -3,17 +3,15 @@
 import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import lightning
-from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.batching.mismatch import WithMismatched
-from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.batching.steps import (
     PlannedRows,
     StepLoader,
@@ -23,11 +21,12 @@ from alignlab.data.batching.steps import (
     validation_steps,
 )
 from alignlab.data.formats.conversions import convert, converts, prepend
+from alignlab.data.settings import LoadSettings, PlanSettings, TokenSettings
 from alignlab.data.sources.fingerprint import digest
 from alignlab.data.sources.split import Part, Source, split_rows
 from alignlab.data.table.cache import TokenTable, build_table, tokenize_stream, user_cache
 from alignlab.data.table.table import Joined, WithColumn
-from alignlab.data.tokenise.rows import TokenSettings, tokenize
+from alignlab.data.tokenise.rows import tokenize
 from alignlab.data.tokenise.templates import choose_template
 from alignlab.data.tokenise.turn_ends import stop_tokens
 from alignlab.data.unread import describe_unread
@@ -45,35 +44,6 @@ NO_FOLDER = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT,
 VALIDATION_ROWS = 1024
 """Rows of a step of validation: some losses depend on the other rows of a step, and those of validation must not depend
 on the batch size of training."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadSettings:
-    """How data is split, cached and loaded.
-
-    Args:
-        num_rows: Number of training rows, the first ones that are left after the split; ``None`` for all.
-        validation_size: Fraction (below 1) or number of training rows to hold out if the source has no validation
-            split; rows with equal prompts stay together.
-        prepend: Messages to put before every dialogue or prompt, such as a system message or examples.
-        packing: Whether micro-batches are flat, without padding, instead of padded.
-        streaming: Whether to read and tokenise during training instead of before; rows are shuffled within a buffer
-            only.
-        num_workers: 1 to collate ahead in another process, 0 for none.
-        tokenize_workers: Number of processes that tokenise; ``None`` chooses.
-        cache_dir: Folder of the token tables; ``None`` for the user's cache folder.
-        fresh: Whether to tokenise again even if a table is cached.
-    """
-
-    num_rows: Annotated[int, Field(ge=1)] | None
-    validation_size: Annotated[float, Field(gt=0, lt=1)] | Annotated[int, Field(ge=1)] | None
-    prepend: list[dict[str, str]] | None
-    packing: bool
-    streaming: bool
-    num_workers: Annotated[int, Field(ge=0, le=1)]
-    tokenize_workers: Annotated[int, Field(ge=0)] | None
-    cache_dir: str | None
-    fresh: bool
 
 
 class Steps(list):

@@ -2,7 +2,7 @@
 
 Before Lightning makes its process group, ranks communicate through the store at the same address: rank 0 makes
 decisions and sends them to the others; one rank per machine prepares data while the others wait; only the first rank
-that fails reports its error.
+that fails reports its error. Without a launcher nothing of torch is imported here.
 """
 
 import contextlib
@@ -14,14 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import TypeVar
-
-import torch.distributed as dist
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch.distributed.rendezvous import rendezvous
+from typing import TYPE_CHECKING, TypeVar
 
 from alignlab.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 Decision = TypeVar("Decision")
 
@@ -111,6 +109,8 @@ def ranks() -> Ranks | None:
     }
     for name, value in variables.items():
         os.environ.setdefault(name, str(value))
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
     rank_zero_only.rank = found.rank  # Lightning sets it at import, and not from every launcher's variables
     return found
 
@@ -123,6 +123,8 @@ def own_rank() -> int:
 
 def _main_address() -> tuple[str, int]:
     """Main address and port for launchers that set none: the first machine, and a port derived from the job."""
+    from lightning.fabric.plugins.environments import SLURMEnvironment
+
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or "127.0.0.1"
     job = int(os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID") or 0)
     return SLURMEnvironment.resolve_root_node_address(nodes), 15000 + (job + 7 * _step()) % 10000
@@ -177,11 +179,14 @@ def without_rank_flag(words: Sequence[str]) -> list[str]:
 
 
 @cache
-def _store() -> dist.Store:
+def _store() -> "Store":
     """The store at the job's address. Cached: rank 0 may run its server, which the process group uses too."""
+    from torch.distributed import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     store, _, _ = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"alignlab/{attempt}", store)
+    return PrefixStore(f"alignlab/{attempt}", store)
 
 
 def agree(decide: Callable[[], Decision]) -> Decision:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from alignlab.data.batching.collate import collate, count_targets
-from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
+from alignlab.data.batching.plan import plan_epoch, plan_step
 from alignlab.data.datamodule import DataModule
+from alignlab.data.settings import PlanSettings
 from alignlab.types.batch import MicroBatch
 from alignlab.types.rows import TokenRow
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.assemble import make_model_source
-from alignlab.config.build import build, locate
+from alignlab.config.build import build
+from alignlab.config.target import locate
 from alignlab.data.datamodule import DataModule
 from alignlab.estimate.batches import plan_batches
 from alignlab.estimate.cards import Hardware

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from alignlab.config import compat
-from alignlab.config.build import locate
+from alignlab.config.target import locate
 from alignlab.errors import InputError
 from alignlab.estimate.build import Models
 from alignlab.estimate.cards import Hardware

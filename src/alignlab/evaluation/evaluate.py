@@ -18,7 +18,8 @@ from alignlab.evaluation.scores import measure_loss, measure_pairs, why_no_loss,
 from alignlab.evaluation.wins import measure_wins, why_no_wins
 from alignlab.measures.estimates import Estimate, estimate
 from alignlab.measures.sampled import refuse_large_k
-from alignlab.measures.tasks import TaskSettings, refuse_unknown, run_tasks
+from alignlab.measures.settings import TaskSettings
+from alignlab.measures.tasks import refuse_unknown, run_tasks
 from alignlab.types.loss import Ratio
 from alignlab.types.rows import Demonstration, Preference, Row
 

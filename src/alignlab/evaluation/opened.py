@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.assemble import Config, pick, refuse_beyond_context
 from alignlab.data.formats.conversions import convert
+from alignlab.data.settings import TokenSettings
 from alignlab.data.table.cache import tokenize_stream
-from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.data.tokenise.templates import set_template
 from alignlab.data.tokenise.turn_ends import stop_tokens

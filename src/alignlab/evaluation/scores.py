@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from alignlab.assemble import Config, pick
-from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.formats.conversions import converts
+from alignlab.data.settings import PlanSettings
 from alignlab.evaluation.opened import Opened, encode
 from alignlab.measures.batches import micro_batches
 from alignlab.measures.likelihood import likelihood

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from alignlab.data.batching.collate import collate
-from alignlab.data.batching.plan import PlanSettings, plan_step
+from alignlab.data.batching.plan import plan_step
+from alignlab.data.settings import PlanSettings
 from alignlab.types.batch import MicroBatch, move
 from alignlab.types.rows import TokenRow
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -29,13 +29,12 @@ from alignlab.models.pickled import refusal
 from alignlab.models.scratch import SaveDtype, Texts, num_rows, prepare
 from alignlab.models.text_part import freeze_beside_text
 from alignlab.system.disk import MANIFEST, read_manifest
+from alignlab.types.dtypes import Dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 log = logging.getLogger(__name__)
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Pretrained:

@@ -6,7 +6,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.models.heads import Head
-from alignlab.models.load import Dtype, Pretrained
+from alignlab.models.load import Pretrained
+from alignlab.types.dtypes import Dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -26,10 +26,11 @@ from alignlab.models.export import (
     verify,
 )
 from alignlab.models.heads import Head, adapter_head, head_of, set_pad_token
-from alignlab.models.load import Dtype, open_weights, refuse_damaged
+from alignlab.models.load import open_weights, refuse_damaged
 from alignlab.models.locations import Location, locate
 from alignlab.system.disk import MANIFEST, write_manifest
 from alignlab.types.adapted import base_model, is_adapted
+from alignlab.types.dtypes import Dtype
 
 if TYPE_CHECKING:
     from peft import PeftModel

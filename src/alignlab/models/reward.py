@@ -10,11 +10,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from alignlab.errors import InputError
 from alignlab.models import adapters
 from alignlab.models.heads import adapter_head, head_of
-from alignlab.models.load import Dtype, open_weights
+from alignlab.models.load import open_weights
 from alignlab.models.locations import Location, locate
 from alignlab.models.scoring import sequence_scores
 from alignlab.types.adapted import base_model
 from alignlab.types.batch import MicroBatch
+from alignlab.types.dtypes import Dtype
 
 INSTEAD = "Name a run of method=reward_model (or its folder model), or a sequence classifier with one label"
 

@@ -18,16 +18,17 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.batching.collate import collate
+from alignlab.data.settings import TokenSettings
 from alignlab.data.table.counts import Dropped
-from alignlab.data.tokenise.context import TokenSettings, derive_context
+from alignlab.data.tokenise.context import derive_context
 from alignlab.data.tokenise.encode import encode, guard_dialogue
 from alignlab.data.tokenise.rows import tokenize
 from alignlab.data.tokenise.templates import render
 from alignlab.data.tokenise.truncate import truncate
 from alignlab.errors import InputError
-from alignlab.models.load import Dtype
 from alignlab.models.reward import context_of, open_reward_model, rewards_of
 from alignlab.types.batch import move
+from alignlab.types.dtypes import Dtype
 from alignlab.types.rows import Message, TokenRow, Unpaired
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from alignlab.data.batching.collate import collate, totals
-from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
+from alignlab.data.batching.plan import plan_epoch, plan_step
+from alignlab.data.settings import PlanSettings
 from alignlab.types.batch import StepBatch
 from alignlab.types.rows import TokenRow
 

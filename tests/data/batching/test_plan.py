@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from alignlab.data.batching.plan import PlanSettings, plan_epoch, plan_step
+from alignlab.data.batching.plan import plan_epoch, plan_step
+from alignlab.data.settings import PlanSettings
 
 LENGTHS = np.random.default_rng(0).integers(5, 60, 37)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.data.batching.plan import PlanSettings
 from alignlab.data.batching.steps import shuffle_stream, stream_steps, table_steps
+from alignlab.data.settings import PlanSettings
 from alignlab.errors import InputError
 from tests.methods.toy import Rows, make_loader, make_rows
 

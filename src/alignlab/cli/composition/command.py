@@ -15,14 +15,18 @@ from omegaconf import DictConfig, read_write
 from alignlab.cli.composition.compose import ERRORS, ROOT, compose, no_such_flag, page, prepare, refusal
 from alignlab.cli.composition.hidden import hide_words
 from alignlab.cli.composition.refusals import parse
+from alignlab.config.schema import Config, Sections, refuse_misspelt
 from alignlab.errors import InputError
 from alignlab.system.credentials import masked
-
-Config = dict[str, Any]
+from alignlab.system.processes import leaving_on_signals
 
 
 def command(
-    config_name: str, words: Sequence[str], check: Callable[[DictConfig], Config], job: Callable[[Config], Any]
+    config_name: str,
+    words: Sequence[str],
+    check: Callable[[DictConfig], Config],
+    job: Callable[[Config], Any],
+    sections: Sections | None = None,
 ) -> int:
     """Compose a config and run one job with it, or the jobs of a sweep.
 
@@ -31,6 +35,8 @@ def command(
         words: Command line after the verb.
         check: Checks a composed config, and returns it resolved, as plain containers.
         job: Runs a job with the checked config.
+        sections: Sections of the schema, whose keys are checked before torch is imported; None if the config gets
+            further keys first.
 
     Returns:
         Exit code: 2 if a job of a sweep was refused, else 0.
@@ -47,9 +53,10 @@ def command(
         options.remove(word)  # Hydra expects all overrides together
     flags.overrides = hide_words(flags.overrides)
     if flags.cfg:
+        import_slowly()
         check(compose(flags.overrides, config_name, flags.config_dir))
     overrides = prepare(flags.overrides, config_name, flags.config_dir)
-    jobs = _Jobs(check, job, fixed_keys(overrides))
+    jobs = _Jobs(check, job, sections, overrides)
     entry = hydra.main(str(ROOT / "conf"), config_name, "1.3")(jobs.run)
     try:
         with _process([*options, *overrides]):
@@ -73,9 +80,14 @@ class _Jobs:
     """The function that Hydra calls for each job. It stores refusals; Hydra would print its own lines about them."""
 
     def __init__(
-        self, check: Callable[[DictConfig], Config], job: Callable[[Config], Any], fixed: frozenset[str] = frozenset()
+        self,
+        check: Callable[[DictConfig], Config],
+        job: Callable[[Config], Any],
+        sections: Sections | None,
+        overrides: Sequence[str],
     ):
-        self.check, self.job, self.fixed = check, job, fixed
+        self.check, self.job, self.sections, self.overrides = check, job, sections, overrides
+        self.fixed = fixed_keys(overrides)
         self.refused: list[InputError] = []
         self.crashed = self.sweep = False
 
@@ -86,6 +98,9 @@ class _Jobs:
         if self.sweep:
             print(f"job {HydraConfig.get().job.num}: {self._name_job(HydraConfig.get())}", flush=True)
         try:
+            if not self.sweep and self.sections is not None:
+                refuse_misspelt(cfg, self.sections, self.overrides)
+            import_slowly()
             result = self.job(self.check(cfg))
         except InputError as error:
             self.refused.append(error)
@@ -110,6 +125,12 @@ def refuse(error: InputError, debug: bool) -> int:
     text = masked(str(error))
     print(f"Refused. {text}" if "\n" not in text else f"Refused, for these reasons:\n{text}", file=sys.stderr)
     return 2
+
+
+def import_slowly() -> None:
+    """Import what trains, and torch with it, which takes seconds; a signal ends the process without cleaning up."""
+    with leaving_on_signals(while_importing=True):
+        from alignlab import run  # noqa: F401
 
 
 def _read_flags(words: Sequence[str], config_name: str) -> Any:

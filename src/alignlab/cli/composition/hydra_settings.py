@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.cli.composition.refusals import parse
-from alignlab.config.build import locate
+from alignlab.config.target import locate
 from alignlab.errors import InputError, raise_all
 
 HYDRA_PLUGINS = "hydra._internal.core_plugins."

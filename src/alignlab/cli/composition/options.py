@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from alignlab.cli.composition.compose import ROOT
-from alignlab.config.build import locate
 from alignlab.config.kinds import expected_kinds
+from alignlab.config.target import locate
 from alignlab.errors import InputError, InputErrors
 
 LOSS = re.compile(r"method\.loss(=|(\.\w+)?\._target_=)")

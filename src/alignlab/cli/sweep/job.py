@@ -7,9 +7,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from alignlab.assemble import Config
-from alignlab.run_folder.choice import config_hash
-from alignlab.run_folder.folder import read_status
+from alignlab.cli.composition.command import Config
 from alignlab.run_folder.location import JOBS
 from alignlab.run_folder.naming import name_of
 from alignlab.system.disk import write_text
@@ -49,6 +47,8 @@ class Job:
 
     def newest_run(self, status: str | None = None) -> Path | None:
         """Folder of its newest run, or of its newest run with a status."""
+        from alignlab.run_folder.folder import read_status
+
         found = sorted(path for path in self.runs.glob(f"*-{self.digest}") if path.is_dir())
         return next((path for path in reversed(found) if status in (None, read_status(path))), None)
 
@@ -78,6 +78,8 @@ def make_job(config: Config) -> Job:
     Args:
         config: The resolved config of the job.
     """
+    from alignlab.run_folder.choice import config_hash
+
     hydra = HydraConfig.get()
     digest = config_hash(config)
     folder = None if config["run_dir"] is None else Path(config["run_dir"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from alignlab.config.monitors import Config, known_metrics, refuse_unlogged
+from alignlab.cli.composition.command import Config
 from alignlab.errors import InputError, RunError
 from alignlab.metrics import best_mode
 
@@ -41,6 +41,8 @@ def check_objective(config: Config) -> None:
     Raises:
         InputError: No such metric is logged, or the sweeper searches for its worst value.
     """
+    from alignlab.config.monitors import known_metrics, refuse_unlogged
+
     name, known, asked = config["objective"], known_metrics(config), direction()
     refuse_unlogged("objective", name, known)
     right = DIRECTIONS.get(best_mode(name, known))

@@ -1,14 +1,14 @@
 """Run the jobs of a sweep, several at a time, and write a table of results. A failed job does not end the others.
 
 Hydra composes the jobs one after the other and passes them to ``Sweep.run``, which returns while they still run. With
-submitit, ``Sweep.run`` is called in the job's own process.
+submitit, ``Sweep.run`` is called in the job's own process. What jobs and reports need is imported for them, because
+most commands are no sweep.
 """
 
 import csv
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -19,45 +19,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 
-from alignlab import run
-from alignlab.assemble import Config
-from alignlab.cli.composition.command import refuse
-from alignlab.cli.composition.hidden import hide_config
+from alignlab.cli.composition.command import Config, refuse
+from alignlab.cli.sweep.begin import Begin
 from alignlab.cli.sweep.job import UNREADABLE, Job, make_job, sweep_folder
 from alignlab.cli.sweep.objective import Pending, check_objective, is_search, value_of, worst_value
 from alignlab.config.resolve import as_yaml
 from alignlab.distributed.ranks import first_error_only, own_rank, ranks
 from alignlab.errors import InputError, RunError
-from alignlab.report.records import read_records
-from alignlab.report.table import print_ranking
-from alignlab.report.write import PAGE, write_report
 from alignlab.run_folder.location import JOBS, SWEEP
 from alignlab.system.credentials import masked
 from alignlab.system.disk import write_text
-
-
-class Begin(Callback):
-    """Stores the folder of the sweep's table. Hydra calls it when a sweep begins, with any launcher."""
-
-    folder: Path | None = None
-
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Store the folder, and hide secrets, since Hydra writes the config there after this.
-
-        Raises:
-            SystemExit: Slurm is asked for, and this machine does not have it. Hydra ignores other exceptions here.
-        """
-        hide_config(config)
-        if config.hydra.launcher.get("_target_", "").endswith(".SlurmLauncher") and shutil.which("sbatch") is None:
-            why = "there is no sbatch on this machine, so no job can be submitted"
-            error = InputError("launcher=slurm", why, "Type it on a login node of the cluster, or launcher=local here")
-            raise SystemExit(refuse(error, debug=False))
-        Begin.folder = Path(config.run_dir or config.hydra.sweep.dir)
 
 
 @dataclass
@@ -168,6 +141,10 @@ def report(folder: Path) -> None:
     Args:
         folder: Folder of the sweep.
     """
+    from alignlab.report.records import read_records
+    from alignlab.report.table import print_ranking
+    from alignlab.report.write import PAGE, write_report
+
     try:
         results = write_report(read_records([folder]), folder / "report", metric=None)
     except InputError as error:
@@ -193,6 +170,8 @@ def start(config: Config, job: Job, slot: int, num_jobs: int) -> subprocess.Pope
 
 def _share(slot: int, num_jobs: int) -> dict[str, str]:
     """Environment variables that give a job its share of the GPUs and cores."""
+    import torch
+
     share = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // num_jobs)))}
     devices = ",".join(map(str, range(torch.cuda.device_count())))
     visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", devices).split(",") if name]
@@ -205,6 +184,8 @@ def _share(slot: int, num_jobs: int) -> dict[str, str]:
 
 def _run_here(config: Config, job: Job) -> dict[str, Any]:
     """Run a job in this process, and return its entry; its errors must not end the sweep that waits for it."""
+    from alignlab import run
+
     code = 0
     os.environ[SWEEP] = job.sweep
     try:

@@ -1,26 +1,28 @@
 """Check that all keys of a composed config exist, and that all values have the right type and range."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config.learning_rate import with_learning_rate
+from alignlab.config.outline import Unclear, outline
 from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
-from alignlab.config.schema.targets import check_nodes
+from alignlab.config.schema.targets import check_nodes, check_spelling
 from alignlab.config.schema.values import NOT_GIVEN, Findings, check_names, check_value, instead_of
-from alignlab.config.sources import source_node
+from alignlab.config.sources import Read, source_node
+from alignlab.config.target import locate
 from alignlab.errors import InputError, raise_all
 from alignlab.system.credentials import hide_all
 
 Config = dict[str, Any]
+Sections = dict[str, Hints]
+CheckTree = Callable[[str, Any, Findings], None]
 
 
-def check(
-    cfg: DictConfig, sections: dict[str, Hints] = SECTIONS, change: Callable[[Config], Config] | None = None
-) -> Config:
+def check(cfg: DictConfig, sections: Sections = SECTIONS, change: Callable[[Config], Config] | None = None) -> Config:
     """Resolve and check a composed config, from options, experiment files and the command line.
 
     A config is resolved only here; the result is passed on and never changed.
@@ -37,22 +39,50 @@ def check(
         InputError: Keys do not exist (each is reported with the nearest that does), values are missing, of the wrong
             type or out of range, or targets cannot be imported. All are reported together.
     """
-    findings = Findings()
     plain, missing = _plain(cfg)
     plain = with_learning_rate(change(plain) if change else plain)
     plain = hide_all("", plain)  # some become secrets only by interpolation
-    for key in filter(partial(_is_not_given, plain), missing):
-        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
-    for path, hints in sections.items():
-        values = plain.get(path, {}) if path else plain
-        if isinstance(values, dict):
-            _check_section(path, values, hints, findings)
-    _check_all_nodes(plain, findings)
-    raise_all(findings.all())
+    raise_all(_check_all(plain, missing, sections, check_nodes, locate).all())
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
-def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
+def refuse_misspelt(cfg: DictConfig, sections: Sections, words: Sequence[str]) -> None:
+    """Refuse keys that do not exist, without the imports of ``check``, which take seconds.
+
+    It refuses only if ``check`` would find nothing further in what was typed: where each typed ``key=value`` is such a
+    key, or one of a section, whose values are checked here too.
+
+    Args:
+        cfg: Composed config.
+        sections: As in ``check``.
+        words: Overrides as prepared for Hydra, in which those of keys begin with ``+`` or ``~``.
+
+    Raises:
+        InputError: As in ``check``.
+    """
+    plain, missing = _plain(cfg)
+    plain = hide_all("", plain)
+    try:
+        findings = _check_all(plain, missing, sections, check_spelling, outline)
+    except (Unclear, RecursionError):  # the latter by names that are imported in a circle
+        return
+    typed = {word.partition("=")[0].lstrip("+~") for word in words if word.startswith(("+", "~"))}
+    if all(_is_unknown(key, findings) or _is_value_of_section(key, plain, sections) for key in typed):
+        raise_all(findings.all())
+
+
+def _is_unknown(key: str, findings: Findings) -> bool:
+    return any(f"{key}.".startswith(f"{name}.") for name in findings.unknown)
+
+
+def _is_value_of_section(key: str, plain: Config, sections: Sections) -> bool:
+    """Whether a key is one of a section, and holds no further keys."""
+    path, _, name = key.rpartition(".")
+    values = plain.get(path) if path else plain
+    return name in sections.get(path, {}) and isinstance(values, dict) and not isinstance(values.get(name), dict)
+
+
+def check_keys(cfg: DictConfig, sections: Sections) -> Config:
     """Resolve and check the config of a verb other than train.
 
     Args:
@@ -74,25 +104,40 @@ def check_keys(cfg: DictConfig, sections: dict[str, Hints]) -> Config:
     for path, hints in sections.items():
         values = plain.get(path, {}) if path else {key: value for key, value in plain.items() if key not in missing}
         if isinstance(values, dict):
-            _check_section(path, values, {key: hint for key, hint in hints.items() if key not in missing}, findings)
-    _check_all_nodes(plain, findings)
+            given = {key: hint for key, hint in hints.items() if key not in missing}
+            _check_section(path, values, given, findings, locate)
+    for key, tree in plain.items():
+        check_nodes(key, _with_source(key, tree, locate), findings)
     raise_all(findings.all())
     return plain
 
 
-def _check_all_nodes(plain: Config, findings: Findings) -> None:
-    """Check all nodes; that of the data source with the keys that it gets from ``data``."""
+def _check_all(plain: Config, missing: list[str], sections: Sections, check_tree: CheckTree, read: Read) -> Findings:
+    """Check the sections and all nodes of a resolved config, in which some values are missing."""
+    findings = Findings()
+    for key in filter(partial(_is_not_given, plain), missing):
+        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
+    for path, hints in sections.items():
+        values = plain.get(path, {}) if path else plain
+        if isinstance(values, dict):
+            _check_section(path, values, hints, findings, read)
     for key, tree in plain.items():
-        check_nodes(key, tree | {"source": _source(tree)} if key == "data" and _source(tree) else tree, findings)
+        check_tree(key, _with_source(key, tree, read), findings)
+    return findings
 
 
-def _source(data: Any) -> dict[str, Any]:
+def _with_source(key: str, tree: Any, read: Read) -> Any:
+    """A section; ``data`` with the keys that its source gets."""
+    return tree | {"source": source} if key == "data" and (source := _source(tree, read)) else tree
+
+
+def _source(data: Any, read: Read) -> dict[str, Any]:
     """The node of the source, with the keys that are passed on from ``data``; empty without a source."""
     source = data.get("source") if isinstance(data, dict) else None
     if not isinstance(source, dict) or "_target_" not in source:
         return {}
     try:
-        return source_node(data)
+        return source_node(data, read)
     except InputError:  # reported by the check of the node
         return source
 
@@ -124,8 +169,8 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
         yield from _missing(f"{path}.{key}" if path else key, value)
 
 
-def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
-    source = _source(values) if path == "data" else {}
+def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings, read: Read) -> None:
+    source = _source(values, read) if path == "data" else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
     for key, hint in hints.items():

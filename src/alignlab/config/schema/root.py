@@ -5,14 +5,12 @@ from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from alignlab.chat.speaker import SpeakerSettings
-from alignlab.data.batching.plan import PlanSettings
-from alignlab.data.datamodule import LoadSettings
-from alignlab.data.tokenise.context import TokenSettings
-from alignlab.measures.tasks import TaskSettings
+from alignlab.chat.settings import SpeakerSettings
+from alignlab.data.settings import LoadSettings, PlanSettings, TokenSettings
+from alignlab.measures.settings import TaskSettings
 from alignlab.metrics import Mode
-from alignlab.models.load import Dtype
 from alignlab.rewards.judge.settings import ChatSettings
+from alignlab.types.dtypes import Dtype
 
 
 def _with_target(node: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from alignlab.config.build import CONTROL, checked_target, locate
+from alignlab.config.outline import outline
 from alignlab.config.schema.values import Findings, check_names, check_value
 from alignlab.config.signatures import VARIADIC, call_chain, hints, is_open, parameters
+from alignlab.config.sources import Read
+from alignlab.config.target import CONTROL, checked_target, locate
 from alignlab.errors import InputError
 
 PARTS = {"peft": {"quantization"}}
@@ -97,13 +99,10 @@ def check_arguments(
         node: Its arguments.
         findings: Collects the errors.
     """
-    inside = {key: value for key, value in node.items() if key not in CONTROL}
-    for key, value in inside.items():
+    for key, value in _inside(node).items():
         check_nodes(f"{path}.{key}", value, findings, target, str(key))
-    arguments = {key: value for key, value in inside.items() if key not in PARTS.get(path, set())}
-    names = _names(name, target)
-    given = GIVEN_BY_RUN.get(path.split(".")[0], set())
-    check_names(path, arguments, names if names is None else names - given, findings)
+    arguments = _check_argument_names(path, node, _names(name, target), findings)
+    given = _given_by_run(path)
     for function in call_chain(target):
         for key, parameter in parameters(function).items():
             value = arguments.get(key, parameter.default)
@@ -111,7 +110,46 @@ def check_arguments(
                 check_value(f"{path}.{key}", value, _hint(name, function, key), findings)
 
 
-def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
+def check_spelling(path: str, tree: Any, findings: Findings) -> None:
+    """Check only the names of the arguments of all nodes, as far as their sources tell, without importing anything.
+
+    Args:
+        path: Dotted key of the config.
+        tree: Plain containers and values.
+        findings: Collects names that do not exist.
+
+    Raises:
+        Unclear: A source does not tell.
+    """
+    if isinstance(tree, list):
+        tree = {str(index): value for index, value in enumerate(tree)}
+    if not isinstance(tree, Mapping):
+        return
+    for key, value in _inside(tree).items():
+        check_spelling(f"{path}.{key}", value, findings)
+    if "_target_" in tree:
+        name = str(tree["_target_"])
+        _check_argument_names(path, tree, _names(name, outline(name), outline), findings)
+
+
+def _inside(node: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in node.items() if key not in CONTROL}
+
+
+def _given_by_run(path: str) -> set[str]:
+    return GIVEN_BY_RUN.get(path.split(".")[0], set())
+
+
+def _check_argument_names(
+    path: str, node: Mapping[str, Any], names: set[str] | None, findings: Findings
+) -> dict[str, Any]:
+    """Check the names of a node's arguments, and return the arguments."""
+    arguments = {key: value for key, value in _inside(node).items() if key not in PARTS.get(path, set())}
+    check_names(path, arguments, names if names is None else names - _given_by_run(path), findings)
+    return arguments
+
+
+def _names(name: str, target: Callable[..., Any], read: Read = locate) -> set[str] | None:
     """Names of the arguments that a target accepts; None for any name."""
     functions = call_chain(target)
     named = {key for function in functions for key, p in parameters(function).items() if p.kind not in VARIADIC}
@@ -119,7 +157,7 @@ def _names(name: str, target: Callable[..., Any]) -> set[str] | None:
         return named
     if name not in FORWARDS:
         return None
-    return named | (parameters(locate(FORWARDS[name])).keys() if FORWARDS[name] else set())
+    return named | (parameters(read(FORWARDS[name])).keys() if FORWARDS[name] else set())
 
 
 def _hint(name: str, function: Callable[..., Any], key: str) -> Any:

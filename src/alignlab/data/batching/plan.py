@@ -10,34 +10,10 @@ step (``optim/reduction.py``), the gradient does not depend on how the step is c
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
-Order = Literal["shuffled", "as_is", "by_length", "curriculum"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanSettings:
-    """How rows become optimizer steps.
-
-    Args:
-        global_batch_size: Rows per optimizer step over all ranks.
-        batch_size_per_device: Maximum rows of a micro-batch.
-        max_tokens_per_micro_batch: Maximum tokens of a micro-batch; a longer row gets a micro-batch of its own.
-        order: ``shuffled`` (anew each epoch), ``as_is``, ``by_length`` (rows of similar length share a step, and steps
-            are shuffled), or ``curriculum`` (ascending ``order_column``).
-        order_column: Numeric column that a curriculum sorts by.
-        seed: Seed of the order.
-    """
-
-    global_batch_size: Annotated[int, Field(ge=1)]
-    batch_size_per_device: Annotated[int, Field(ge=1)]
-    max_tokens_per_micro_batch: Annotated[int, Field(ge=1)] | None
-    order: Order
-    order_column: str | None
-    seed: int
+from alignlab.data.settings import PlanSettings
 
 
 @dataclass(frozen=True)

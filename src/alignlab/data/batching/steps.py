@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from alignlab.data.batching.collate import collate, totals
-from alignlab.data.batching.plan import PlannedMicroBatch, PlanSettings, plan_epoch, plan_step
+from alignlab.data.batching.plan import PlannedMicroBatch, plan_epoch, plan_step
+from alignlab.data.settings import PlanSettings
 from alignlab.data.table.cache import TokenTable
 from alignlab.data.table.table import Slice
 from alignlab.errors import InputError, nearest

@@ -22,11 +22,11 @@ from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColum
 from transformers import PreTrainedTokenizerBase
 
 from alignlab import data, types
+from alignlab.data.settings import TokenSettings
 from alignlab.data.table.counts import Counts, Dropped
 from alignlab.data.table.pack import pack
 from alignlab.data.table.table import TokenTable, write_table
 from alignlab.data.table.workers import tokenize_rows
-from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.templates import choose_template
 from alignlab.data.tokenise.truncate import TooLong, sum_up
 from alignlab.errors import InputError, raise_all

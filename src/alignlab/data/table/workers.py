@@ -9,8 +9,8 @@ from itertools import chain, islice
 
 from transformers import PreTrainedTokenizerBase
 
+from alignlab.data.settings import TokenSettings
 from alignlab.data.table.counts import Counts, Dropped
-from alignlab.data.tokenise.context import TokenSettings
 from alignlab.data.tokenise.rows import tokenize_counted
 from alignlab.data.tokenise.templates import TemplateLimit
 from alignlab.errors import InputError

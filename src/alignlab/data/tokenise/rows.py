@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.formats.messages import is_opened
+from alignlab.data.settings import TokenSettings
 from alignlab.data.sources.files.record import MEND
 from alignlab.data.table.counts import Counts, Dropped, count
-from alignlab.data.tokenise.context import Context, TokenSettings, derive_context
+from alignlab.data.tokenise.context import Context, derive_context
 from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, TemplateMisfit, refusal, render_dialogue
 from alignlab.data.tokenise.encode import REASONING, encode, find_guard, protect
 from alignlab.data.tokenise.supervise import check_doubled, supervise

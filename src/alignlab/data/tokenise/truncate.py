@@ -13,16 +13,15 @@ if a completion would lose all its supervised tokens, or if completions that dif
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, count
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from alignlab.data.settings import Truncation
 from alignlab.data.table.counts import Dropped
 from alignlab.errors import InputError
 from alignlab.types.rows import TokenRow, longest_sequence
 
 MAX_NAMED_ROWS = 5
 """Largest number of rows that an error names."""
-
-Truncation = Literal["error", "drop", "left_prompt", "right_completion"]
 
 
 class _Piece(NamedTuple):
