@@ -65,7 +65,7 @@ ONLINE = {
     "ppo of two models": ["method=ppo", *FEW, "method.critic=separate", "method.truncated=penalise"],
 }
 PEFT = ["lora", "rslora", "dora", "qlora", "qlora_8bit", "ia3", "prefix", "llama_adapter"]
-OPTIMIZERS = ["adamw_8bit", "adafactor", "sgd", "lion"]
+OPTIMIZERS = ["adamw_8bit", "adafactor", "sgd", "lion", "muon"]
 SCHEDULERS = ["constant", "linear", "wsd", "inverse_sqrt", "polynomial"]
 CASES = {
     **OPTIONS,

@@ -42,6 +42,7 @@ STEERED = ["method.reward_kl_coef=0.05", "method.reward_kl_target=1"]
 CASES = {
     "sft": ["method=sft", "method.neftune_alpha=5"],
     "sft_lora": ["method=sft", "peft=lora", "peft.lora_dropout=0.2", "model.gradient_checkpointing=true"],
+    "sft_muon": ["method=sft", "optimizer=muon"],
     "pretrain": ["method=pretrain", "data.max_tokens_per_sequence=64"],
     "dpo": ["method=dpo", "method.reference=ema"],
     "dpo_lora": ["method=dpo", "method.reference=synchronised", "method.reference_every_n_steps=3", "peft=lora"],

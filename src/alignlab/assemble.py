@@ -43,7 +43,6 @@ from alignlab.models.load import refuse_damaged
 from alignlab.models.reference import OWN
 from alignlab.models.reward import find_reward_model, refuse_other_tokens
 from alignlab.models.stopping import declared_stops
-from alignlab.optim.fused import make_fused
 from alignlab.run_folder.folder import RunFolder
 from alignlab.run_folder.naming import name_of
 from alignlab.run_folder.storage import MODEL
@@ -176,7 +175,7 @@ def make_method(config: Config, model: Any, data: DataModule) -> Method:
         make_policy=partial(make_policy, config, model, data),
         open_model=partial(open_model, config, data),
         open_reward_model=partial(open_critic, config, data),
-        make_optimizer=partial(make_fused, build("optimizer", config["optimizer"])),
+        make_optimizer=build("optimizer", config["optimizer"]),
         make_scheduler=build("scheduler", config["scheduler"]),
         gradient_clip_val=config["trainer"]["gradient_clip_val"],
         packing=config["data"]["packing"],

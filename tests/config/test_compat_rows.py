@@ -76,6 +76,7 @@ CASES = {
     "a TPU without its package": Case(["trainer.accelerator=tpu"], fails="torch_xla", without="torch_xla"),
     "8 bits in shards": Case(["strategy=fsdp", "peft=qlora_8bit", "trainer.devices=2"], fails="no attribute 'CB'"),
     "Adafactor of flat weights": Case([*ENGINE, "optimizer=adafactor"], other_than=["optimizer=adafactor"]),
+    "Muon of flat weights": Case([*ENGINE, "optimizer=muon"], fails="2D"),
     "an optimizer of DeepSpeed without DeepSpeed": Case(
         ["optimizer=cpu_adamw", "trainer.accelerator=cpu"], fails="is not installed", without="deepspeed"
     ),

@@ -90,3 +90,32 @@ def test_a_restored_schedule_goes_on_at_the_rate_of_its_new_length():
     assert schedules.set_rates(schedule) == (0.0, pytest.approx(2.0 * 4 / 6))
     assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == pytest.approx(2.0 * 4 / 6)
     assert schedules.set_rates(short) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_factors_are_those_of_transformers_from_the_second_step_of_a_warmup(warmup):
+    from transformers import optimization
+
+    def of(made):
+        """Factors after the warm-up, in which that of a step here is that of the next one there."""
+        return [made.lr_lambdas[0](step) for step in range(warmup, 101)]
+
+    def optimizer():
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+
+    run = {"num_training_steps": 100, "warmup_steps": warmup}
+    cosine = schedules.cosine(optimizer(), min_lr_ratio=0.1, **run)
+    theirs = optimization.get_cosine_with_min_lr_schedule_with_warmup(optimizer(), warmup, 100, min_lr_rate=0.1)
+    assert of(cosine) == of(theirs)
+    for kind in ("linear", "cosine", "1-sqrt"):
+        wsd = schedules.wsd(optimizer(), min_lr_ratio=0.1, decay_steps=30, decay_type=kind, **run)
+        theirs = optimization.get_wsd_schedule(optimizer(), warmup, 30, 100, decay_type=kind, min_lr_ratio=0.1)
+        assert of(wsd) == pytest.approx(of(theirs), rel=1e-15)
+        assert [wsd.lr_lambdas[0](step) for step in range(warmup)] == pytest.approx(
+            [theirs.lr_lambdas[0](step + 1) for step in range(warmup)], rel=1e-15
+        )
+    root = schedules.inverse_sqrt(optimizer(), timescale_steps=None, **run)
+    assert of(root) == of(optimization.get_inverse_sqrt_schedule(optimizer(), warmup))
+    polynomial = schedules.polynomial(optimizer(), min_lr_ratio=0.1, power=2.0, **run)
+    theirs = optimization.get_polynomial_decay_schedule_with_warmup(optimizer(), warmup, 100, lr_end=0.03, power=2.0)
+    assert of(polynomial) == pytest.approx(of(theirs), rel=1e-14)

@@ -227,6 +227,12 @@ ROWS: tuple[Rule, ...] = (
         "Type strategy=ddp, or optimizer=adamw",
     ),
     Rule(
+        ("optimizer", "strategy"),
+        lambda c: _is(c, "optimizer", "Muon") and _on_deepspeed(c),
+        "it makes matrices orthogonal, and ZeRO flattens all weights",
+        "Type strategy=ddp or strategy=fsdp, or optimizer=adamw",
+    ),
+    Rule(
         ("optimizer",),
         lambda c: _is(c, "optimizer", "cpu_adamw") and _lacks("deepspeed"),
         "it is an optimizer of DeepSpeed, which is not installed",

@@ -13,12 +13,14 @@ Models other than the policy (a reference, a critic) are ``Component`` attribute
 ``rollout``.
 """
 
+import inspect
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import lightning
@@ -33,6 +35,8 @@ from alignlab.models.adapters import SPARSE, zero_gradients
 from alignlab.models.component import Component
 from alignlab.models.heads import Head
 from alignlab.models.scoring import verify
+from alignlab.optim.fused import make_fused
+from alignlab.optim.muon import hidden_matrices
 from alignlab.optim.rates import SUPERVISED, LearningRates
 from alignlab.optim.reduction import RunningMeans, step_loss
 from alignlab.optim.schedules import set_rates
@@ -62,7 +66,7 @@ class Factories:
         make_policy: Builds the policy; called once, in ``configure_model``.
         open_model: Loads other weights from a path, for a reference.
         open_reward_model: Loads a reward model from a path, for a critic.
-        make_optimizer: Parameter groups → optimizer.
+        make_optimizer: Parameter groups → optimizer; it also gets the ``hidden_matrices`` if it takes ``hidden``.
         make_scheduler: ``(optimizer, num_training_steps=…)`` → scheduler, stepped once per optimizer step.
         gradient_clip_val: Maximum global gradient norm; ``None`` for no clipping.
         packing: Whether batches have the flat layout.
@@ -71,7 +75,7 @@ class Factories:
     make_policy: Callable[[], nn.Module]
     open_model: Callable[[str], nn.Module]
     open_reward_model: Callable[[str], nn.Module]
-    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    make_optimizer: Callable[..., torch.optim.Optimizer]
     make_scheduler: Callable[..., torch.optim.lr_scheduler.LRScheduler]
     gradient_clip_val: float | None
     packing: bool
@@ -191,8 +195,11 @@ class Method(lightning.LightningModule):
             for parameters in by_factor.values()
             for are_vectors, decay in ((False, {}), (True, {"weight_decay": 0.0}))
         ]
+        make = self.factories.make_optimizer
+        if "hidden" in inspect.signature(make).parameters:
+            make = partial(make, hidden=hidden_matrices(self.trained_modules))
         try:
-            optimizer = self.factories.make_optimizer([group for group in groups if group["params"]])
+            optimizer = make_fused(make, [group for group in groups if group["params"]])
         except (TypeError, ValueError) as error:
             raise InputError("optimizer", str(error), "Choose another optimizer, such as optimizer=adamw") from error
         factors = {parameter: factor for factor, parameters in by_factor.items() for parameter in parameters}

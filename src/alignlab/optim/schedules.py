@@ -1,28 +1,35 @@
-"""Learning rate schedules over optimizer steps, from Transformers: ``fn(optimizer, *, num_training_steps, …)``.
+"""Learning rate schedules over optimizer steps: ``fn(optimizer, *, num_training_steps, …)``.
 
 Each rises linearly in the first ``warmup_steps``, from ``1 / warmup_steps`` of the learning rate in the first step to
 the full learning rate in the last. Values of ``warmup_steps`` and ``decay_steps`` below 1 are shares of the run, values
-of 1 and above are optimizer steps.
+of 1 and above are optimizer steps. The factors are those of ``transformers.optimization``, whose import would bring in
+PEFT and bitsandbytes; a warm-up there begins at a rate of 0, at which the first step has no effect.
 """
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import optimization
 
 from alignlab.errors import InputError
 
 Steps = Annotated[int | float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: 1.0 - progress,
+    "cosine": lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)),
+    "1-sqrt": lambda progress: 1.0 - math.sqrt(progress),
+}
+"""Decays from 1 to 0 while progress rises from 0 to 1."""
+
 
 def constant(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps) -> LRScheduler:
     """Warm-up, then a constant learning rate."""
-    warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
+    return _warmed_up(optimizer, num_steps("warmup_steps", warmup_steps, num_training_steps), lambda step: 1.0)
 
 
 def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
@@ -39,10 +46,10 @@ def linear(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps
 def cosine(optimizer: Optimizer, *, num_training_steps: int, warmup_steps: Steps, min_lr_ratio: Share) -> LRScheduler:
     """Warm-up, then a cosine decay to ``min_lr_ratio`` of the rate (Loshchilov & Hutter 2017, arXiv 1608.03983)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    schedule = optimization.get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, warmup, num_training_steps, min_lr_rate=min_lr_ratio
+    decay = max(1, num_training_steps - warmup)
+    return _warmed_up(
+        optimizer, warmup, lambda step: _at_least(min_lr_ratio, DECAYS["cosine"]((step - warmup) / decay))
     )
-    return _counted_from_one(schedule, warmup)
 
 
 def wsd(
@@ -54,16 +61,22 @@ def wsd(
     min_lr_ratio: Share,
     decay_type: Literal["linear", "cosine", "1-sqrt"],
 ) -> LRScheduler:
-    """Warm-up, a constant rate, then a decay in the last ``decay_steps`` (Hu et al. 2024, arXiv 2404.06395)."""
+    """Warm-up, a constant rate, then a decay in the last ``decay_steps`` (Hu et al. 2024, arXiv 2404.06395).
+
+    The warm-up begins at ``min_lr_ratio`` of the rate.
+    """
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
     decay = num_steps("decay_steps", decay_steps, num_training_steps)
     if warmup + decay > num_training_steps:
         asked = f"scheduler.warmup_steps={warmup} scheduler.decay_steps={decay}"
         raise InputError(asked, f"the run has {num_training_steps} optimizer steps in all", "Shorten one of them")
-    schedule = optimization.get_wsd_schedule(
-        optimizer, warmup, decay, num_training_steps, decay_type=decay_type, min_lr_ratio=min_lr_ratio
-    )
-    return _counted_from_one(schedule, warmup)
+    stable = num_training_steps - decay
+
+    def factor(step: int) -> float:
+        progress = min(max(0, step - stable) / max(1, decay), 1.0)
+        return _at_least(min_lr_ratio, DECAYS[decay_type](progress))
+
+    return _warmed_up(optimizer, warmup, factor, lowest=min_lr_ratio)
 
 
 def inverse_sqrt(
@@ -71,7 +84,8 @@ def inverse_sqrt(
 ) -> LRScheduler:
     """Warm-up, then a decay with the inverse square root of step / ``timescale_steps`` (``None``: warm-up steps)."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    return _counted_from_one(optimization.get_inverse_sqrt_schedule(optimizer, warmup, timescale_steps), warmup)
+    timescale = timescale_steps or warmup or 10_000
+    return _warmed_up(optimizer, warmup, lambda step: 1.0 / math.sqrt((step + timescale - warmup) / timescale))
 
 
 def polynomial(
@@ -84,19 +98,27 @@ def polynomial(
 ) -> LRScheduler:
     """Warm-up, then a decay with ``(1 − progress)^power`` to ``min_lr_ratio`` of the learning rate."""
     warmup = num_steps("warmup_steps", warmup_steps, num_training_steps)
-    rate = optimizer.defaults["lr"]
-    if min_lr_ratio == 1:  # Transformers requires an end below the start
-        return _counted_from_one(optimization.get_constant_schedule_with_warmup(optimizer, warmup), warmup)
-    schedule = optimization.get_polynomial_decay_schedule_with_warmup(
-        optimizer, warmup, num_training_steps, lr_end=rate * min_lr_ratio, power=power
-    )
-    return _counted_from_one(schedule, warmup)
+    decay = max(1, num_training_steps - warmup)
+
+    def factor(step: int) -> float:
+        return _at_least(min_lr_ratio, max(0.0, 1.0 - (step - warmup) / decay) ** power)
+
+    return _warmed_up(optimizer, warmup, factor)
 
 
-def _counted_from_one(schedule: LambdaLR, warmup: int) -> LambdaLR:
-    """Shift the warm-up by one step: Transformers starts at a rate of 0, at which the first step has no effect."""
-    factors = [lambda step, factor=factor: factor(step + (step < warmup)) for factor in schedule.lr_lambdas]
-    return LambdaLR(schedule.optimizer, factors)
+def _warmed_up(optimizer: Optimizer, warmup: int, after: Callable[[int], float], lowest: float = 0.0) -> LambdaLR:
+    """A schedule of factors: a linear rise from ``lowest``, then for each step what ``after`` gives."""
+
+    def factor(step: int) -> float:
+        step += step < warmup
+        return _at_least(lowest, step / warmup) if step < warmup else after(step)
+
+    return LambdaLR(optimizer, factor)
+
+
+def _at_least(lowest: float, factor: float) -> float:
+    """Map factors from 0 to 1 onto factors from ``lowest`` to 1."""
+    return max(0.0, factor * (1.0 - lowest) + lowest)
 
 
 def set_rates(schedule: LRScheduler) -> tuple[float, float]:

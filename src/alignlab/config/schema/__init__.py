@@ -19,7 +19,6 @@ from alignlab.system.credentials import hide_all
 
 Config = dict[str, Any]
 Sections = dict[str, Hints]
-CheckTree = Callable[[str, Any, Findings], None]
 
 
 def check(cfg: DictConfig, sections: Sections = SECTIONS, change: Callable[[Config], Config] | None = None) -> Config:
@@ -42,15 +41,23 @@ def check(cfg: DictConfig, sections: Sections = SECTIONS, change: Callable[[Conf
     plain, missing = _plain(cfg)
     plain = with_learning_rate(change(plain) if change else plain)
     plain = hide_all("", plain)  # some become secrets only by interpolation
-    raise_all(_check_all(plain, missing, sections, check_nodes, locate).all())
+    findings = Findings()
+    for key in filter(partial(_is_not_given, plain), missing):
+        findings.errors.append(_not_given(key))
+    for path, hints in sections.items():
+        values = plain.get(path, {}) if path else plain
+        if isinstance(values, dict):
+            _check_section(path, values, hints, findings)
+    _check_all_nodes(plain, findings)
+    raise_all(findings.all())
     return plain | {"run_dir": cfg.run_dir and plain["run_dir"]}
 
 
 def refuse_misspelt(cfg: DictConfig, sections: Sections, words: Sequence[str]) -> None:
-    """Refuse keys that do not exist, without the imports of ``check``, which take seconds.
+    """Refuse keys that do not exist, without resolving the config, and without the imports of ``check``.
 
     It refuses only if ``check`` would find nothing further in what was typed: where each typed ``key=value`` is such a
-    key, or one of a section, whose values are checked here too.
+    key, or a value of a section, which is checked here too.
 
     Args:
         cfg: Composed config.
@@ -60,26 +67,35 @@ def refuse_misspelt(cfg: DictConfig, sections: Sections, words: Sequence[str]) -
     Raises:
         InputError: As in ``check``.
     """
-    plain, missing = _plain(cfg)
-    plain = hide_all("", plain)
+    plain = hide_all("", OmegaConf.to_container(cfg, resolve=False))
+    typed = {word.partition("=")[0].lstrip("+~") for word in words if word.startswith(("+", "~"))}
+    findings = Findings()
+    for key in _missing("", plain):
+        findings.errors.append(_not_given(key))
     try:
-        findings = _check_all(plain, missing, sections, check_spelling, outline)
+        for path, hints in sections.items():
+            values = plain.get(path, {}) if path else plain
+            if isinstance(values, dict):
+                _check_section_names(path, values, hints, findings, outline)
+                typed -= set(_checked_values(path, values, hints, typed, findings))
+        for key, tree in plain.items():
+            check_spelling(key, _with_source(key, tree, outline), findings)
     except (Unclear, RecursionError):  # the latter by names that are imported in a circle
         return
-    typed = {word.partition("=")[0].lstrip("+~") for word in words if word.startswith(("+", "~"))}
-    if all(_is_unknown(key, findings) or _is_value_of_section(key, plain, sections) for key in typed):
+    unknown = {key for key in typed for name in findings.unknown if f"{key}.".startswith(f"{name}.")}
+    if typed == unknown and not any("${" in word for word in words):
         raise_all(findings.all())
 
 
-def _is_unknown(key: str, findings: Findings) -> bool:
-    return any(f"{key}.".startswith(f"{name}.") for name in findings.unknown)
-
-
-def _is_value_of_section(key: str, plain: Config, sections: Sections) -> bool:
-    """Whether a key is one of a section, and holds no further keys."""
-    path, _, name = key.rpartition(".")
-    values = plain.get(path) if path else plain
-    return name in sections.get(path, {}) and isinstance(values, dict) and not isinstance(values.get(name), dict)
+def _checked_values(
+    path: str, values: dict[str, Any], hints: Hints, typed: set[str], findings: Findings
+) -> Iterator[str]:
+    """Check the typed values of a section that hold no further keys, and yield their dotted keys."""
+    for key, hint in hints.items():
+        dotted = f"{path}.{key}" if path else key
+        if dotted in typed and key in values and not isinstance(values[key], dict):
+            check_value(dotted, values[key], hint, findings)
+            yield dotted
 
 
 def check_keys(cfg: DictConfig, sections: Sections) -> Config:
@@ -104,26 +120,20 @@ def check_keys(cfg: DictConfig, sections: Sections) -> Config:
     for path, hints in sections.items():
         values = plain.get(path, {}) if path else {key: value for key, value in plain.items() if key not in missing}
         if isinstance(values, dict):
-            given = {key: hint for key, hint in hints.items() if key not in missing}
-            _check_section(path, values, given, findings, locate)
-    for key, tree in plain.items():
-        check_nodes(key, _with_source(key, tree, locate), findings)
+            _check_section(path, values, {key: hint for key, hint in hints.items() if key not in missing}, findings)
+    _check_all_nodes(plain, findings)
     raise_all(findings.all())
     return plain
 
 
-def _check_all(plain: Config, missing: list[str], sections: Sections, check_tree: CheckTree, read: Read) -> Findings:
-    """Check the sections and all nodes of a resolved config, in which some values are missing."""
-    findings = Findings()
-    for key in filter(partial(_is_not_given, plain), missing):
-        findings.errors.append(InputError(key, "it has no default and was not given", f"Type {key}=VALUE"))
-    for path, hints in sections.items():
-        values = plain.get(path, {}) if path else plain
-        if isinstance(values, dict):
-            _check_section(path, values, hints, findings, read)
+def _check_all_nodes(plain: Config, findings: Findings) -> None:
+    """Check all nodes; that of the data source with the keys that it gets from ``data``."""
     for key, tree in plain.items():
-        check_tree(key, _with_source(key, tree, read), findings)
-    return findings
+        check_nodes(key, _with_source(key, tree, locate), findings)
+
+
+def _not_given(key: str) -> InputError:
+    return InputError(key, "it has no default and was not given", f"Type {key}=VALUE")
 
 
 def _with_source(key: str, tree: Any, read: Read) -> Any:
@@ -169,10 +179,14 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
         yield from _missing(f"{path}.{key}" if path else key, value)
 
 
-def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings, read: Read) -> None:
+def _check_section_names(path: str, values: dict[str, Any], hints: Hints, findings: Findings, read: Read) -> None:
     source = _source(values, read) if path == "data" else {}
     passed_on = {key for key, value in values.items() if key in source and source[key] == value}
     check_names(path, values, hints.keys() | passed_on, findings)
+
+
+def _check_section(path: str, values: dict[str, Any], hints: Hints, findings: Findings) -> None:
+    _check_section_names(path, values, hints, findings, locate)
     for key, hint in hints.items():
         dotted = f"{path}.{key}" if path else key
         if key in values and hint is Nodes and isinstance(values[key], dict):

@@ -24,7 +24,7 @@ FORWARDS = {
 
 GIVEN_BY_RUN = {
     "method": {"factories", "sampler"},
-    "optimizer": {"params"},
+    "optimizer": {"params", "hidden"},
     "scheduler": {"optimizer", "num_training_steps"},
     "trainer": {
         *("strategy", "logger", "callbacks", "default_root_dir", "use_distributed_sampler", "enable_progress_bar"),
