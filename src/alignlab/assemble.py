@@ -101,7 +101,7 @@ def pretrained(node: Config, path: str) -> Any:
 
 PRETRAINED = {"_target_": "alignlab.models.load.Pretrained", "revision": None, "trust_remote_code": False}
 INIT_FROM_KEEPS = ("dtype", "attn_implementation", "gradient_checkpointing", "compile", "trust_remote_code", "dropout")
-INIT_FROM_KEEPS += ("save_dtype",)
+INIT_FROM_KEEPS += ("save_dtype", "activation_offloading")
 
 
 def make_data(config: Config, source: Any, tokenizer: PreTrainedTokenizerBase) -> DataModule:

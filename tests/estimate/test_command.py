@@ -99,3 +99,9 @@ def test_a_trace_of_some_steps(words):
         f"ProfilerStep#{number}" for number in (3, 4, 5)
     ]
     assert "aten::linear" in names
+
+
+def test_what_offloading_saves_is_said_not_to_be_counted(capfd):
+    words = ["estimate", "method=sft", "data.source.num_train=8", "model.activation_offloading=true"]
+    assert alignlab(*words) == 0
+    assert "Offloading of activations is not counted" in capfd.readouterr().out

@@ -72,7 +72,9 @@ class Models:
         Raises:
             InputError: The model or its adapter cannot be built, as in training.
         """
-        config = {**config, "model": {**config["model"], **({"dtype": dtype} if dtype else {})}}
+        changed = {"dtype": dtype} if dtype else {}
+        changed |= {"activation_offloading": False} if "activation_offloading" in config["model"] else {}
+        config = {**config, "model": {**config["model"], **changed}}
         key = _key(config)
         if key not in self._policies:
             self._policies[key] = self._build(config)
@@ -189,6 +191,7 @@ def build_run(config: Config, models: Models, hardware: Hardware) -> Run:
         converted_itemsize=2 if sampler.get("dtype") in ("bfloat16", "float16") else 0,
         server_share=_server_share(sampler),
         recomputes=bool(config["model"].get("gradient_checkpointing")),
+        offloads_activations=bool(config["model"].get("activation_offloading")),
         scores_reference=scores_reference,
         scores_before=_scores_before(method, precision.is_narrow),
         is_narrow=precision.is_narrow,

@@ -47,6 +47,7 @@ class Run:
         converted_itemsize: Bytes of a weight of the copy that is sampled with; 0 if there is no copy.
         server_share: Share of a card's memory that a vLLM server takes on it.
         recomputes: Whether activations are recomputed.
+        offloads_activations: Whether activations wait in host memory, which is not estimated.
         scores_reference: Whether each step scores its rows with a reference.
         scores_before: Times that a rollout is scored before it is trained on.
         is_narrow: Whether products are computed in 16 bits.
@@ -71,6 +72,7 @@ class Run:
     converted_itemsize: int
     server_share: float
     recomputes: bool
+    offloads_activations: bool
     scores_reference: bool
     scores_before: int
     is_narrow: bool

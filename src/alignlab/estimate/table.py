@@ -59,6 +59,8 @@ def work_line(found: Estimate, mfu: float) -> str:
         lines.insert(1, f"Each process sends {work.sent / GIB:,.3g} GiB per step.")
     if found.memory.host:
         lines.append(f"In host memory, per process: {found.memory.host / GIB:,.1f} GiB.")
+    if run.offloads_activations:
+        lines.append("Offloading of activations is not counted: they are above as without it.")
     if work.seconds is not None:
         total = work.seconds * run.batches.steps
         lines.append(f"At {mfu:.0%} of the peak: {work.seconds:,.3g} s per step, {total / 3600:,.2g} h in all.")

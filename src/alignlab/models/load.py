@@ -23,6 +23,7 @@ from alignlab.models import adapters
 from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.locations import QUANTIZATION, Location, locate
+from alignlab.models.offloading import offload_activations
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
@@ -45,6 +46,7 @@ class Pretrained:
         dtype: Dtype of the (base) weights; ``auto`` is that of the files.
         attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        activation_offloading: Keep activations of the decoder in host memory until the backward pass.
         compile: Compile the decoder blocks (``torch.compile``).
         trust_remote_code: Run the code that comes with the weights.
         revision: Branch, tag or commit on the hub.
@@ -65,11 +67,12 @@ class Pretrained:
         revision: str | None,
         dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
         save_dtype: SaveDtype = None,
+        activation_offloading: bool = False,
     ):
         self.path, self.revision, self.trust_remote_code = path, revision, trust_remote_code
         self.dtype, self.attn_implementation = dtype, attn_implementation
         self.gradient_checkpointing, self.compile, self.dropout = gradient_checkpointing, compile, dropout
-        self.save_dtype = save_dtype
+        self.save_dtype, self.activation_offloading = save_dtype, activation_offloading
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the tokenizer of the weights, with a pad token that has a row in the embedding.
@@ -111,6 +114,8 @@ class Pretrained:
         freeze_beside_text(model)
         set_dropout(model, self.dropout)  # before there is an adapter, which keeps its own
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
+        if self.activation_offloading:
+            offload_activations(model)
         return adapters.reattach(model, location.adapter) if location.adapter else model
 
     def without_weights(

@@ -31,6 +31,7 @@ from alignlab.errors import InputError, nearest, raise_all
 from alignlab.models.compiled import compile_blocks
 from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, set_pad_token, with_head
+from alignlab.models.offloading import offload_activations
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.rendering import read_template
@@ -66,6 +67,7 @@ class Scratch:
         dtype: Dtype of the weights.
         attn_implementation: A name of ``packed_attention.IMPLEMENTATIONS``.
         gradient_checkpointing: Recompute activations in the backward pass instead of keeping them.
+        activation_offloading: Keep activations of the decoder in host memory until the backward pass.
         compile: Compile the decoder blocks (``torch.compile``).
         dropout: Rate of the model's own dropout in training; ``None`` for the rates of its config.
         save_dtype: Dtype in which trained weights are written; ``None`` for that of the weights that the optimizer
@@ -86,11 +88,13 @@ class Scratch:
         compile: bool,
         dropout: Annotated[float, Field(ge=0, lt=1)] | None = None,
         save_dtype: SaveDtype = None,
+        activation_offloading: bool = False,
     ):
         self.config, self.tokenizer, self.vocabulary_size = dict(config), tokenizer, vocabulary_size
         self.chat_template, self.seed, self.dtype = chat_template, seed, dtype
         self.attn_implementation, self.gradient_checkpointing = attn_implementation, gradient_checkpointing
         self.compile, self.dropout, self.save_dtype = compile, dropout, save_dtype
+        self.activation_offloading = activation_offloading
 
     def load_tokenizer(self, texts: Texts | None = None) -> PreTrainedTokenizerBase:
         """Load the named tokenizer, or train one.
@@ -141,6 +145,8 @@ class Scratch:
                 draw_head(model)
         set_dropout(model, self.dropout)
         prepare(model, tokenizer, self.gradient_checkpointing, self.compile)
+        if self.activation_offloading:
+            offload_activations(model)
         return model
 
 

@@ -30,6 +30,7 @@ _RENAMED = {
     "model.dtype=bfloat16, or trainer.precision=bf16-mixed with weights in float32": "torch_dtype dtype",
     "model.attn_implementation=sdpa": "attn_implementation flash_attn use_flash_attention_2",
     "model.gradient_checkpointing=true": "gradient_checkpointing disable_gradient_checkpointing use_reentrant",
+    "model.activation_offloading=true": "activation_offloading",
     "model.path=NAME model.trust_remote_code=true": "trust_remote_code",
     "model.compile=true": "torch_compile compile",
     "model.dropout=0": "disable_dropout",
