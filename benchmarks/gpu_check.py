@@ -75,6 +75,14 @@ OTHERS = {
     "dpo, fsdp in bf16": ["method=dpo", "strategy=fsdp", "strategy.param_dtype=bfloat16"],
     "grpo, deepspeed_z2 in bf16": [*METHODS["grpo"], "strategy=deepspeed_z2", "trainer.precision=bf16-mixed"],
     "sft, gradient checkpointing": ["method=sft", "model.gradient_checkpointing=true"],
+    "sft, muon": ["method=sft", "optimizer=muon"],
+    "sft, activations in host memory": ["method=sft", "model.activation_offloading=true"],
+    "sft, activations in host memory, checkpointing, bf16": [
+        "method=sft",
+        "model.activation_offloading=true",
+        "model.gradient_checkpointing=true",
+        "trainer.precision=bf16-mixed",
+    ],
     "sft, deepspeed_z2_offload": ["method=sft", "strategy=deepspeed_z2_offload"],
 }
 """Must train to the end with finite losses."""

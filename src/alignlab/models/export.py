@@ -24,12 +24,12 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
+from alignlab.models.blockwise import place
 from alignlab.models.compiled import uncompiled
 from alignlab.models.dropout import rates_of_files
 from alignlab.models.heads import head_of
 from alignlab.models.load import open_weights
 from alignlab.models.locations import QUANTIZATION, locate
-from alignlab.models.offload import place
 from alignlab.system.disk import read_manifest, write_manifest, write_text
 from alignlab.types.adapted import base_model, is_adapted
 

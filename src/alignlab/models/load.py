@@ -20,10 +20,10 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 
 from alignlab.errors import InputError
 from alignlab.models import adapters
+from alignlab.models.activation_offloading import offload_activations
 from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, PADS, Head, fill_head, refuse_other_adapter, with_head
 from alignlab.models.locations import QUANTIZATION, Location, locate
-from alignlab.models.offloading import offload_activations
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal

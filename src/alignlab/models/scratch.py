@@ -28,10 +28,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from alignlab.errors import InputError, nearest, raise_all
+from alignlab.models.activation_offloading import offload_activations
 from alignlab.models.compiled import compile_blocks
 from alignlab.models.dropout import set_dropout
 from alignlab.models.heads import AUTO_CLASSES, Head, draw_head, set_pad_token, with_head
-from alignlab.models.offloading import offload_activations
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.rendering import read_template

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from alignlab.models import offloading
-from alignlab.models.offloading import offload_activations
+from alignlab.models import activation_offloading as offloading
+from alignlab.models.activation_offloading import offload_activations
 from tests.commands import QUIET, alignlab, metrics
 
 IDS = torch.arange(60).reshape(2, 30) % 16
