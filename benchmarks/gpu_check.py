@@ -271,8 +271,9 @@ def numbers(report: Report, scratch: Path) -> Iterator[tuple[str, Callable[[], N
     for method in ("sft", "dpo", "grpo"):
         name = f"{method}, resumed"
         yield name, partial(check_resume, report, scratch, name, METHODS[method])
-    name, words = "sft, resumed, deterministic", [*METHODS["sft"], "trainer.deterministic=true"]
-    yield name, partial(check_resume, report, scratch, name, words)
+    for method in ("sft", "grpo"):
+        name, words = f"{method}, resumed, deterministic", [*METHODS[method], "trainer.deterministic=true"]
+        yield name, partial(check_resume, report, scratch, name, words)
     for name, words in OTHERS.items():
         if "trainer.precision=16-mixed" not in words or torch.cuda.is_available():  # refused on a CPU
             yield name, partial(check_run, report, scratch, name, words)
