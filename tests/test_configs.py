@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from alignlab.cli.composition.compose import ROOT, compose
+from alignlab.cli.composition.compose import ROOT, compose, prepare
 from alignlab.config import compat, schema
 from alignlab.errors import InputError
 from alignlab.run_folder.naming import name_of
@@ -14,6 +14,7 @@ from alignlab.run_folder.naming import name_of
 CONF = ROOT / "conf"
 CROSSED = ("method", "model", "data", "peft", "strategy", "optimizer", "scheduler", "logger", "callbacks", "trainer")
 NEEDED = {
+    "callbacks=wins": ["callbacks.wins.endpoint=http://127.0.0.1:8000/v1", "callbacks.wins.model=judge"],
     "strategy=deepspeed_z3_nvme": ["strategy.config.zero_optimization.offload_optimizer.nvme_path=/disk"],
     "data=base": ["+data/part@data.source=arithmetic", "data.path=null"],
     "data=jsonl": ["data.path=rows.jsonl"],
@@ -46,6 +47,18 @@ def test_every_option_composes_and_passes(choice, monkeypatch):
         words = [choice, *NEEDED.get(choice, [])] + ([f"method={method}"] if method else [])
         plain = schema.check(compose(words))
         compat.check(plain)
+
+
+WHOLE = [*CHOICES, *(f"experiments={name}" for name in options("../experiments"))]
+
+
+@pytest.mark.parametrize("choice", WHOLE)
+def test_beside_any_option_only_the_misspelt_key_is_refused(choice):
+    """By the check of names alone, before anything heavy is imported."""
+    words = [choice, *NEEDED.get(choice, []), "seeed=1"]
+    with pytest.raises(InputError) as refused:
+        schema.refuse_misspelt(compose(words), schema.SECTIONS, prepare(["seeed=1"]))
+    assert str(refused.value).startswith("seeed=1: ")
 
 
 @pytest.mark.parametrize("name", options("../experiments"))

@@ -45,6 +45,9 @@ METRICS: dict[str, Metric] = {
     "val/exact_match": Metric(
         "fraction", "held-out prompts whose greedy completion gives the correct final answer", "max"
     ),
+    "val/win_rate": Metric(
+        "fraction", "completions that a judge prefers to those of the policy before training", "max"
+    ),
     "val/reward": Metric("1", "weighted sum of the rewards, mean over sampled completions of held-out prompts", "max"),
     "rewards/chosen": Metric("1", "reward of the chosen completions: beta times the log-ratio, or the head's score"),
     "rewards/rejected": Metric("1", "reward of the rejected completions"),
@@ -85,7 +88,6 @@ METRICS: dict[str, Metric] = {
     ),
     "rollout/parity_largest_ratio": Metric("1", "largest ratio of the two probabilities of a sampled token"),
     "rollout/parity_kl": Metric("nats per token", "divergence of the trainer from the sampler (k3)"),
-    "win_rate": Metric("fraction", "completions that a judge prefers to those of the policy before training", "max"),
     "clip_fraction": Metric("fraction", "tokens whose ratio is clipped at one of its bounds"),
     "clip_fraction_low": Metric("fraction", "tokens whose ratio is clipped at the lower bound"),
     "clip_fraction_high": Metric("fraction", "tokens whose ratio is clipped at the upper bound"),

@@ -23,7 +23,8 @@ EXAMPLE = {"input_ids": torch.arange(5, 21)[None]}
 # In PPO, LoRA's first matrix begins with gradients of such a size, as its second begins at zero.
 ADAMW = functools.partial(torch.optim.AdamW, eps=1e-6)
 OPTIMIZERS = {"sgd": (torch.optim.SGD, 0.5), "adamw": (ADAMW, 1e-2)}
-OF_PPO = OPTIMIZERS | {"adamw": (functools.partial(torch.optim.AdamW, eps=1e-4), 1e-2)}
+# Of methods that divide by lengths or variances, whose small gradients AdamW would turn into steps of its full rate.
+OF_SMALL_GRADIENTS = OPTIMIZERS | {"adamw": (functools.partial(torch.optim.AdamW, eps=1e-4), 1e-2)}
 
 
 class NoTokenizer:
@@ -74,7 +75,7 @@ def train(
     Returns:
         Metrics by step, whole weights (rank 0), logits, and the prompts' most probable completions.
     """
-    optimizers = OF_PPO if method.startswith("ppo") else OPTIMIZERS
+    optimizers = OF_SMALL_GRADIENTS if method.startswith(("ppo", "simpo")) else OPTIMIZERS
     kind, lr = optimizers[optimizer] if isinstance(optimizer, str) else optimizer
     adapter, spread_node = choices(peft, strategy, **(changes or {}))
     policy = functools.partial(make_adapted, base, adapter, class_of(method).head)

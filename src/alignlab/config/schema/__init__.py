@@ -83,7 +83,7 @@ def refuse_misspelt(cfg: DictConfig, sections: Sections, words: Sequence[str]) -
     except (Unclear, RecursionError):  # the latter by names that are imported in a circle
         return
     unknown = {key for key in typed for name in findings.unknown if f"{key}.".startswith(f"{name}.")}
-    if typed == unknown and not any("${" in word for word in words):
+    if unknown and typed == unknown and not any("${" in word for word in words):
         raise_all(findings.all())
 
 
@@ -181,7 +181,8 @@ def _missing(path: str, tree: Any) -> Iterator[str]:
 
 def _check_section_names(path: str, values: dict[str, Any], hints: Hints, findings: Findings, read: Read) -> None:
     source = _source(values, read) if path == "data" else {}
-    passed_on = {key for key, value in values.items() if key in source and source[key] == value}
+    same = {key: (value, f"${{{path}.{key}}}") for key, value in values.items()}
+    passed_on = {key for key in values if key in source and source[key] in same[key]}
     check_names(path, values, hints.keys() | passed_on, findings)
 
 
