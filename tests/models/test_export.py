@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from alignlab.errors import InputError
-from alignlab.models import adapters, export, offload
+from alignlab.models import adapters, blockwise, export
 from alignlab.models import publish as publishing
 from alignlab.models.load import Pretrained
 from alignlab.models.scratch import Scratch
@@ -222,9 +222,9 @@ def test_a_model_without_room_on_its_device_is_compared_block_by_block(opened, t
     expected = export.logits(model, IDS)
     reopened = export.reopen(tmp_path / "model", model, torch.float32)
     addresses = {name: tensor.data_ptr() for name, tensor in reopened.named_parameters()}
-    monkeypatch.setattr(offload, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(blockwise, "free_bytes", lambda device: 0)
     monkeypatch.setattr(torch.Tensor, "to", lambda *words, **options: real(*words, **options).clone())
-    placed = offload.place(reopened, model.device)
+    placed = blockwise.place(reopened, model.device)
     ours = export.logits(placed, IDS, model.device)
     assert (ours - expected).abs().max() < 1e-5
     stayed = {name for name, tensor in placed.named_parameters() if tensor.data_ptr() == addresses[name]}
@@ -241,7 +241,7 @@ def test_a_model_is_compared_on_a_gpu_that_is_nearly_full(opened, tokenizer, tmp
     model = opened(kind, **sizes).to("cuda")
     export.save(model, tokenizer, tmp_path / "model")
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    rest = torch.empty(int(offload.free_bytes(model.device)) - weights // 2, dtype=torch.uint8, device="cuda")
+    rest = torch.empty(int(blockwise.free_bytes(model.device)) - weights // 2, dtype=torch.uint8, device="cuda")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     assert export.verify(tmp_path / "model", model, IDS) < 1e-2
