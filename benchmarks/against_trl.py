@@ -217,19 +217,15 @@ def rows_of(row: Row, folder: Path, max_length: int) -> tuple[Path, Path]:
     found = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     theirs, ours = folder / "theirs.jsonl", folder / "ours.jsonl"
     kept: list[dict[str, Any]] = []
-    for index, one in enumerate(found):
+    for index, one in enumerate(map(dict, found)):
+        if len(kept) == needed:
+            break
         if row.length:
             one = {"messages": cut(one["messages"], length, row.length)}
         if row.rejected > 1:
-            others = [found[(index + k) % len(found)]["rejected"] for k in range(row.rejected)]
-            one = {**one, "rejected": others}
-        answers = (
-            [one["chosen"], *(one["rejected"] if row.rejected > 1 else [one["rejected"]])] if "chosen" in one else []
-        )
-        paths = [one["prompt"] + answer for answer in answers] or [one.get("messages") or one["prompt"]]
-        if max(map(length, paths)) <= max_length:
+            one["rejected"] = [found[(index + k) % len(found)]["rejected"] for k in range(row.rejected)]
+        if max(map(length, dialogues(one))) <= max_length:
             kept.append({key: one[key] for key in KEYS.get(row.task, ("prompt", "chosen", "rejected"))})
-    kept = kept[:needed]
     if len(kept) < needed:
         raise SystemExit(f"{source}: {len(kept)} rows of at most {max_length} tokens, {needed} needed")
     pairs = [{**one, "rejected": other} for one in kept for other in one["rejected"]] if row.rejected > 1 else kept
@@ -238,9 +234,17 @@ def rows_of(row: Row, folder: Path, max_length: int) -> tuple[Path, Path]:
     return theirs, ours
 
 
+def dialogues(row: dict[str, Any]) -> list[list[dict[str, str]]]:
+    """The whole dialogues of a row: one, or one for each answer."""
+    if "chosen" not in row:
+        return [row.get("messages") or row["prompt"]]
+    rejected = row["rejected"] if isinstance(row["rejected"][0], list) else [row["rejected"]]
+    return [row["prompt"] + answer for answer in (row["chosen"], *rejected)]
+
+
 def cut(messages: list[dict[str, str]], length: Any, num_tokens: int) -> list[dict[str, str]]:
     """A dialogue of about a number of tokens, from the words of another."""
-    words = " ".join(message["content"] for message in messages).split() * 200
+    words = (" ".join(message["content"] for message in messages).split() * num_tokens)[:num_tokens]
     few, many = 1, len(words)
     while few < many:
         middle = (few + many + 1) // 2
@@ -418,7 +422,8 @@ def write(results: list[dict[str, Any]]) -> None:
         f" {PEER}",
         "- Rates are tokens per second (of groups: prompts per second); medians over the rounds. Memory is the largest"
         " resident set while training. The losses of the first step show that both sides do the same work; packing puts"
-        " other rows into TRL's first step, samples of GRPO differ, and group DPO has another loss.\n",
+        " other rows into TRL's first step, heads of reward models are drawn anew, samples of GRPO differ, and group"
+        " DPO has another loss.\n",
         "| work | model | TRL | alignlab | ratio | goal | memory, MiB | ratio | first loss | rounds, quiet |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
