@@ -20,7 +20,7 @@ CONF = ROOT / "conf"
 ELSEWHERE = {
     "README.md": "index.md",
     **{name: name for name in ("AGENTS.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")},
-    **{name: name for name in ("experiments/README.md", "benchmarks/GPU.md")},
+    **{name: name for name in ("experiments/README.md", "benchmarks/GPU.md", "benchmarks/RESULTS.md")},
 }
 """Files outside this folder, and their place in the site."""
 
