@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from importlib.metadata import version
@@ -205,13 +205,7 @@ def script(name: str, *words: Any) -> None:
 
 def rows_of(row: Row, folder: Path, max_length: int) -> tuple[Path, Path]:
     """Write the rows of a table's row for both sides, in order and none too long. Returns TRL's file and ours."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(SCRATCH / "models" / row.size)
-
-    def length(messages: list[dict[str, str]]) -> int:
-        return len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
-
+    length = length_by(row.size)
     source = SCRATCH / "data" / f"{FILES.get(row.task, 'pref')}.jsonl"
     needed = row.steps * (row.batch // 8 if row.task == "grpo" else row.batch)
     found = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
@@ -232,6 +226,14 @@ def rows_of(row: Row, folder: Path, max_length: int) -> tuple[Path, Path]:
     for file, lines in ((theirs, pairs), (ours, kept)):
         file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return theirs, ours
+
+
+def length_by(size: str) -> Callable[[list[dict[str, str]]], int]:
+    """Counts the tokens of a dialogue with the tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(SCRATCH / "models" / size)
+    return lambda messages: len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])
 
 
 def dialogues(row: dict[str, Any]) -> list[list[dict[str, str]]]:
@@ -388,10 +390,7 @@ def grow(what: str, value: int) -> dict[str, Any]:
     words = [f"data.max_tokens_per_sequence={max(length, MAX_LENGTH)}", "data.order=as_is"]
     source, needed = SCRATCH / "data" / "sft.jsonl", row.steps * batch
     kept = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(SCRATCH / "models" / size)
-    count = lambda messages: len(tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"])  # noqa: E731
+    count = length_by(size)
     made = [cut(kept[index % len(kept)]["messages"], count, length) for index in range(min(needed, 64))]
     lines = [json.dumps({"messages": made[index % len(made)]}) + "\n" for index in range(needed)]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")

@@ -98,7 +98,7 @@ def measured(words: list[str], folder: Path) -> int:
                 peak = max(peak, before - free_on_card())
             else:
                 peak = max([peak, *(resident_peak(number) for number in family(process.pid))])
-            time.sleep(0.01)
+            time.sleep(0.01)  # memory of a card has no recorded peak
     if process.returncode:
         raise SystemExit((folder / "train.log").read_text()[-3000:])
     return peak
