@@ -109,7 +109,7 @@ class Measure(lightning.Callback):
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
         self.tokens.append(method.progress.tokens)
-        self.logged.append({name: float(value) for name, value in trainer.logged_metrics.items()})
+        self.logged.append({name: float(value) for name, value in trainer.callback_metrics.items()})
         if trainer.global_step == NUM_WARM_UP + NUM_MEASURED:
             self.peak = torch.cuda.max_memory_allocated() if self.on_gpu else 0
         if trainer.global_step == NUM_STEPS and self.on_gpu:

@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from alignlab.callbacks.checkpoint import Checkpoint
+from alignlab.methods.step_log import log_step
 from alignlab.run_folder import storage
 
 ROWS = torch.arange(40.0).view(10, 4) / 40
@@ -77,7 +78,7 @@ class Toy(lightning.LightningModule):
             "progress/tokens": 100.0 * step,
             "progress/supervised_tokens": 50.0 * step,
         }
-        self.log_dict({"train/loss": loss.detach(), "train/tokens_per_second": 1000.0, **tokens})
+        log_step(self.trainer, {"train/loss": loss.item(), "train/tokens_per_second": 1000.0, **tokens}, step)
         if self.on_step:
             self.on_step(step)
 

@@ -8,8 +8,8 @@ It depends on these properties of Lightning:
    is due, the checkpoint is therefore written when it ends.
 3. Validation draws random numbers (a loader draws one when its iterator is made, before any hook). The random states
    are restored afterwards, so the interval between validations does not change the training.
-4. Metrics of a step reach the loggers after ``on_train_batch_end``. On a signal the checkpoint is therefore saved
-   there, and the run ends at the next hook, when the step has been logged.
+4. What is logged through Lightning reaches the loggers after ``on_train_batch_end``. On a signal the checkpoint is
+   therefore saved there, and the run ends at the next hook, when the step has been logged.
 5. Lightning loads the position of the data loader only while it makes the loader. If something asked for the number of
    batches before (``estimated_stepping_batches``), the loader was made too early, and its position is loaded here.
 """
@@ -28,7 +28,6 @@ from alignlab.distributed.random_state import random_states, set_random_states
 from alignlab.distributed.stop import StopSignals
 from alignlab.distributed.strategies.state import NAMES, AnyState, carried_names, check_complete, names_of
 from alignlab.run_folder import storage
-from alignlab.run_folder.metrics_file import MetricsFile
 from alignlab.system.processes import Stopped
 
 
@@ -135,7 +134,6 @@ class Checkpoint(LastCallback):
             self._before_validation = random_states()
         stopping = trainer.strategy.reduce_boolean_decision(self._signals.received is not None, all=False)
         if (stopping or self._is_due(trainer)) and not validation_is_next:
-            _keep_metrics(trainer)
             self._save(trainer)
         if stopping:
             self._stop_signal = self._signals.received or signal.SIGTERM
@@ -222,14 +220,6 @@ class Checkpoint(LastCallback):
             storage.publish(self.folder, step, world_size=trainer.world_size, keep_last=self.keep_last)
         trainer.strategy.barrier()
         self._saved_step = step
-
-
-def _keep_metrics(trainer: Trainer) -> None:
-    """Write the step's metrics before the checkpoint: Lightning logs them later, when the run may be killed."""
-    connector = trainer._logger_connector
-    for logger in trainer.loggers if connector.should_update_logs else ():
-        if isinstance(logger, MetricsFile):
-            logger.log_metrics(connector.metrics["log"], trainer.global_step - 1)
 
 
 def _random_name(trainer: Trainer) -> str:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from alignlab.distributed.comm import num_ranks
 from alignlab.distributed.strategies import Sharding, full_shape, num_parameters, sharding_of
 from alignlab.errors import InputError
+from alignlab.methods.step_log import log_step
 from alignlab.metrics import METRICS, Metric, check_names, in_sets
 from alignlab.models.adapters import SPARSE, zero_gradients
 from alignlab.models.component import Component
@@ -261,8 +262,8 @@ class Method(lightning.LightningModule):
         if self.device.type == "cuda":
             torch.cuda.synchronize()  # kernels run asynchronously; the timing needs them done
         timing = self._timing(step.totals, time.perf_counter() - started)
-        self.trainer._results.reset(fx="training_step")  # otherwise metrics of an earlier step are logged again
-        self._log({**_named(means, "train"), **norms, **timing, **step.metrics, "train/lr": lr})
+        logged = {**_named(means, "train"), **norms, **timing, **step.metrics, "train/lr": lr}
+        log_step(self.trainer, self._with_progress(logged), self.progress.step)
         if loss_is_finite and not norm_is_finite and scale > 1.0:
             text = "step %d changed nothing: its gradient, times the loss scale of %g, overflowed; the scale is halved"
             log.info(text, self.progress.step, scale)
@@ -288,7 +289,7 @@ class Method(lightning.LightningModule):
             if "nll" in means:
                 means["perplexity"] = means["nll"].exp()
             values |= _named(means, "val" if name is None else f"val/{name}")
-        self._log(values)
+        self.log_dict(self._with_progress(values))
 
     def carries(self, name: str) -> bool:
         """Whether a frozen weight changes during training, so that checkpoints must include it."""
@@ -375,12 +376,12 @@ class Method(lightning.LightningModule):
         timing = {"train/tokens_per_second": rate, "train/step_seconds": seconds}
         return timing if utilisation is None else {**timing, "train/mfu": utilisation}
 
-    def _log(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log values with the progress, which is the x-axis of the curves. Names must be known metrics."""
+    def _with_progress(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Values with the progress, which is the x-axis of the curves. Names must be known metrics."""
         known = METRICS | self.own_metrics
         check_names(values, known | in_sets(known, filter(None, self.validation)))
         progress = {f"progress/{name}": float(value) for name, value in asdict(self.progress).items()}
-        self.log_dict({**{k: float(v) for k, v in values.items()}, **progress})
+        return {**{name: float(value) for name, value in values.items()}, **progress}
 
 
 def _named(means: Mapping[str, Tensor], stage: str) -> dict[str, Tensor]:
