@@ -56,7 +56,6 @@ COMMON = [
     "data.tokenize_workers=1",
     "optimizer.weight_decay=0",
     "optimizer.lr=1e-4",
-    "+optimizer.fused=true",
     "scheduler=constant",
     "scheduler.warmup_steps=0",
     "trainer.max_epochs=1",

@@ -41,7 +41,14 @@ a process with 34 million parameters was 24 to 26 % larger."""
 ROWS = ["data=arithmetic", "data.source.num_train=200", "data.source.num_validation=4"]
 SHORT = ["trainer.max_steps=3", "logger=none", "callbacks=none", "trainer.accelerator=cpu"]
 BATCHES = ["data.global_batch_size=32", "data.batch_size_per_device=8"]
-SAMPLES = ["data.global_batch_size=4", "method.num_completions=8", "rollout.max_completion_tokens=64"]
+SAMPLES = [
+    "data.global_batch_size=4",
+    "method.num_completions=8",
+    "rollout.max_completion_tokens=64",
+    "rollout.top_k=1",
+]
+"""The most probable tokens of random weights repeat themselves, so that completions have the maximum length, as is
+estimated."""
 TWO = ["trainer.devices=2"]
 CASES: dict[str, tuple[str, list[str]]] = {
     "sft_3m": ("3m", ["method=sft", *BATCHES]),

@@ -1,5 +1,6 @@
 """What must hold for every method: the result does not depend on how the work is cut."""
 
+import functools
 import os
 
 import pytest
@@ -8,10 +9,21 @@ import torch.multiprocessing as mp
 from lightning.pytorch.plugins import MixedPrecision
 
 from alignlab.errors import RunError
+from alignlab.losses.group import group_hinge
 from alignlab.run_folder.metrics_file import MetricsFile, read_metrics
 from alignlab.types.loss import LossOutput
 from tests.methods.prompts import ONLINE
-from tests.methods.toy import METHODS, Rows, fit, make_loader, make_method, make_rows, rows_for
+from tests.methods.toy import (
+    METHODS,
+    Rows,
+    class_of,
+    fit,
+    make_fast_policy,
+    make_loader,
+    make_method,
+    make_rows,
+    rows_for,
+)
 
 TIMED = {"train/tokens_per_second", "train/step_seconds", "time/rollout", "time/scoring"}
 
@@ -59,6 +71,24 @@ def test_packed_equals_padded(name):
     flat, _ = fit(make_method(name, lr=0.1), make_loader(rows_for(name), 4))
     padded, _ = fit(make_method(name, lr=0.1, packing=False), make_loader(rows_for(name), 4, packing=False))
     assert (flat - padded).norm() < 1e-6 * flat.norm()
+
+
+# Before the first step all scores are equal, and which rejected completion is the hardest is decided by rounding.
+SMOOTH = {"group_dpo": {"loss": functools.partial(group_hinge, margin=1.0, inverse_temperature=1.0)}}
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute", "ignore::DeprecationWarning")  # of the compiler
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("sft", "grpo") else [pytest.mark.slow]) for name in METHODS]
+)
+def test_every_speed_feature_changes_nothing(name):
+    """All together, with prompts shared and rows collated ahead, against plain rows, padded and one at a time."""
+    fast = functools.partial(make_fast_policy, head=class_of(name).head)
+    workers, changes = 0 if name in ONLINE else 1, SMOOTH.get(name, {})
+    flat, _ = fit(make_method(name, lr=0.1, policy=fast, **changes), make_loader(rows_for(name), 4, workers=workers))
+    padded = make_loader(rows_for(name), 1, packing=False)
+    plain, _ = fit(make_method(name, lr=0.1, packing=False, **changes), padded)
+    assert (flat - plain).norm() < 1e-6 * plain.norm()
 
 
 def test_collating_ahead_changes_nothing():

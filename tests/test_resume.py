@@ -52,6 +52,21 @@ CASES = {
     "grpo": ["method=grpo", *ROLLOUTS],
     "ppo": ["method=ppo", *ROLLOUTS, *STEERED],
 }
+SPEED = [
+    "model.compile=true",
+    "model.gradient_checkpointing=true",
+    "model.activation_offloading=true",
+    "data.num_workers=1",
+]
+FAST = {
+    "sft pretrain orpo simpo cpo reward_model": SPEED,
+    "dpo group_dpo kto": ["method.precompute_reference=true", *SPEED],
+    "grpo rloo ppo": [*ROLLOUTS, "rollout.dtype=bfloat16", *SPEED],
+}
+CASES |= {
+    f"fast_{method}": [f"method={method}", *words] for methods, words in FAST.items() for method in methods.split()
+}
+"""Every method with every speed feature."""
 QUICK = (("sft", signal.SIGKILL),)
 
 

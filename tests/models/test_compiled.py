@@ -1,5 +1,7 @@
 """Compiled decoder blocks compute the same, and micro-batches of other lengths compile nothing again."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -39,6 +41,32 @@ def test_the_same_with_any_lengths_after_one_compilation(tiny_model, batches, fr
         if number == 0:
             graphs = counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == graphs > 0 and len(batches) > 2
+
+
+def note(kept, tensor):
+    kept[-1] += tensor.nbytes
+    return tensor
+
+
+def test_recomputed_blocks_are_compiled_and_keep_their_inputs_only(tiny_model, batches, fresh):
+    from torch._dynamo.utils import counters
+
+    kept = []
+    for compiled in (False, True):
+        model = tiny_model("qwen2").train()
+        expected, gradient = gradients(model, batches[0])
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if compiled:
+            compile_blocks(model)
+        counters.clear()
+        found, other = gradients(model, batches[0])
+        assert bool(counters["stats"]["unique_graphs"]) == compiled
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        assert (other - gradient).norm() < 1e-5 * gradient.norm()
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(partial(note, kept), lambda tensor: tensor):
+            token_scores(model, batches[0])
+    assert kept[1] <= kept[0]
 
 
 def test_a_copy_is_compiled_as_well(tiny_model):

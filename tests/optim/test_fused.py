@@ -1,4 +1,4 @@
-"""The fused optimizer is chosen on a GPU alone, and only if the user has not chosen."""
+"""The fused Adam is chosen where all weights are on one kind of device that has it, unless the user has chosen."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -6,19 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from alignlab.optim import fused
 from alignlab.optim.fused import make_fused
 
-WEIGHT = torch.nn.Parameter(torch.zeros(2, 2))
 
-
-def made(make, on_gpu):
-    """The arguments that the optimizer is made with for weights that lie on a GPU or on the CPU."""
-    return make_fused(
-        make, [{"params": [SimpleNamespace(is_cuda=on_gpu)]}, {"params": [SimpleNamespace(is_cuda=True)]}]
-    )
-
-
-def with_option(groups, *, lr=1.0, fused=None):
+def with_option(groups, *, lr=1.0, fused=None, foreach=None):
     return fused
 
 
@@ -27,18 +19,36 @@ def without_option(groups, *, lr=1.0):
 
 
 @pytest.mark.parametrize(
-    ("make", "on_gpu", "chosen"),
+    ("make", "devices", "chosen"),
     [
-        (partial(with_option, lr=0.1), True, True),
-        (partial(with_option, lr=0.1), False, None),
-        (partial(with_option, fused=False), True, False),
-        (partial(without_option, lr=0.1), True, "plain"),
+        (partial(with_option, lr=0.1), ("cuda", "cuda"), True),
+        (partial(with_option, lr=0.1), ("cpu", "cpu"), True),
+        (partial(with_option, lr=0.1), ("cpu", "cuda"), None),
+        (partial(with_option, lr=0.1), ("tpu",), None),
+        (partial(with_option, fused=False), ("cuda",), False),
+        (partial(with_option, foreach=True), ("cuda",), None),
+        (partial(without_option, lr=0.1), ("cuda",), "plain"),
     ],
 )
-def test_chosen(make, on_gpu, chosen):
-    assert made(make, on_gpu) == chosen
+def test_chosen(make, devices, chosen, monkeypatch):
+    monkeypatch.setattr(fused, "FUSED", (with_option,))
+    groups = [{"params": [SimpleNamespace(device=SimpleNamespace(type=device))]} for device in devices]
+    assert make_fused(make, groups) == chosen
 
 
-def test_a_real_optimizer_on_the_cpu_stays_as_it_is():
-    optimizer = make_fused(partial(torch.optim.AdamW, lr=0.1), [{"params": [WEIGHT]}])
-    assert isinstance(optimizer, torch.optim.AdamW) and optimizer.param_groups[0]["fused"] is None
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, partial(torch.optim.AdamW, amsgrad=True)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_fused_steps_equal_others(kind, dtype):
+    draw = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(7, 5, generator=draw), torch.randn(4, 7, 5, generator=draw)
+    found = []
+    for chosen in (None, False):
+        weight = torch.nn.Parameter(start.to(dtype))
+        optimizer = make_fused(partial(kind, lr=0.1, fused=chosen), [{"params": [weight]}])
+        assert optimizer.param_groups[0]["fused"] is (chosen is None)
+        for gradient in gradients:
+            weight.grad = gradient.to(dtype)
+            optimizer.step()
+        found.append(weight.detach())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)

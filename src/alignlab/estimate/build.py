@@ -24,6 +24,7 @@ from alignlab.models.adapters import attach
 from alignlab.models.heads import Head
 from alignlab.models.reference import OWN
 from alignlab.models.scoring import MAX_LOGITS, SHARE_OF_GPU, last_hidden_state, sequence_scores, token_scores
+from alignlab.optim.fused import FUSED
 from alignlab.types.adapted import base_model, is_adapted
 from alignlab.types.batch import MicroBatch
 
@@ -45,9 +46,6 @@ STATES: dict[str, tuple[float, int | None]] = {
 
 UNKNOWN_STATE = (2, None)
 """Of another optimizer: taken to keep as much as AdamW."""
-
-FUSED_ON_CARDS = ("AdamW", "Adam", "SGD", "Adagrad")
-"""Optimizers of PyTorch with a fused step, which ``optim.fused`` chooses on cards; those of bitsandbytes have one."""
 
 
 class Models:
@@ -184,7 +182,7 @@ def build_run(config: Config, models: Models, hardware: Hardware) -> Run:
         hardware=hardware,
         state_numbers=state_numbers,
         state_itemsize=state_itemsize,
-        fuses=_fuses(config["optimizer"], hardware),
+        fuses=_fuses(config["optimizer"]),
         has_masters=precision.casts,
         gathered_share=0.5 if precision.gathers_narrow else 1.0,
         cache_itemsize=_cache_itemsize(sampler, policy, hardware),
@@ -258,9 +256,10 @@ def _state(optimizer: Config) -> tuple[float, int | None]:
     return STATES.get(name, UNKNOWN_STATE)
 
 
-def _fuses(optimizer: Config, hardware: Hardware) -> bool:
+def _fuses(optimizer: Config) -> bool:
+    """Whether the optimizer's step makes no copies."""
     module, _, name = str(optimizer["_target_"]).rpartition(".")
-    return module.startswith("bitsandbytes") or name == "cpu_adamw" or bool(hardware.card and name in FUSED_ON_CARDS)
+    return module.startswith("bitsandbytes") or name in ("cpu_adamw", *(kind.__name__ for kind in FUSED))
 
 
 def _cache_itemsize(sampler: Config, policy: nn.Module, hardware: Hardware) -> int:

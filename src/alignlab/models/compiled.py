@@ -6,12 +6,14 @@ forward run uncompiled, because each of their shapes would be compiled for few c
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface
 
 from alignlab.errors import InputError
@@ -32,6 +34,8 @@ def compile_blocks(model: nn.Module) -> None:
     _leave_attention_out()
     for block in blocks:
         block.compile(dynamic=True)  # the number of tokens differs from one micro-batch to the next
+        if getattr(block, "gradient_checkpointing", False):
+            block._gradient_checkpointing_func = _recompute_compiled
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -55,6 +59,20 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+@torch.compiler.disable
+def _recompute_compiled(run: partial, *inputs: Any) -> Any:
+    """Run a block whose activations are recomputed; the recomputation is outside of what is compiled.
+
+    The other way round, as Transformers has it, nothing is compiled: attention would have to be left out within it.
+    """
+    return checkpoint(_compiled(run.func), *run.args, *inputs, use_reentrant=False, **run.keywords)
+
+
+@cache
+def _compiled(forward: Callable) -> Callable:
+    return torch.compile(forward, dynamic=True)
 
 
 @cache

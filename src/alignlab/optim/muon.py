@@ -1,6 +1,7 @@
 """Muon for the matrices of hidden layers, and AdamW for all other weights, as one optimizer."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from alignlab.errors import InputError
+from alignlab.optim.fused import make_fused
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -29,7 +31,6 @@ class Muon(torch.optim.Optimizer):
         momentum: Decay of Muon's average of gradients.
         nesterov: Whether Muon looks one step ahead along its momentum.
         ns_steps: Iterations of Newton and Schulz that make a momentum orthogonal.
-        fused: Whether AdamW is fused; ``None`` leaves it to PyTorch. As in PyTorch's optimizers, see ``make_fused``.
 
     Raises:
         InputError: Nothing that is trained is in ``hidden``, or a sharded matrix has fewer rows than ranks.
@@ -47,7 +48,6 @@ class Muon(torch.optim.Optimizer):
         momentum: Share,
         nesterov: bool,
         ns_steps: Annotated[int, Field(ge=1, lt=100)],
-        fused: bool | None = None,
     ):
         groups = [group if isinstance(group, dict) else {"params": [group]} for group in params]
         matrices, others = (list(_part(groups, hidden, inside)) for inside in (True, False))
@@ -65,7 +65,7 @@ class Muon(torch.optim.Optimizer):
             "muon": torch.optim.Muon(matrices, **shared, **of_matrices, adjust_lr_fn="match_rms_adamw")
         }
         if others:
-            self.parts["adamw"] = torch.optim.AdamW(others, **shared, betas=betas, eps=eps, fused=fused)
+            self.parts["adamw"] = make_fused(partial(torch.optim.AdamW, **shared, betas=betas, eps=eps), others)
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["part"] = name
