@@ -45,6 +45,7 @@ SMALL = [
     "trainer.limit_val_batches=0",
     "trainer.num_sanity_val_steps=0",
     "optimizer.lr=2e-5",
+    "trainer.precision=32-true",
     "data.source.level=3",
     "data.source.num_train=64",
     "data.source.num_validation=4",

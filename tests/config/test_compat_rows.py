@@ -35,6 +35,7 @@ SHORT = [
     "data.batch_size_per_device=2",
     "scheduler.warmup_steps=0",
 ]
+FULL = ["trainer.precision=32-true"]
 ENGINE = ["strategy=deepspeed_z1"]
 GRPO = ["method=grpo", "rollout.max_completion_tokens=4"]
 VLLM = ["method=grpo", "rollout=vllm", "rollout.vllm_executable=/bin/true"]
@@ -87,7 +88,7 @@ CASES = {
         ["strategy=fsdp", "optimizer=cpu_adamw", "trainer.accelerator=cpu"], shown_by="end the process"
     ),
     "a disk without libaio": Case(DISK, fails="async_io"),
-    "bfloat16 of the engine alone": Case([*ENGINE, "+strategy.config.bf16.enabled=true"], other_than=ENGINE),
+    "bfloat16 of the engine alone": Case([*ENGINE, *FULL, "+strategy.config.bf16.enabled=true"], other_than=ENGINE),
     "an optimizer of the engine": Case([*ENGINE, "+strategy.config.optimizer.type=SGD"], fails="NoneType"),
     "a schedule of the engine": Case([*ENGINE, "+strategy.config.scheduler.type=WarmupLR"], same_as=ENGINE),
     "clipping of the engine": Case([*ENGINE, "+strategy.config.gradient_clipping=1e-6"], same_as=ENGINE),

@@ -3,6 +3,7 @@
 import logging
 
 import lightning
+import torch
 from torch import nn
 
 from alignlab.callbacks.card import BatchFacts, ModelFacts, start_card
@@ -70,9 +71,17 @@ def model_facts(name: str, policy: nn.Module, trainer: lightning.Trainer, optimi
         dtype=str(trained.dtype).removeprefix("torch."),
         attention=base.config._attn_implementation,
         adapter=policy.active_peft_config.peft_type.value.lower() if is_adapted(policy) else None,
-        device=f"{trainer.strategy.root_device}, precision {trainer.precision}",
+        device=device_in_words(trainer),
         optimizer=optimizer,
     )
+
+
+def device_in_words(trainer: lightning.Trainer) -> str:
+    """The device and the precision; on a GPU also whether float32 products are rounded to TF32."""
+    words = f"{trainer.strategy.root_device}, precision {trainer.precision}"
+    if trainer.strategy.root_device.type != "cuda":
+        return words
+    return f"{words}, TF32 {'off' if torch.get_float32_matmul_precision() == 'highest' else 'on'}"
 
 
 def data_counts(data: DataModule) -> dict[str, dict[str, int]]:

@@ -28,14 +28,23 @@ def check(cfg: DictConfig) -> dict[str, Any]:
     """Check the config as for training on the named hardware; return it resolved."""
     from alignlab.cli.composition.hidden import hide_config
     from alignlab.config import compat
-    from alignlab.estimate.cards import parse_hardware
 
     hide_config(cfg)
-    config = schema.check(cfg, ESTIMATE)
-    if (word := config["estimate"]["hardware"]) is not None:
-        config |= {"trainer": config["trainer"] | parse_hardware(word).trainer}
+    config = schema.check(cfg, ESTIMATE, on_hardware)
     compat.check(config)
     return config
+
+
+def on_hardware(config: dict[str, Any]) -> dict[str, Any]:
+    """The config for the hardware that it names; each of its cards computes in bfloat16."""
+    from alignlab.config.precision import MIXED
+    from alignlab.estimate.cards import parse_hardware
+
+    word, trainer = config["estimate"].get("hardware"), config.get("trainer")
+    if not isinstance(word, str) or not isinstance(trainer, dict):
+        return config
+    precision = {"precision": MIXED} if trainer.get("precision", "given") is None else {}
+    return config | {"trainer": trainer | parse_hardware(word).trainer | precision}
 
 
 def show(config: dict[str, Any]) -> None:

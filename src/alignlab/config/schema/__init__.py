@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from alignlab.config.learning_rate import with_learning_rate
 from alignlab.config.outline import Unclear, outline
+from alignlab.config.precision import with_precision
 from alignlab.config.resolve import NO_RUN_DIR, resolved
 from alignlab.config.schema.root import SECTIONS, Hints, Node, Nodes
 from alignlab.config.schema.targets import check_nodes, check_spelling
@@ -39,7 +40,7 @@ def check(cfg: DictConfig, sections: Sections = SECTIONS, change: Callable[[Conf
             type or out of range, or targets cannot be imported. All are reported together.
     """
     plain, missing = _plain(cfg)
-    plain = with_learning_rate(change(plain) if change else plain)
+    plain = with_precision(with_learning_rate(change(plain) if change else plain))
     plain = hide_all("", plain)  # some become secrets only by interpolation
     findings = Findings()
     for key in filter(partial(_is_not_given, plain), missing):
