@@ -15,6 +15,7 @@ from alignlab.estimate.cards import GIB, Hardware
 from alignlab.estimate.live_bytes import MicroBatchBytes
 from alignlab.estimate.strategy import Division
 from alignlab.estimate.weights import Weights
+from alignlab.models.blockwise import ROOM
 from alignlab.rollout.sampler.cache import FIRST_COLUMNS
 
 MIB = 2**20
@@ -81,6 +82,10 @@ class Run:
     def share(self, num_bytes: float, stage: int) -> int:
         """Bytes of this rank, of what is divided from a stage of ZeRO on."""
         return int(num_bytes // (self.num_ranks if self.division.stage >= stage else 1))
+
+    def keeps(self, term: "Term") -> bool:
+        """Whether a term is where the training is, and not in the host memory of a card."""
+        return not (self.on_card and term.offloaded and getattr(self.division, f"offloads_{term.offloaded}"))
 
     @property
     def on_card(self) -> bool:
@@ -242,10 +247,16 @@ def sampled_logits(run: Run) -> int:
 
 
 def copies_to_save(run: Run) -> int:
-    """The model opened again for the comparison; on a CPU also the weights gathered on the first rank."""
-    reopened = run.policy.num_bytes
-    whole = run.policy.num_bytes if run.division.divides_weights and run.saves_whole and not run.on_card else 0
-    return reopened + whole
+    """The model opened again for the comparison; on a CPU also the weights gathered on the first rank.
+
+    Where a card has no room for the model, its blocks come there one by one; see ``models.blockwise``.
+    """
+    policy = run.policy
+    if not run.on_card:
+        return policy.num_bytes * (2 if run.division.divides_weights and run.saves_whole else 1)
+    others = (term for term in TERMS if SAVING in term.moments and term.size is not copies_to_save and run.keeps(term))
+    room = run.hardware.card.num_bytes - sum(term.size(run) for term in others)
+    return policy.num_bytes if policy.num_bytes <= ROOM * room else policy.root_bytes + policy.block_bytes
 
 
 class Term(NamedTuple):
@@ -333,7 +344,7 @@ def memory(run: Run) -> Memory:
     host = 0
     for term in TERMS:
         size = term.size(run)
-        if run.on_card and term.offloaded and getattr(run.division, f"offloads_{term.offloaded}"):
+        if not run.keeps(term):
             host += size
             continue
         if run.on_card:
