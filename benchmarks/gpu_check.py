@@ -264,6 +264,8 @@ def numbers(report: Report, scratch: Path) -> Iterator[tuple[str, Callable[[], N
             yield same(f"{method}, {strategy}", [*words, f"strategy={strategy}"], method, "32-true")
     for method in ("sft", "dpo"):
         yield same(f"{method}, compiled", [*METHODS[method], "model.compile=true"], method, "32-true")
+    fast = ["model.compile=true", "model.gradient_checkpointing=true", "model.activation_offloading=true"]
+    yield same("sft, compiled, recomputed and offloaded", [*METHODS["sft"], *fast], "sft", "32-true")
     for method in ("sft", "dpo", "group_dpo"):
         words = [*METHODS[method], "trainer.precision=bf16-mixed"]
         yield same(f"{method}, bf16-mixed", words, method, "bf16-mixed")
