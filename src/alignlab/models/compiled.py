@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -65,9 +66,11 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 def _recompute_compiled(run: partial, *inputs: Any) -> Any:
     """Run a block whose activations are recomputed; the recomputation is outside of what is compiled.
 
-    The other way round, as Transformers has it, nothing is compiled: attention would have to be left out within it.
+    The other way round, as in newer versions of Transformers, nothing is compiled: attention would have to be left out
+    within it. Older ones ask to run the block's own call, which is compiled.
     """
-    return checkpoint(_compiled(run.func), *run.args, *inputs, use_reentrant=False, **run.keywords)
+    forward = run.func if isinstance(run.func, MethodType) else _compiled(run.func)
+    return checkpoint(forward, *run.args, *inputs, use_reentrant=False, **run.keywords)
 
 
 @cache
