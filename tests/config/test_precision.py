@@ -17,6 +17,7 @@ def on_gpus(monkeypatch):
     """Makes PyTorch report GPUs of these compute capabilities."""
 
     def report(*capabilities):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: capabilities[number])
 

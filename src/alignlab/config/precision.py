@@ -40,5 +40,7 @@ def _computes_in_bfloat16(accelerator: Any) -> bool:
         return False
     import torch  # takes seconds, and is not needed on a CPU
 
+    if not torch.cuda.is_available():
+        return False
     numbers = range(torch.cuda.device_count())
-    return bool(numbers) and all(torch.cuda.get_device_capability(number) >= (8, 0) for number in numbers)
+    return all(torch.cuda.get_device_capability(number) >= (8, 0) for number in numbers)
