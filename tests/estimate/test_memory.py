@@ -220,9 +220,9 @@ def test_seventy_billion_weights_take_no_memory_here(opened):
     hardware = parse_hardware("h100x64")
     found = estimate(config, models, hardware, 0.4)
     assert found.run.policy.numbers == pytest.approx(70.6e9, rel=0.01)
-    assert at(found.memory.terms, "optimizer state") == pytest.approx(1.05 * 8 * 70.6e9 / 64, rel=0.01)
+    assert at(found.memory.terms, "optimizer state") == pytest.approx(8 * 70.6e9 / 64, rel=0.01)
     blocks = found.run.policy.root_bytes + found.run.policy.block_bytes  # no card has room for all at once
-    assert at(found.memory.terms, "copies to save", SAVING) == pytest.approx(1.05 * blocks, rel=0.01)
+    assert at(found.memory.terms, "copies to save", SAVING) == blocks
     assert found.fits and blocks < 0.05 * found.run.policy.num_bytes
     assert found.work.seconds > found.work.flops / (64 * 989e12 * 0.4)
 
