@@ -296,8 +296,8 @@ TERMS = (
 )
 
 CONTEXT = 3 * GIB
-"""On a card: CUDA's context, workspaces of its libraries, and what PyTorch's allocator holds unused. Chosen such that four
-runs on an H200, of 10 to 72 GB, differ least; 1.1 to 4.1 GiB were missing, whatever their size."""
+"""On a card: CUDA's context, workspaces of its libraries, and what PyTorch's allocator holds unused. Chosen by four
+runs on an H200, of 12 to 71 GiB: 2.1 to 5.1 GiB were missing, whatever their size."""
 
 LIBRARIES, DEEPSPEED = 585 * MIB, 70 * MIB
 """Measured on a CPU, with PyTorch 2.13: resident set of a process that trains, without its model, and what DeepSpeed
