@@ -11,7 +11,7 @@
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
@@ -76,16 +76,20 @@ def find_dialect(template: str, render: Render) -> Dialect:
         TooMuch: Rendering takes too much time or memory.
     """
     reasoning = next((name for name in REASONING_FIELDS if re.search(rf"[.'\"]{name}\b", template)), "")
-    empty_is_none = bool(re.search(r"content['\"\]]*\s+is\s+(not\s+)?none", template))
-    plain = Dialect(reasoning or REASONING_FIELDS[0], empty_is_none=empty_is_none)
-    as_parts = Dialect(plain.reasoning, parts=True, empty_is_none=empty_is_none)
+    plain = Dialect(reasoning or REASONING_FIELDS[0])
+    as_parts = replace(plain, parts=True)
     messages = [{"role": "user", "content": "question"}]
     dialect = as_parts if not _writes(render, plain, messages) and _writes(render, as_parts, messages) else plain
     call = {"id": "000000000", "type": "function", "function": {"name": "f", "arguments": {"question": "0"}}}
     messages = [messages[0], {"role": "assistant", "tool_calls": [call]}]
-    as_text = Dialect(**{**vars(dialect), "arguments_are_text": True})
-    objects_fail = "arguments" in template and not _writes(render, dialect, messages, times=2)
-    return as_text if objects_fail and _writes(render, as_text, messages, times=2) else dialect
+    asks_for_none = bool(re.search(r"\bcontent['\"\]]*\s+is\s+(not\s+)?none", template))  # reasoning_content is another
+    forms = [
+        replace(dialect, empty_is_none=is_none, arguments_are_text=are_text)
+        for is_none in dict.fromkeys((asks_for_none, False))
+        for are_text in (False, True)
+    ]
+    times = 2 if "arguments" in template else 1
+    return next((form for form in forms if _writes(render, form, messages, times)), dialect)
 
 
 def _writes(render: Render, dialect: Dialect, messages: Sequence[Message], times: int = 1) -> bool:
