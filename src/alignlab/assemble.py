@@ -194,7 +194,7 @@ def make_policy(config: Config, model: Any, data: DataModule) -> nn.Module:
     quantization = build("peft.quantization", peft.pop("quantization", None))
     head = locate(config["method"]["_target_"]).head
     policy = model.load_model(data.tokenizer, quantization, head=head)
-    refuse_router_loss(policy.config.get_text_config())
+    refuse_router_loss(policy.config.get_text_config(), getattr(model, "path", None))
     refuse_beyond_context(policy, data.longest_sequence, data.tokens.max_tokens_per_sequence)
     if data.rollout is not None and (limit := num_positions(policy)) is not None:
         data.rollout.sampler.check_context(data.train, data.tokenizer, limit)
@@ -268,16 +268,19 @@ def same_setting(policy: nn.Module, own: Config, key: str, value: Any) -> bool:
     return set(own[key]) == set(value) if isinstance(value, list) else own[key] == value
 
 
-def refuse_router_loss(config: Any) -> None:
+def refuse_router_loss(config: Any, path: str | None) -> None:
     """Refuse a config that asks for a loss which balances the experts: no method adds it.
 
     Args:
         config: Of Transformers.
+        path: Where the model with its config is; ``None`` for a model from scratch.
     """
     rate = getattr(config, "router_aux_loss_coef", None)
     if getattr(config, "output_router_logits", False) and rate:
         asked = f"router_aux_loss_coef={rate:g} with output_router_logits=true in the config of the model"
-        instead = "Set it to false in config.json, or type model.config.output_router_logits=false"
+        instead = "Type model.config.output_router_logits=false"
+        if path is not None:
+            instead = f"Set output_router_logits to false in the config.json of {path}, or of a copy of it"
         raise InputError(asked, "the loss that balances the experts is not computed in training here", instead)
 
 

@@ -218,3 +218,19 @@ def test_experts_that_stay_frozen_are_said(tiny_model, model_type, left_out, cap
     with caplog.at_level("INFO"):
         adapters.attach(model, KINDS["lora"]())
     assert ("experts.gate_up_proj" in caplog.text) == left_out
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (["mlp.experts.gate_up_proj"], "2 tensors of experts, such as model.layers.0.mlp.experts.down_proj;"),
+        (["layers.0.mlp.experts.gate_up_proj"], "3 tensors of experts"),
+        (["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], None),
+    ],
+)
+def test_experts_beside_those_that_are_asked_for_are_said(tiny_model, asked, said, caplog):
+    model = tiny_model("gpt_oss", implementation="eager")
+    model.name_or_path = "somewhere"
+    with caplog.at_level("INFO"):
+        adapters.attach(model, LoraConfig(r=2, target_modules=["q_proj"], target_parameters=asked))
+    assert (said in caplog.text) if said else "not adapted" not in caplog.text

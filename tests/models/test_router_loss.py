@@ -4,6 +4,7 @@ import pytest
 from transformers import MixtralConfig
 
 from alignlab.assemble import refuse_router_loss
+from alignlab.errors import InputError
 from tests.commands import QUIET, alignlab
 
 MIXTRAL = [
@@ -21,4 +22,10 @@ def test_a_router_loss_is_refused_before_training(tmp_path, capsys):
 
 @pytest.mark.parametrize(("asked", "rate"), [(True, 0.0), (False, 0.02)])
 def test_a_router_loss_that_is_not_asked_for_is_no_fault(asked, rate):
-    refuse_router_loss(MixtralConfig(output_router_logits=asked, router_aux_loss_coef=rate))
+    refuse_router_loss(MixtralConfig(output_router_logits=asked, router_aux_loss_coef=rate), None)
+
+
+def test_of_a_model_with_files_the_remedy_is_in_them():
+    with pytest.raises(InputError, match=r"config\.json of some/model") as refused:
+        refuse_router_loss(MixtralConfig(output_router_logits=True, router_aux_loss_coef=1.0), "some/model")
+    assert "model.config" not in str(refused.value)

@@ -119,6 +119,11 @@ def test_a_config_file_of_an_older_release_is_accepted(tokenizer):
     assert (config.eos_token_id, config.pad_token_id) == (tokenizer.eos_token_id, None)
 
 
+def test_whole_numbers_are_floats_where_the_config_has_floats(tokenizer):
+    config = make_config({"model_type": "mixtral", "router_aux_loss_coef": 100, "num_local_experts": 4}, tokenizer)
+    assert isinstance(config.router_aux_loss_coef, float) and isinstance(config.num_local_experts, int)
+
+
 def test_quantised_random_weights_are_refused(tokenizer):
     with pytest.raises(InputError, match="could not be trained"):
         scratch().load_model(tokenizer, quantization=object())

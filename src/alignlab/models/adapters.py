@@ -69,7 +69,9 @@ def attach(model: PreTrainedModel, peft_config: "PeftConfig") -> "PeftModel":
     with unfit, torch.device("cpu"):
         adapted = get_peft_model(model, own_config, revision=commit)
     raise_all([*_adapted_tied(adapted, tied, asked), *_low_precision(adapted, asked), *_unsaved_head(adapted, asked)])
-    if getattr(peft_config, "target_modules", None) == "all-linear" and (left_out := _frozen_experts(adapted)):
+    asks_for_experts = getattr(peft_config, "target_parameters", None)
+    asks_for_all = getattr(peft_config, "target_modules", None) == "all-linear"
+    if (asks_for_all or asks_for_experts) and (left_out := _frozen_experts(adapted)):
         log.info("not adapted: %d tensors of experts, such as %s; peft.target_parameters adapts such", *left_out)
     return adapted
 
@@ -88,8 +90,18 @@ def _frozen_experts(adapted: "PeftModel") -> tuple[int, str] | None:
 
     Experts are slices of one tensor and no linear layers; PEFT knows those of some architectures only.
     """
-    names = [name for name, tensor in adapted.get_base_model().named_parameters() if tensor.ndim == 3]
-    frozen = [name for name in names if "base_layer" not in name and "lora_" not in name]
+    from peft.tuners.lora.layer import ParamWrapper
+
+    base = adapted.get_base_model()
+    by_parameter = [module for module in base.modules() if isinstance(module, ParamWrapper)]
+    changed = {id(module.get_param()) for module in by_parameter}
+    beside = {id(tensor) for module in by_parameter for tensor in module.get_base_layer().parameters()} - changed
+    frozen = [
+        name.replace("base_layer.", "")
+        for name, tensor in base.named_parameters()
+        if tensor.ndim == 3 and "lora_" not in name and id(tensor) not in changed
+        if "base_layer" not in name or id(tensor) in beside
+    ]
     return (len(frozen), frozen[0]) if frozen else None
 
 

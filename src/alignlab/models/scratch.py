@@ -176,10 +176,17 @@ def make_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
     # Without pad token: Embedding(padding_idx) would start its row at zero, and it may be the end of sequence too.
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": None}
     values = {"vocab_size": rows, **keys, **special}
+    values = {key: _as_number(value, architecture, key) for key, value in values.items()}
     with opening(f"model.config of model_type={kind}", f"{architecture.__name__} refuses it", "Change the value named"):
         config = architecture(**{key: value for key, value in values.items() if key != "model_type"})
     refuse_values(config, "model.config.")
     return config
+
+
+def _as_number(value: Any, architecture: type, key: str) -> Any:
+    """A whole number as a float where the config has a float, which it would refuse: ``rope_theta=10000``."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and isinstance(getattr(architecture, key, None), float) else value
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int, template: str | None) -> PreTrainedTokenizerFast:
