@@ -232,6 +232,11 @@ class DataModule(lightning.LightningDataModule):
         if part == "train" and len(table) == 0:
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
+            if table.counts.are_bad:
+                asked, instead = (
+                    f"data.bad_rows={self.tokens.bad_rows}",
+                    "Type data.bad_rows=error: it says what is wrong",
+                )
             raise InputError(asked, f"no training row is left: {table.counts}", instead)
         if part != "train" and len(table) == 0 and self.load.validation_size is not None:
             log.warning("no row of %s is left, so it is not measured: %s", part, table.counts)

@@ -1,6 +1,6 @@
 import pytest
 
-from alignlab.data.table.counts import Counts, Dropped, count
+from alignlab.data.table.counts import BAD, Counts, Dropped, count
 from alignlab.data.tokenise.rows import tokenize, tokenize_counted
 from alignlab.data.tokenise.truncate import truncate
 from alignlab.errors import InputError
@@ -137,3 +137,11 @@ def test_thresholds_refuse_all_together(counts, max_cut, max_dropped, refused):
     with pytest.raises(InputError) as caught:
         counts.check(max_cut, max_dropped)
     assert all(name in str(caught.value) for name in refused)
+
+
+@pytest.mark.parametrize("kept", [0, 4])
+def test_the_remedy_for_rows_that_cannot_be_tokenised_is_not_about_their_length(kept):
+    counts = Counts(kept_rows=kept, dropped_rows=4, reasons={BAD: 3, "longer than data.max_tokens_per_sequence": 1})
+    with pytest.raises(InputError, match=r"Correct the rows: data\.bad_rows=error") as caught:
+        counts.check(1.0, 0.1)
+    assert ("data.max_dropped_fraction=0.51" in str(caught.value)) == bool(kept)  # without rows it would not help

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from alignlab.errors import InputError, raise_all
 from alignlab.types.rows import TokenRow
 
+BAD = "cannot be tokenised"
+"""Reason of a row that ``data.bad_rows=drop`` has dropped."""
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -80,13 +83,24 @@ class Counts:
             InputError(
                 f"data.max_{what}_fraction={limit}",
                 f"{count:,} of {rows:,} rows ({count / rows:.1%}) would be {what}; {self}",
-                f"Raise data.max_tokens_per_sequence, choose another data.truncation, or type "
-                f"data.max_{what}_fraction={min(1.0, count / rows + 0.01):.2f}",
+                self._instead(what, count / rows),
             )
             for what, (count, limit) in limits.items()
             if rows and count / rows > limit
         ]
         raise_all(errors)
+
+    def _instead(self, what: str, share: float) -> str:
+        """The remedy for too many rows that were cut or dropped."""
+        others = f", or type data.max_{what}_fraction={min(1.0, share + 0.01):.2f}" if self.kept_rows else ""
+        if what == "dropped" and self.are_bad:
+            return f"Correct the rows: data.bad_rows=error says what is wrong with each{others}"
+        return f"Raise data.max_tokens_per_sequence or choose another data.truncation{others}"
+
+    @property
+    def are_bad(self) -> bool:
+        """Whether most of the dropped rows cannot be tokenised, at any length."""
+        return 2 * self.reasons.get(BAD, 0) > self.dropped_rows
 
 
 def _sum(first: int | dict[str, int], second: int | dict[str, int]) -> int | dict[str, int]:

@@ -14,7 +14,7 @@ from alignlab.data.formats.fields import is_finite, type_name
 from alignlab.data.formats.messages import is_opened
 from alignlab.data.settings import TokenSettings
 from alignlab.data.sources.files.record import MEND
-from alignlab.data.table.counts import Counts, Dropped, count
+from alignlab.data.table.counts import BAD, Counts, Dropped, count
 from alignlab.data.tokenise.context import Context, derive_context
 from alignlab.data.tokenise.dialogue import ANOTHER_TEMPLATE, LEAVE_OUT, TemplateMisfit, refusal, render_dialogue
 from alignlab.data.tokenise.encode import REASONING, encode, find_guard, protect
@@ -63,7 +63,7 @@ def tokenize_counted(
     except InputError as error:
         if settings.bad_rows == "error" or isinstance(error, TemplateLimit):
             raise
-        dropped = Dropped("cannot be tokenised", row.origin, detail=str(error))
+        dropped = Dropped(BAD, row.origin, detail=str(error))
         return dropped, count(dropped)
     if isinstance(row, Text):
         return whole, count(whole, unread=row.unread)
