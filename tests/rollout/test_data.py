@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from alignlab.rewards.counts import RewardCounts
+from tests.commands import QUIET, alignlab
 from tests.methods.toy import METHODS, make_method
 from tests.rollout.test_rollout import make_rollout
 
@@ -50,3 +51,19 @@ def test_a_penalty_weighs_one_beside_the_weights_of_rewards():
     rewards, weights, greedy = data.rewards(make_rollout().with_columns(**columns))
     assert torch.equal(rewards, torch.stack([even, penalty], 1)) and weights.tolist() == [0.25, 1.0]
     assert greedy is None
+
+
+def test_rewards_that_never_differ_are_said_once_in_a_row(tmp_path):
+    (tmp_path / "reward.py").write_text("def same(completions):\n    return [0.5] * len(completions)\n")
+    reward = ["method/reward=python", f"method.reward.python.path={tmp_path / 'reward.py'}:same"]
+    words = [
+        "method=grpo",
+        *reward,
+        "method.num_completions=2",
+        "rollout.max_completion_tokens=4",
+        "method.group_filter=keep",
+    ]
+    rows = ["data.global_batch_size=2", "data.source.num_train=14", "data.source.num_validation=1"]
+    assert alignlab("train", *QUIET, *words, *rows, "trainer.max_steps=7", f"run_dir={tmp_path / 'run'}") == 0
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("had the same reward") == 1 and "in 5 rollouts in a row" in log

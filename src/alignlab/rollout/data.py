@@ -47,6 +47,9 @@ ROWS_TO_CHECK = 2000
 MAX_EMPTY_ROLLOUTS = 10
 """Number of rollouts in a row without rows to train on that ends the run."""
 
+NUM_FLAT_ROLLOUTS = 5
+"""Number of rollouts in a row with equal rewards of each prompt's completions, after which a warning says so."""
+
 
 class RolloutData:
     """Makes optimizer steps of completions that the policy samples.
@@ -72,6 +75,7 @@ class RolloutData:
         self.scorer = Scorer(settings.reward, settings.reward_weights, settings.reward_limits)
         self.failure_limit = FailureLimit(settings.reward_limits.max_failed_rollouts)
         self.reward_kl_coef = settings.reward_kl_coef
+        self.num_flat = 0
         self.log_dir = Path()
         self.latest: Rollout | None = None
         """The last rollout, before filtering; for callbacks that show samples."""
@@ -190,6 +194,7 @@ class RolloutData:
         rollout = learner.advantages(rollout)
         metrics |= {"time/rollout": sampling_ended - started, "time/scoring": time.perf_counter() - sampling_ended}
         metrics |= rollout_metrics(sampled, self.settings.right_reward) | rollout.metrics | self._adapt_kl_coef(rollout)
+        self._warn_of_equal_rewards(metrics["zero_std_groups"])
         return rollout.rows(data.plan.max_tokens_per_micro_batch), metrics
 
     def _score(self, rollout: Rollout, data: "DataModule", learner: Learner) -> Rollout:
@@ -227,6 +232,17 @@ class RolloutData:
         if self.settings.reward_kl_target is not None:
             self.reward_kl_coef = next_kl_coef(used, kl, target=self.settings.reward_kl_target, gain=0.1)
         return {"kl_per_completion": kl, "reward_kl_coef": used}
+
+    def _warn_of_equal_rewards(self, share: float) -> None:
+        """Warn, once in a row of rollouts, if comparing the completions of a prompt teaches nothing.
+
+        Args:
+            share: Share of the prompts whose completions all have the same reward.
+        """
+        self.num_flat = self.num_flat + 1 if share == 1 and self.settings.num_completions > 1 else 0
+        if self.num_flat == NUM_FLAT_ROLLOUTS:
+            text = "in %d rollouts in a row all completions of each prompt had the same reward, so that comparing them"
+            log.warning(f"{text} teaches nothing: look at the samples and at the reward", self.num_flat)
 
     # --- filters ------------------------------------------------------------------------------------------------------
 
