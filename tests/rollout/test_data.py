@@ -56,13 +56,8 @@ def test_a_penalty_weighs_one_beside_the_weights_of_rewards():
 def test_rewards_that_never_differ_are_said_once_in_a_row(tmp_path):
     (tmp_path / "reward.py").write_text("def same(completions):\n    return [0.5] * len(completions)\n")
     reward = ["method/reward=python", f"method.reward.python.path={tmp_path / 'reward.py'}:same"]
-    words = [
-        "method=grpo",
-        *reward,
-        "method.num_completions=2",
-        "rollout.max_completion_tokens=4",
-        "method.group_filter=keep",
-    ]
+    words = ["method=grpo", *reward, "method.num_completions=2", "rollout.max_completion_tokens=4"]
+    words += ["method.group_filter=keep", "method.steps_per_rollout=1"]
     rows = ["data.global_batch_size=2", "data.source.num_train=14", "data.source.num_validation=1"]
     assert alignlab("train", *QUIET, *words, *rows, "trainer.max_steps=7", f"run_dir={tmp_path / 'run'}") == 0
     log = (tmp_path / "run" / "train.log").read_text()
