@@ -131,6 +131,16 @@ def test_a_folder_without_tokenizer_is_refused(saved):
         pretrained(saved).load_tokenizer()
 
 
+def test_a_tokenizer_without_its_vocabulary_is_refused(saved):
+    """Transformers opens it, and it gives no token for any text."""
+    config = json.loads((saved / "model" / "tokenizer_config.json").read_text())
+    (saved / "model" / "tokenizer.json").unlink()
+    config["tokenizer_class"] = "Qwen2Tokenizer"
+    (saved / "model" / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no vocabulary"):
+        pretrained(saved).load_tokenizer()
+
+
 def test_a_folder_without_weights_is_refused(saved):
     (saved / "model" / "model.safetensors").unlink()
     with pytest.raises(InputError, match="AutoModelForCausalLM cannot read"):

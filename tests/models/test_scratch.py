@@ -1,6 +1,7 @@
 """Random weights and trained tokenizers: the same again for the same seed and texts, and fit for each other."""
 
 import gzip
+import json
 import shutil
 
 import pytest
@@ -202,6 +203,13 @@ def test_template_files_are_read_or_refused(tmp_path):
 def test_a_missing_tokenizer_is_refused(tmp_path):
     with pytest.raises(InputError, match="no tokenizer could be read"):
         scratch(tokenizer=str(tmp_path / "absent")).load_tokenizer()
+
+
+def test_a_tokenizer_without_its_vocabulary_is_refused(tmp_path):
+    config = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no vocabulary"):
+        scratch(tokenizer=str(tmp_path)).load_tokenizer()
 
 
 @pytest.fixture(scope="module")

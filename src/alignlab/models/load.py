@@ -27,7 +27,7 @@ from alignlab.models.locations import QUANTIZATION, Location, locate
 from alignlab.models.opening import opening, refuse_values
 from alignlab.models.packed_attention import fitting, implementation
 from alignlab.models.pickled import refusal
-from alignlab.models.scratch import SaveDtype, Texts, num_rows, prepare
+from alignlab.models.scratch import SaveDtype, Texts, num_rows, prepare, refuse_without_vocabulary
 from alignlab.models.text_part import freeze_beside_text
 from alignlab.system.disk import MANIFEST, read_manifest
 from alignlab.types.dtypes import Dtype
@@ -87,6 +87,7 @@ class Pretrained:
         _check_config_files(location)
         _refuse_without_tokenizer(location)
         tokenizer = _read(location, AutoTokenizer, location.tokenizer, trust_remote_code=self.trust_remote_code)
+        refuse_without_vocabulary(tokenizer, f"model.path={location.asked}")
         config = _read_config(location, self.trust_remote_code)
         return fit_to_embedding(tokenizer, config.get_text_config().vocab_size)
 

@@ -111,6 +111,7 @@ class Scratch:
         typed_path(self.tokenizer, "model.tokenizer")
         with opening(asked, "no tokenizer could be read there", "Name its folder, or type train"):
             tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        refuse_without_vocabulary(tokenizer, asked)
         if tokenizer.pad_token is None:
             log.info("pad token: the end of sequence %r; padding is masked by position", tokenizer.eos_token)
             tokenizer.pad_token = tokenizer.eos_token
@@ -250,6 +251,23 @@ def _markers(template: str) -> list[str]:
     except TemplateError as error:
         raise InputError("model.chat_template", f"it refuses a plain dialogue: {error}", "Correct the file") from error
     return re.findall(r"<\|[^|<>\s]+\|>", text)
+
+
+def refuse_without_vocabulary(tokenizer: PreTrainedTokenizerBase, asked: str) -> None:
+    """Refuse a tokenizer that has special tokens only; it would lose every text, without a word.
+
+    Transformers makes one from a folder that holds a ``tokenizer_config.json`` and nothing else.
+
+    Args:
+        tokenizer: As opened.
+        asked: What named it.
+
+    Raises:
+        InputError: It has no vocabulary.
+    """
+    if not tokenizer.get_vocab().keys() - tokenizer.added_tokens_encoder.keys():
+        why = "its tokenizer has special tokens and no vocabulary: a file such as tokenizer.json is missing"
+        raise InputError(asked, why, "Copy all files of the tokenizer there")
 
 
 def num_rows(tokenizer: PreTrainedTokenizerBase) -> int:
