@@ -9,7 +9,7 @@ FULL, MIXED = "32-true", "bf16-mixed"
 def with_precision(config: dict[str, Any]) -> dict[str, Any]:
     """Replace ``trainer.precision: null``: by that of DeepSpeed's own config, or by what suits the device.
 
-    Weights that are in 16 bits already, or are gathered in them by FSDP2, need no mixed precision.
+    Weights that FSDP2 gathers in 16 bits need no mixed precision.
 
     Args:
         config: Plain and resolved.

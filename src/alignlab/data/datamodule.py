@@ -230,14 +230,12 @@ class DataModule(lightning.LightningDataModule):
             asked = f"data.cache_dir={self.load.cache_dir or user_cache()}"
             raise InputError(asked, reason(error), "Type data.cache_dir=FOLDER for one that can be written") from error
         if part == "train" and len(table) == 0:
+            why = f"no training row is left: {table.counts}"
+            if table.counts.are_bad:
+                raise InputError("data.bad_rows=drop", why, "Type data.bad_rows=error: it says what is wrong with each")
             asked = f"data.truncation={self.tokens.truncation} at {self.tokens.max_tokens_per_sequence} tokens"
             instead = "Raise data.max_tokens_per_sequence, type data.truncation=left_prompt, or give other data"
-            if table.counts.are_bad:
-                asked, instead = (
-                    f"data.bad_rows={self.tokens.bad_rows}",
-                    "Type data.bad_rows=error: it says what is wrong",
-                )
-            raise InputError(asked, f"no training row is left: {table.counts}", instead)
+            raise InputError(asked, why, instead)
         if part != "train" and len(table) == 0 and self.load.validation_size is not None:
             log.warning("no row of %s is left, so it is not measured: %s", part, table.counts)
         return table if len(table) else None
