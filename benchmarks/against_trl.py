@@ -380,12 +380,6 @@ GROWTH = {
 """What grows → its values → task, model, tokens of a row, and rows of a micro-batch."""
 
 
-GROWTH_ALONE = """\
-Of alignlab, `method=sft`, as it grows alone. Memory includes what the allocator keeps of freed blocks, of many sizes;
-with its own defaults it keeps less: 2,383 MiB with 151,936 rows of the vocabulary, on 2026-11-27.
-"""
-
-
 def grow(what: str, value: int) -> dict[str, Any]:
     """Tokens per second of training alone with one value of what grows."""
     task, size, length, batch = GROWTH[what][value]
@@ -436,7 +430,11 @@ def write(results: list[dict[str, Any]]) -> None:
             lines.append(line(row, sides[name, "trl"], sides[name, "alignlab"]))
     grown = [one for one in results if "growth" in one]
     if grown:
-        lines += ["\n## How cost grows\n", GROWTH_ALONE]
+        lines += [
+            "\n## How cost grows\n",
+            "Of alignlab, `method=sft`, as it grows alone. Memory includes freed blocks that",
+        ]
+        lines += ["the allocator keeps: with large ones of changing sizes several times what is in use.\n"]
         lines += ["| what | value | tokens/s | memory, MiB |\n|---|--:|--:|--:|"]
         for what, values in GROWTH.items():
             for value in values:

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from alignlab.callbacks import card, start_card
@@ -181,3 +182,17 @@ def test_result_card_of_a_run_without_steps_shows_what_was_measured_before():
 
 def test_markup_in_data_is_shown_as_it_is():
     assert "[/bold]" in shown(card.example_text([Segment("prompt", True, "[/bold]")], "x"))
+
+
+@pytest.mark.parametrize(
+    ("device", "rounding", "said"),
+    [
+        ("cpu", "high", "cpu, precision bf16-mixed"),
+        ("cuda:0", "highest", "cuda:0, precision bf16-mixed, TF32 off"),
+        ("cuda:0", "high", "cuda:0, precision bf16-mixed, TF32 on"),
+    ],
+)
+def test_the_device_with_its_precision(device, rounding, said, monkeypatch):
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: rounding)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    assert start_card.device_in_words(SimpleNamespace(strategy=strategy, precision="bf16-mixed")) == said
